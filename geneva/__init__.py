@@ -1,0 +1,17 @@
+"""Geneva: backfill computed columns of LanceDB tables, durably and exactly."""
+
+from geneva.errors import GenevaError
+from geneva.result import BackfillResult
+from geneva.table import Connection, Table, connect
+from geneva.udf import UDF, Retry, udf
+
+__all__ = [
+    "UDF",
+    "BackfillResult",
+    "Connection",
+    "GenevaError",
+    "Retry",
+    "Table",
+    "connect",
+    "udf",
+]

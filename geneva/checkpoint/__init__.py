@@ -1,0 +1,1 @@
+"""Results of batches, durable before their fragment is finished."""

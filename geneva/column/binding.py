@@ -1,0 +1,176 @@
+"""The binding of columns to a UDF, stored in the fields' metadata with the table."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from uuid import uuid4
+
+import pyarrow as pa
+
+from geneva.errors import ColumnError
+from geneva.types import Target
+
+BINDING = b"geneva.binding"
+POSITION = b"geneva.position"
+PICKLES = "udfs"  # folder of pickled UDFs, by sha256
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What says how a group of columns is computed; readable without loading the UDF.
+
+    Attributes
+    ----------
+    incarnation
+        Identity of the group. Field ids are reused after drop and re-add, this is not.
+    digest
+        Of the UDF, computed once, when it was bound.
+    pickle
+        sha256 of the pickled UDF below ``_backfill/udfs/``.
+    reference
+        ``module:qualname`` where the UDF can be imported, else empty.
+    grouped
+        Whether each column is a field of the struct that the UDF returns.
+    """
+
+    incarnation: str
+    udf: str
+    digest: str
+    inputs: tuple[str, ...]
+    pickle: str
+    reference: str
+    python: str
+    grouped: bool = False
+    reads_own_output: bool = False
+    format: int = _FORMAT
+
+    def metadata(self, position: int) -> dict[str, str]:
+        """Return the field metadata of the column that is the struct's n-th field."""
+        return {
+            BINDING.decode(): json.dumps(asdict(self), separators=(",", ":")),
+            POSITION.decode(): str(position),
+        }
+
+    def rebound(self, other: Binding) -> Binding:
+        """Return another UDF's binding for the same columns."""
+        return replace(other, incarnation=self.incarnation)
+
+
+def new_incarnation() -> str:
+    """Return a fresh identity for a column group."""
+    return uuid4().hex[:8]
+
+
+def python_version() -> str:
+    """Return the part of Python's version that pickled code depends on."""
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def binding_of(field: pa.Field) -> Binding | None:
+    """Return a field's binding, or ``None`` if it is an ordinary column."""
+    raw = (field.metadata or {}).get(BINDING)
+    if raw is None:
+        return None
+    values = json.loads(raw)
+    if values.get("format", 0) > _FORMAT:
+        raise ColumnError(
+            f"column {field.name!r} was bound by a newer version of geneva; upgrade to use it"
+        )
+    values["inputs"] = tuple(values["inputs"])
+    return Binding(**values)
+
+
+def bindings_of(schema: pa.Schema) -> dict[str, Binding]:
+    """Return the computed columns of a table."""
+    found = {f.name: binding_of(f) for f in schema}
+    return {name: b for name, b in found.items() if b is not None}
+
+
+def group_of(schema: pa.Schema, binding: Binding) -> list[tuple[str, int]]:
+    """Return the columns of a group that still exist, with their positions in the struct."""
+    found = []
+    for f in schema:
+        other = binding_of(f)
+        if other is not None and other.incarnation == binding.incarnation:
+            found.append((f.name, int((f.metadata or {}).get(POSITION, b"0"))))
+    return sorted(found, key=lambda c: c[1])
+
+
+def target_of(schema: pa.Schema, binding: Binding, digest: str) -> Target:
+    """Return what a job fills, given the digest of the UDF with the job's parameters."""
+    group = group_of(schema, binding)
+    columns = tuple(name for name, _ in group)
+    return Target(
+        columns=columns,
+        data_types=tuple(schema.field(c).type for c in columns),
+        incarnation=binding.incarnation,
+        digest=digest,
+        bound_digest=binding.digest,
+        inputs=binding.inputs,
+        fields=tuple(position for _, position in group) if binding.grouped else (),
+    )
+
+
+def top_level(schema: pa.Schema, path: str) -> str:
+    """Return the column that a nested path such as ``meta.lang`` begins with.
+
+    Raises
+    ------
+    ColumnError
+        There is no such column or nested field.
+    """
+    if path in schema.names:
+        return path
+    head, *rest = path.split(".")
+    if head in schema.names:
+        data_type = schema.field(head).type
+        for part in rest:
+            if not pa.types.is_struct(data_type) or data_type.get_field_index(part) < 0:
+                raise ColumnError(f"column {head!r} has no field {path!r}; it is {data_type}")
+            data_type = data_type.field(part).type
+        return head
+    raise ColumnError(unknown_column(path, schema.names))
+
+
+def unknown_column(name: str, names: Sequence[str]) -> str:
+    """Return the message for a column that does not exist."""
+    import difflib
+
+    close = difflib.get_close_matches(name, names, 1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"there is no column {name!r}.{hint} The table has: {', '.join(names)}"
+
+
+def dependency_order(bindings: Mapping[str, Binding], columns: Sequence[str]) -> list[str]:
+    """Return columns so that each comes after the computed columns that it reads.
+
+    Raises
+    ------
+    ColumnError
+        They read each other in a circle.
+    """
+    order: list[str] = []
+    path: list[str] = []
+
+    def visit(column: str) -> None:
+        if column in order or column not in bindings:
+            return
+        if column in path:
+            circle = " -> ".join([*path[path.index(column) :], column])
+            raise ColumnError(f"computed columns read each other in a circle: {circle}")
+        path.append(column)
+        own = {c for c, b in bindings.items() if b.incarnation == bindings[column].incarnation}
+        for name in bindings[column].inputs:
+            head = name if name in bindings else name.split(".")[0]
+            if head not in own:
+                visit(head)
+        path.pop()
+        order.append(column)
+
+    for column in columns:
+        visit(column)
+    return [c for c in order if c in columns]

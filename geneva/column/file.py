@@ -1,0 +1,285 @@
+"""Write one fragment's column file, validate it, and read back what it says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from geneva.column.name import ColumnFileName, class_hash
+from geneva.errors import CorruptFileError
+from geneva.rows import MISSING, IntArray, RowClass, RowMap, RowStatus
+from geneva.storage.lance import ColumnWriter, Snapshot, TableStorage
+from geneva.types import ColumnFile, Target, Task, stored_type
+
+ROW_MAP = "geneva.rows"
+WORK_KEY = "geneva.key"
+FRAGMENT = "geneva.fragment"
+_SPAN_ROWS = 65_536  # physical rows laid out at once around sparse results
+_WRITE_BYTES = 2 << 20  # larger vector batches make the Lance writer several times slower
+
+
+class ColumnFileBuilder:
+    """Lays computed values out over a fragment's physical rows, in order.
+
+    Rows that were not computed keep the value and the class that they have (``task.carry``), or
+    are null and missing. Nothing is written before the first computed row, so a filter that
+    matches nothing leaves no file.
+    """
+
+    def __init__(
+        self, storage: TableStorage, snapshot: Snapshot, target: Target, task: Task
+    ) -> None:
+        self._storage, self._snapshot = storage, snapshot
+        self._target, self._task = target, task
+        self._schema = pa.schema([snapshot.schema.field(c) for c in target.columns])
+        self._types = [stored_type(t) for t in self._schema.types]
+        self._classes = _Classes(task)
+        self._ids = (
+            np.full(task.rows, self._classes.missing, np.int64)
+            if task.carry is None
+            else task.carry.expand()
+        )
+        self._writer: ColumnWriter | None = None
+        self._name = ""
+        self._cursor = 0
+        self._nulls = 0
+        keeps = task.carry is not None and not task.complete
+        self._present = self._read_present() if keeps else None
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was computed."""
+        return self._writer is None
+
+    def add(self, rows: IntArray, values: Sequence[pa.Array], failed: IntArray) -> int:
+        """Lay out the values of some rows that lie behind all rows added before.
+
+        Parameters
+        ----------
+        rows
+            Physical rows, ascending.
+        values
+            One array per column, as long as ``rows``.
+        failed
+            Positions in ``rows`` of those that failed.
+
+        Returns
+        -------
+        int
+            How many of the rows held a value before.
+        """
+        overwritten = self._classes.holding_value(self._ids[rows])
+        self._ids[rows] = self._classes.computed(self._ids[rows])
+        self._ids[rows[failed]] = self._classes.failed
+        for at, stop in _spans(rows, self._cursor):
+            part = slice(at, stop)
+            self._fill(rows[part], [v.slice(at, stop - at) for v in values])
+        return overwritten
+
+    def finish(self) -> ColumnFile:
+        """Complete, close, sync and validate the file.
+
+        Raises
+        ------
+        CorruptFileError
+            What was written is not what should have been.
+        """
+        while self._cursor < self._task.rows:
+            self._emit_present(min(self._task.rows, self._cursor + _SPAN_ROWS))
+        assert self._writer is not None
+        row_map = RowMap.from_ids(self._classes.all, self._ids)
+        self._writer.close(
+            {
+                ROW_MAP: row_map.dumps(),
+                WORK_KEY: self._task.key,
+                FRAGMENT: str(self._task.fragment_id),
+                "geneva.nulls": str(self._nulls),
+            }
+        )
+        self._storage.sync_file(self._name)
+        check_file(self._storage, self._name, self._task.rows, self._schema)
+        return ColumnFile(
+            fragment_id=self._task.fragment_id,
+            rows=self._task.rows,
+            name=self._name,
+            row_map=row_map,
+            sources=self._task.sources,
+            target_file=self._task.target_file,
+        )
+
+    def _fill(self, rows: IntArray, values: list[pa.Array]) -> None:
+        """Write the physical rows from the cursor through the last of ``rows``."""
+        if self._writer is None:
+            self._open()
+        while self._cursor + _SPAN_ROWS <= int(rows[0]):
+            self._emit_present(self._cursor + _SPAN_ROWS)
+        start, stop = self._cursor, int(rows[-1]) + 1
+        if stop - start == len(rows):
+            self._write(values)
+        else:
+            index = np.full(stop - start, -1, np.int64)
+            index[rows - start] = np.arange(len(rows))
+            self._write(_scatter(values, index, self._take_present(stop - start)))
+        self._cursor = stop
+
+    def _emit_present(self, stop: int) -> None:
+        present = self._take_present(stop - self._cursor)
+        n = stop - self._cursor
+        self._write(present or [pa.nulls(n, t) for t in self._types])
+        self._cursor = stop
+
+    def _open(self) -> None:
+        row_class = self._task.row_class
+        name = ColumnFileName(
+            self._target.incarnation,
+            class_hash(row_class.digest, row_class.inputs),
+            self._task.complete,
+            self._task.version,
+        )
+        self._name = name.text()
+        self._writer = self._storage.create_file(self._snapshot, self._name, self._schema)
+
+    def _write(self, arrays: Sequence[pa.Array]) -> None:
+        assert self._writer is not None
+        columns = [_as_column(a, f.type) for a, f in zip(arrays, self._schema, strict=True)]
+        self._nulls += columns[0].null_count
+        batch = pa.record_batch(columns, schema=self._schema)
+        size = max(batch.nbytes, 1)
+        step = max(1, int(batch.num_rows * _WRITE_BYTES / size)) if size > 2 * _WRITE_BYTES else 0
+        for at in range(0, batch.num_rows, step or batch.num_rows):
+            self._writer.write(batch.slice(at, step) if step else batch)
+
+    def _read_present(self) -> Iterator[pa.RecordBatch]:
+        """Yield the target's present values in physical order, null where deleted."""
+        names = list(self._target.columns)
+        for batch in self._storage.scan(
+            self._snapshot, self._task.fragment_id, names, batch_rows=8192
+        ):
+            columns = [batch.column(n) for n in names]
+            deleted = batch.column("_rowaddr").is_null().to_numpy(zero_copy_only=False)
+            if deleted.any():
+                index = pa.array(np.arange(batch.num_rows), mask=deleted)
+                columns = [c.take(index) for c in columns]
+            decoded = [_decoded(c, t) for c, t in zip(columns, self._types, strict=True)]
+            yield pa.record_batch(decoded, names=names)
+
+    _left: pa.RecordBatch | None = None
+
+    def _take_present(self, count: int) -> list[pa.Array]:
+        """Return the next present values, or nothing if there are none in this fragment."""
+        if self._present is None:
+            return []
+        pieces: list[pa.RecordBatch] = []
+        while count:
+            batch = self._left or next(self._present)
+            pieces.append(batch.slice(0, count))
+            self._left = batch.slice(count) if batch.num_rows > count else None
+            count -= pieces[-1].num_rows
+        return [
+            pa.concat_arrays([p.column(i) for p in pieces]) for i in range(len(self._types))
+        ]
+
+
+class _Classes:
+    """Class ids of a column file: those carried, then those of the rows computed here."""
+
+    def __init__(self, task: Task) -> None:
+        carried = list(task.carry.classes) if task.carry else []
+        self.all: list[RowClass] = [*carried, MISSING]
+        self.missing = len(carried)
+        self._holds = np.array([c.status.holds_value for c in self.all], np.bool_)
+        merged = [self._merged(task, i) for i in range(len(self.all))]
+        self._computed = np.arange(len(merged)) + len(self.all)
+        self.all += merged
+        new = task.row_class
+        self.failed = len(self.all)
+        self.all.append(
+            RowClass(RowStatus.FAILED, new.digest, new.inputs, new.wheres, new.generation)
+        )
+
+    @staticmethod
+    def _merged(task: Task, carried: int) -> RowClass:
+        new = task.row_class
+        if carried not in task.keep_wheres or task.carry is None:
+            return new
+        kept = dict(task.carry.classes[carried].wheres) | dict(new.wheres)
+        wheres = tuple(sorted(kept.items(), key=lambda w: w[0]))
+        return RowClass(new.status, new.digest, new.inputs, wheres, new.generation)
+
+    def computed(self, ids: IntArray) -> IntArray:
+        """Return the classes that rows of these classes have once they are computed."""
+        return self._computed[ids]
+
+    def holding_value(self, ids: IntArray) -> int:
+        """Count the rows that hold a value."""
+        return int(self._holds[ids].sum())
+
+
+def _spans(rows: IntArray, cursor: int) -> Iterator[tuple[int, int]]:
+    """Cut sparse rows so that no piece covers many physical rows."""
+    if int(rows[-1]) + 1 - min(cursor, int(rows[0])) <= 2 * _SPAN_ROWS:
+        yield 0, len(rows)
+        return
+    cuts = np.flatnonzero(np.diff(rows // _SPAN_ROWS)) + 1
+    edges = [0, *cuts.tolist(), len(rows)]
+    yield from zip(edges[:-1], edges[1:], strict=True)
+
+
+def _scatter(values: list[pa.Array], index: IntArray, present: list[pa.Array]) -> list[pa.Array]:
+    """Lay values out by index; where it is -1, take the present value or null."""
+    gaps = index < 0
+    if not present:
+        where = pa.array(index, mask=gaps)
+        return [v.take(where) for v in values]
+    filled = index.copy()
+    filled[gaps] = np.flatnonzero(gaps) + len(values[0])
+    where = pa.array(filled)
+    return [
+        pa.concat_arrays([v, p]).take(where) for v, p in zip(values, present, strict=True)
+    ]
+
+
+def _decoded(array: pa.Array, data_type: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(array.type):
+        return array.cast(data_type)
+    return array
+
+
+def _as_column(array: pa.Array, data_type: pa.DataType) -> pa.Array:
+    if pa.types.is_dictionary(data_type):
+        return array.dictionary_encode().cast(data_type)
+    return array
+
+
+def check_file(storage: TableStorage, name: str, rows: int, schema: pa.Schema) -> None:
+    """Verify a column file; Lance itself validates nothing at commit.
+
+    Raises
+    ------
+    CorruptFileError
+        Wrong number of rows, or wrong columns.
+    """
+    footer = storage.read_footer(name)
+    if footer.rows != rows or not footer.schema.remove_metadata().equals(schema.remove_metadata()):
+        raise CorruptFileError(
+            f"column file {name} holds {footer.rows} rows of {footer.schema.remove_metadata()}, "
+            f"but its fragment needs {rows} rows of {schema.remove_metadata()}"
+        )
+
+
+def read_row_map(storage: TableStorage, name: str) -> RowMap:
+    """Read a column file's row map.
+
+    Raises
+    ------
+    FileNotFoundError
+        The file was cleaned up.
+    CorruptFileError
+        It has none.
+    """
+    metadata = storage.read_footer(name).metadata
+    if ROW_MAP not in metadata:
+        raise CorruptFileError(f"column file {name} has no row map in its footer")
+    return RowMap.loads(metadata[ROW_MAP])

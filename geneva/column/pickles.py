@@ -1,0 +1,57 @@
+"""Pickled UDFs, stored with the table by their sha256. Loading one runs its author's code."""
+
+from __future__ import annotations
+
+import hashlib
+
+from geneva.column.binding import PICKLES, Binding, python_version
+from geneva.errors import CorruptFileError, UdfError
+from geneva.storage.lance import TableStorage
+from geneva.udf import UDF, from_reference
+
+
+def store(storage: TableStorage, udf: UDF) -> str:
+    """Write a pickled UDF; return its sha256. Writing it again changes nothing."""
+    data = udf.dumps()
+    digest = hashlib.sha256(data).hexdigest()
+    storage.objects.put(f"{PICKLES}/{digest}", data)
+    return digest
+
+
+def load(storage: TableStorage, binding: Binding) -> UDF:
+    """Load the UDF of a binding; only when a backfill or the user asks for it.
+
+    Raises
+    ------
+    UdfError
+        It was pickled by another Python and cannot be imported here, or does not load.
+    CorruptFileError
+        The pickle is missing or is not what its name says.
+    """
+    if binding.python != python_version():
+        if binding.reference:
+            return from_reference(binding.reference)
+        raise UdfError(
+            f"UDF {binding.udf!r} was bound under Python {binding.python}, this is Python "
+            f"{python_version()}, and it cannot be imported by name; bind it again from here "
+            "with alter_columns, or run the backfill under that version"
+        )
+    key = (storage.uri, binding.pickle)
+    if key not in _LOADED:
+        _LOADED[key] = _load(storage, binding.pickle)
+    return _LOADED[key]
+
+
+_LOADED: dict[tuple[str, str], UDF] = {}
+
+
+def _load(storage: TableStorage, sha: str) -> UDF:
+    try:
+        data = storage.objects.get(f"{PICKLES}/{sha}")
+    except FileNotFoundError as error:
+        raise CorruptFileError(
+            f"the pickled UDF {sha[:12]} of {storage.uri} is missing; bind the column again"
+        ) from error
+    if hashlib.sha256(data).hexdigest() != sha:
+        raise CorruptFileError(f"the pickled UDF {sha[:12]} of {storage.uri} is damaged")
+    return UDF.loads(data)

@@ -1,0 +1,463 @@
+"""Where a fragment's values came from: names, footers, and the history of the table.
+
+A fragment whose column file this engine wrote says so itself. Any other file came from somebody
+who moved, rewrote or wrote rows; `History` finds the version that did, and carries the classes of
+the old rows over to the new ones where that can be proven.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from geneva.column.binding import Binding, binding_of
+from geneva.column.file import read_row_map
+from geneva.column.ledger import Ledger, entry_key
+from geneva.column.name import ColumnFileName
+from geneva.errors import CorruptFileError, TableChangedError
+from geneva.rows import (
+    FOREIGN,
+    GONE,
+    MISSING,
+    UNVERIFIED,
+    BoolArray,
+    Mark,
+    Marks,
+    RowClass,
+    RowMap,
+)
+from geneva.storage.lance import FragmentInfo, Snapshot, TableStorage
+
+_NO_FILE = ""
+
+
+def job_generation(plan_version: int) -> int:
+    """Return the generation of rows that a job computes which planned on a version.
+
+    It is newer than everything visible at that version, and older than everything that anyone
+    makes after the job's commit, because a commit expects the file that the plan saw.
+    """
+    return 2 * plan_version + 1
+
+
+def file_generation(version: int) -> int:
+    """Return the generation of a file that somebody else wrote in a version."""
+    return 2 * version
+
+
+def supplier(fragment: FragmentInfo, subtree: tuple[int, ...]) -> str:
+    """Return the data files that supply a field and its descendants, joined with ``|``."""
+    wanted = set(subtree)
+    return "|".join(f.path for f in fragment.files if wanted.intersection(f.fields))
+
+
+class History:
+    """Answers, for one snapshot, what the rows of a fragment are; remembers what it learned.
+
+    Parameters
+    ----------
+    ledger
+        What was proven earlier; `History` adds what it proves.
+    """
+
+    def __init__(
+        self,
+        storage: TableStorage,
+        snapshot: Snapshot,
+        ledger: Ledger,
+    ) -> None:
+        self._storage = storage
+        self.snapshot = snapshot
+        self.ledger = ledger
+        self._born: dict[tuple[int, int, str], int | None] = {}
+        self._versions: dict[int, Snapshot | None] = {snapshot.version: snapshot}
+
+    # --- what supplies a column --------------------------------------------------------
+
+    def mark(self, snapshot: Snapshot, fragment: FragmentInfo, column: str) -> Mark:
+        """Return what supplies a top-level column of a fragment."""
+        field = snapshot.fields[column]
+        file = supplier(fragment, field.subtree)
+        binding = binding_of(field.arrow)
+        if binding is None or file == _NO_FILE:
+            return Mark(field.id, file)
+        name = ColumnFileName.parse(file)
+        if name is not None and name.incarnation == binding.incarnation:
+            return Mark(field.id, binding.incarnation, name.generation)
+        born = self._first_version(snapshot, fragment, column, file)
+        if born is None:
+            return Mark(field.id, file)
+        return Mark(field.id, binding.incarnation, file_generation(born))
+
+    def marks(self, snapshot: Snapshot, fragment: FragmentInfo, columns: list[str]) -> Marks:
+        """Return what supplies several columns."""
+        return tuple(self.mark(snapshot, fragment, c) for c in columns)
+
+    # --- what the rows are -------------------------------------------------------------
+
+    def row_map(self, snapshot: Snapshot, fragment: FragmentInfo, column: str) -> RowMap:
+        """Return the class of every physical row of a fragment in a computed column."""
+        field = snapshot.fields[column]
+        file = supplier(fragment, field.subtree)
+        if file == _NO_FILE:
+            return RowMap.uniform(fragment.rows, MISSING)
+        binding = binding_of(field.arrow)
+        key = entry_key(binding.incarnation if binding else "", file, fragment.id)
+        found = self.ledger.row_map(key)
+        if found is None or found.rows != fragment.rows:
+            found = self._find(snapshot, fragment, column, binding, file)
+            self.ledger.learn(key, found)
+        return found
+
+    def _find(
+        self,
+        snapshot: Snapshot,
+        fragment: FragmentInfo,
+        column: str,
+        binding: Binding | None,
+        file: str,
+    ) -> RowMap:
+        name = ColumnFileName.parse(file)
+        if name is not None and binding is not None and name.incarnation == binding.incarnation:
+            try:
+                return read_row_map(self._storage, file)
+            except (FileNotFoundError, CorruptFileError):
+                return self._by_value(snapshot, fragment, column, UNVERIFIED)
+        born = self._first_version(snapshot, fragment, column, file)
+        before = None if born is None else self._open(born - 1)
+        if born is None or before is None:
+            if born == 1:
+                return self._by_value(snapshot, fragment, column, _foreign(born))
+            return self._by_value(snapshot, fragment, column, UNVERIFIED)
+        return self._trace(snapshot, fragment, column, born, before)
+
+    def _trace(
+        self, snapshot: Snapshot, fragment: FragmentInfo, column: str, born: int, before: Snapshot
+    ) -> RowMap:
+        """Carry classes over the version in which the fragment's file came to be."""
+        change = self._storage.change(snapshot, born)
+        operation = "" if change is None else change.operation
+        after = self._open(born)
+        if after is None or not operation:
+            return self._by_value(snapshot, fragment, column, UNVERIFIED)
+        if column not in before.fields:
+            return self._by_value(snapshot, fragment, column, _foreign(born))
+        if fragment.id in before.fragments:
+            return self._replaced_in_place(fragment, column, born, before, after)
+        if change is not None and operation == "Rewrite":
+            found = self._rewritten(fragment, column, before, after, change.groups)
+            return found or self._by_value(snapshot, fragment, column, UNVERIFIED)
+        if operation == "Update":
+            return self._moved(fragment, column, born, before, after)
+        return self._by_value(snapshot, fragment, column, _foreign(born))
+
+    def _by_value(
+        self, snapshot: Snapshot, fragment: FragmentInfo, column: str, valued: RowClass
+    ) -> RowMap:
+        """Say of every row with a value that it is of one class; nulls are missing."""
+        present = np.ones(0, np.bool_)
+        chunks = [
+            b.column("v").to_numpy(zero_copy_only=False)
+            for b in self._storage.scan(
+                snapshot, fragment.id, {"v": f"`{column}` is not null"}, batch_rows=65_536
+            )
+        ]
+        present = np.concatenate(chunks) if chunks else present
+        mask = np.array([v is True or v == 1 for v in present], np.bool_)
+        return RowMap.from_ids([MISSING, valued], mask.astype(np.int64))
+
+    # --- compaction --------------------------------------------------------------------
+
+    def _rewritten(
+        self,
+        fragment: FragmentInfo,
+        column: str,
+        before: Snapshot,
+        after: Snapshot,
+        groups: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...],
+    ) -> RowMap | None:
+        """In a Rewrite group the new rows are the old live rows, concatenated in order."""
+        fresh = iter([f for i, f in after.fragments.items() if i not in before.fragments])
+        for old_ids, new_rows in groups:
+            new = [next(fresh, None) for _ in new_rows]
+            if any(f is None or f.rows != n for f, n in zip(new, new_rows, strict=True)):
+                return None
+            if fragment.id not in {f.id for f in new if f is not None}:
+                continue
+            old = [before.fragments[i] for i in old_ids]
+            moved = RowMap.concat(
+                self._translated(column, f, before, fragment, after).take(
+                    self.live_mask(before, f)
+                )
+                for f in old
+            )
+            start = 0
+            for f in new:
+                assert f is not None
+                if f.id == fragment.id and moved.rows == sum(new_rows):
+                    return moved.take(np.arange(start, start + f.rows))
+                start += f.rows
+        return None
+
+    def _translated(
+        self,
+        column: str,
+        old: FragmentInfo,
+        before: Snapshot,
+        new: FragmentInfo,
+        after: Snapshot,
+    ) -> RowMap:
+        """Return a map whose marks name the new fragment's files where the old were unchanged."""
+        names = {f.id: n for n, f in before.fields.items()}
+        kept: dict[Mark, Mark] = {}
+
+        def translate(mark: Mark) -> Mark:
+            if mark.generation >= 0 or mark.stale:
+                return mark  # generations survive compaction; what is stale stays stale
+            if mark not in kept:
+                name = names.get(mark.field)
+                same = name is not None and self.mark(before, old, name) == mark
+                there = same and name in after.fields
+                kept[mark] = (
+                    self.mark(after, new, str(name)) if there else replace(mark, file=GONE)
+                )
+            return kept[mark]
+
+        return self.row_map(before, old, column).replace(lambda c: _with_marks(c, translate))
+
+    def live_mask(self, snapshot: Snapshot, fragment: FragmentInfo) -> BoolArray:
+        """Return which physical rows are not deleted."""
+        mask = np.ones(fragment.rows, np.bool_)
+        if fragment.deleted:
+            mask[:] = False
+            for batch in self._storage.scan(
+                snapshot, fragment.id, [], batch_rows=65_536, live_only=True
+            ):
+                address = batch.column("_rowaddr").to_numpy(zero_copy_only=False).astype(np.int64)
+                mask[address & 0xFFFFFFFF] = True
+        return mask
+
+    # --- updates -----------------------------------------------------------------------
+
+    def _replaced_in_place(
+        self, fragment: FragmentInfo, column: str, born: int, before: Snapshot, after: Snapshot
+    ) -> RowMap:
+        """Compare a rewritten column with its previous version, row by row."""
+        old = self.row_map(before, before.fragments[fragment.id], column)
+        was = self._values(before, fragment.id, [column])
+        now = self._values(after, fragment.id, [column])
+        ids = old.expand()
+        classes = [*old.classes, MISSING, _foreign(born)]
+        missing, foreign = len(old.classes), len(old.classes) + 1
+        for row, (a, b) in enumerate(zip(was, now, strict=True)):
+            if a != b:
+                ids[row] = missing if b == _NULL else foreign
+        return RowMap.from_ids(classes, ids)
+
+    def _moved(
+        self, fragment: FragmentInfo, column: str, born: int, before: Snapshot, after: Snapshot
+    ) -> RowMap:
+        """Match the rows of a fragment that an update made with the rows that it removed.
+
+        A row that agrees with a removed one in the target and in all that the target was
+        computed from keeps that row's class, whichever row it was. Otherwise the old value is
+        stale if some removed row held it, and foreign if none did.
+        """
+        removed = self._removed(column, before, after)
+        marked = {
+            m.field for _, _, c in removed for m in (*c.inputs, *(m for _, ms in c.wheres for m in ms))
+        }
+        names = [n for n, f in before.fields.items() if f.id in marked and n in after.fields]
+        columns = [column, *[n for n in names if n != column]]
+        known: dict[tuple[bytes, ...], RowClass] = {}
+        targets: set[bytes] = set()
+        for snapshot_fragment, mask, row_class, values in self._removed_values(
+            removed, before, columns
+        ):
+            translated = self._moved_class(row_class, snapshot_fragment, before, fragment, after)
+            for key in (v for v, m in zip(values, mask, strict=True) if m):
+                known.setdefault(key, translated)
+                targets.add(key[0])
+        classes: dict[RowClass, int] = {}
+        ids = []
+        for key in self._values(after, fragment.id, columns):
+            found = known.get(key)
+            if found is None:
+                if key[0] == _NULL:
+                    found = MISSING
+                elif key[0] in targets:
+                    found = replace(UNVERIFIED, status=MISSING.status)
+                else:
+                    found = _foreign(born)
+            ids.append(classes.setdefault(found, len(classes)))
+        return RowMap.from_ids(list(classes), np.array(ids, np.int64))
+
+    def _removed(
+        self, column: str, before: Snapshot, after: Snapshot
+    ) -> list[tuple[FragmentInfo, BoolArray, RowClass]]:
+        """Return the rows that a version deleted, by fragment and class."""
+        found = []
+        for f in before.fragments.values():
+            still = after.fragments.get(f.id)
+            if still is not None and still.deletion == f.deletion:
+                continue
+            gone = self.live_mask(before, f)
+            if still is not None:
+                gone &= ~self.live_mask(after, still)
+            row_map = self.row_map(before, f, column)
+            ids = row_map.expand()
+            for k, c in enumerate(row_map.classes):
+                mask = gone & (ids == k)
+                if mask.any():
+                    found.append((f, mask, c))
+        return found
+
+    def _removed_values(
+        self,
+        removed: list[tuple[FragmentInfo, BoolArray, RowClass]],
+        before: Snapshot,
+        columns: list[str],
+    ) -> list[tuple[FragmentInfo, BoolArray, RowClass, list[tuple[bytes, ...]]]]:
+        cache: dict[int, list[tuple[bytes, ...]]] = {}
+        out = []
+        for f, mask, c in removed:
+            if f.id not in cache:
+                cache[f.id] = self._values(before, f.id, columns)
+            out.append((f, mask, c, cache[f.id]))
+        return out
+
+    def _moved_class(
+        self,
+        row_class: RowClass,
+        old: FragmentInfo,
+        before: Snapshot,
+        new: FragmentInfo,
+        after: Snapshot,
+    ) -> RowClass:
+        """Return a class whose marks name the new fragment's files where the old were fresh."""
+        names = {f.id: n for n, f in before.fields.items()}
+
+        def translate(mark: Mark) -> Mark:
+            if mark.generation >= 0 or mark.stale:
+                return mark
+            name = names.get(mark.field)
+            if name is None or name not in after.fields or self.mark(before, old, name) != mark:
+                return replace(mark, file=GONE)
+            return self.mark(after, new, name)
+
+        return _with_marks(row_class, translate)
+
+    def _values(
+        self, snapshot: Snapshot, fragment_id: int, columns: list[str]
+    ) -> list[tuple[bytes, ...]]:
+        """Return comparable values of every physical row."""
+        rows: list[tuple[bytes, ...]] = []
+        for batch in self._storage.scan(snapshot, fragment_id, columns, batch_rows=4096):
+            parts = [_comparable(batch.column(c)) for c in columns]
+            rows += zip(*parts, strict=True)
+        return rows
+
+    # --- versions ----------------------------------------------------------------------
+
+    def made_by(self, snapshot: Snapshot, fragment: FragmentInfo, column: str) -> str:
+        """Return the operation that brought a fragment about; empty when nobody can tell."""
+        file = supplier(fragment, snapshot.fields[column].subtree)
+        born = self._first_version(snapshot, fragment, column, file)
+        change = None if born is None else self._storage.change(snapshot, born)
+        return "" if change is None else change.operation
+
+    def _open(self, version: int) -> Snapshot | None:
+        if version not in self._versions:
+            try:
+                self._versions[version] = self._storage.open(version)
+            except TableChangedError:
+                self._versions[version] = None
+        return self._versions[version]
+
+    def _first_version(
+        self, snapshot: Snapshot, fragment: FragmentInfo, column: str, file: str
+    ) -> int | None:
+        """Return the version in which a file first supplied a column of a fragment.
+
+        ``None`` when the version before the oldest one that is left already had it.
+        """
+        field_id = snapshot.fields[column].id
+        key = (field_id, fragment.id, file)
+        if key in self._born:
+            return self._born[key]
+
+        def has(version: int) -> bool:
+            past = self._open(version)
+            if past is None or fragment.id not in past.fragments:
+                return False
+            field = next((f for f in past.fields.values() if f.id == field_id), None)
+            return (
+                field is not None and supplier(past.fragments[fragment.id], field.subtree) == file
+            )
+
+        low, high = 0, snapshot.version  # has(high) is true, has(low) is false
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if has(middle) else (middle, high)
+        known = high == 1 or self._open(high - 1) is not None
+        self._born[key] = high if known else None
+        return self._born[key]
+
+
+_NULL = b"N"
+
+
+def _comparable(array: pa.Array) -> list[bytes]:
+    return [_NULL if v is None else pickle.dumps(v, 5) for v in array.to_pylist()]
+
+
+def _foreign(version: int) -> RowClass:
+    return replace(FOREIGN, generation=file_generation(version))
+
+
+def _with_marks(row_class: RowClass, translate: Callable[[Mark], Mark]) -> RowClass:
+    return replace(
+        row_class,
+        inputs=tuple(translate(m) for m in row_class.inputs),
+        wheres=tuple((d, tuple(translate(m) for m in ms)) for d, ms in row_class.wheres),
+    )
+
+
+def unchanged(
+    recorded: Marks,
+    now: Mapping[int, Mark],
+    generations: Callable[[Mark], np.ndarray[tuple[int], np.dtype[np.int64]] | None],
+) -> bool | BoolArray:
+    """Compare what a class was computed from with what supplies the columns now.
+
+    Parameters
+    ----------
+    recorded
+        Marks of the class.
+    now
+        Present marks by field.
+    generations
+        Returns, for a computed column, the generation of every physical row.
+
+    Returns
+    -------
+    bool or array
+        For all rows of the class, or row by row where only some were computed again.
+    """
+    verdict: bool | BoolArray = True
+    for old in recorded:
+        new = now.get(old.field)
+        if new == old:
+            continue
+        comparable = new is not None and 0 <= old.generation < new.generation
+        if new is None or not comparable or old.file != new.file:
+            return False
+        rows = generations(new)
+        if rows is None:
+            return False
+        verdict = verdict & (rows <= old.generation)
+    return verdict

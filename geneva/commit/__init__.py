@@ -1,0 +1,1 @@
+"""Publishing column files: every N fragments become visible in one table version."""

@@ -1,0 +1,158 @@
+"""Commit column files on the latest version, whatever other writers do meanwhile.
+
+Every try opens the latest version, verifies each file against it, rebuilds the fragments'
+metadata from it and commits on it. Crash windows and lost replies, in order:
+
+1. before the commit: the files are orphans that the next run adopts through their journals;
+2. during it: a commit is one atomic object, it happened or it did not;
+3. after it, reply lost: the next try finds each file's name in its fragment and counts it.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from geneva.column.binding import binding_of
+from geneva.column.provenance import supplier
+from geneva.errors import ConflictError, StorageError, SupersededError, TableChangedError
+from geneva.storage.lance import CommitConflict, Replacement, Snapshot, TableStorage
+from geneva.types import ColumnFile, Target
+
+_CONFLICTS = 100
+_FAULTS = 5
+_MAX_WAIT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Discarded:
+    """A column file that must not be committed, and why."""
+
+    file: ColumnFile
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What a commit did; ``version`` is ``None`` when nothing was left to commit."""
+
+    snapshot: Snapshot
+    version: int | None
+    committed: tuple[ColumnFile, ...]
+    discarded: tuple[Discarded, ...]
+
+
+def publish(
+    storage: TableStorage, target: Target, files: Sequence[ColumnFile], job_id: str
+) -> Published:
+    """Make column files visible in one version; those that no longer fit are discarded.
+
+    Raises
+    ------
+    TableChangedError, SupersededError
+        The target was dropped, retyped or bound to another UDF; nothing was written.
+    ConflictError
+        Other writers won every try.
+    StorageError
+        The store failed every try.
+    """
+    landed: dict[str, ColumnFile] = {}
+    version: int | None = None
+    faults = 0
+    for attempt in range(_CONFLICTS):
+        try:
+            snapshot = storage.open()
+            check_target(snapshot, target)
+            valid, discarded = _verify(snapshot, target, files, landed)
+            if valid:
+                replacements = [Replacement(f.fragment_id, f.name) for f in valid]
+                properties = {"geneva.job": job_id}
+                snapshot = storage.publish(snapshot, replacements, target.columns, properties)
+                version = snapshot.version
+                landed |= {f.name: f for f in valid}
+            elif landed and version is None:
+                version = snapshot.version
+            return Published(snapshot, version, tuple(landed.values()), tuple(discarded))
+        except CommitConflict as error:
+            if not error.retryable:
+                raise TableChangedError(
+                    f"table {storage.uri} was overwritten or restored while column "
+                    f"{target.name!r} was computed; nothing was written: {error}"
+                ) from error
+        except OSError as error:
+            faults += 1
+            if faults >= _FAULTS:
+                raise StorageError(f"committing to {storage.uri} failed: {error}") from error
+        wait = min(0.01 * 2**attempt, _MAX_WAIT_S)
+        time.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - spreads writers, no secret
+    raise ConflictError(
+        f"{_CONFLICTS} tries to commit column {target.name!r} lost against other writers of "
+        f"{storage.uri}; run the same command again: nothing is computed twice"
+    )
+
+
+def check_target(snapshot: Snapshot, target: Target) -> None:
+    """Verify that the target is still what the job was planned for.
+
+    Raises
+    ------
+    TableChangedError
+        A column was dropped, re-added or retyped.
+    SupersededError
+        It was bound to another UDF.
+    """
+    for column, data_type in zip(target.columns, target.data_types, strict=True):
+        field = snapshot.fields.get(column)
+        binding = None if field is None else binding_of(field.arrow)
+        if field is None or binding is None or binding.incarnation != target.incarnation:
+            raise TableChangedError(
+                f"column {column!r} was dropped, renamed or replaced while it was computed; "
+                "nothing was written"
+            )
+        if field.arrow.type != data_type:
+            raise TableChangedError(
+                f"column {column!r} was changed from {data_type} to {field.arrow.type} while it "
+                "was computed; nothing was written"
+            )
+        if binding.digest != target.bound_digest:
+            raise SupersededError(
+                f"column {column!r} was bound to another UDF while it was computed; "
+                "run the backfill again for the new one"
+            )
+
+
+def _verify(
+    snapshot: Snapshot,
+    target: Target,
+    files: Sequence[ColumnFile],
+    landed: dict[str, ColumnFile],
+) -> tuple[list[ColumnFile], list[Discarded]]:
+    """Sort files into those to commit and those that no longer fit; note those that landed."""
+    subtree = snapshot.fields[target.columns[0]].subtree
+    by_id = {f.id: f for f in snapshot.fields.values()}
+    valid: list[ColumnFile] = []
+    discarded: list[Discarded] = []
+    for file in files:
+        fragment = snapshot.fragments.get(file.fragment_id)
+        reason = ""
+        if fragment is None or fragment.rows != file.rows:
+            reason = "its fragment was compacted away or replaced"
+        elif supplier(fragment, subtree) == file.name:
+            landed[file.name] = file
+            continue
+        elif fragment.overlaid:
+            reason = "its fragment carries an overlay"
+        elif supplier(fragment, subtree) != (file.target_file or ""):
+            reason = "another writer filled the column in its fragment"
+        elif any(
+            i not in by_id or supplier(fragment, by_id[i].subtree) != path
+            for i, path in file.sources
+        ):
+            reason = "an input column was rewritten"
+        if reason:
+            discarded.append(Discarded(file, reason))
+        else:
+            valid.append(file)
+    return valid, discarded

@@ -1,0 +1,117 @@
+"""Every exception that Geneva raises, branched by what the caller should do.
+
+::
+
+    GenevaError
+    ├── RequestError               fix the request; nothing was started
+    │   ├── TableError             no such table, or one that Geneva cannot work on
+    │   ├── ColumnError            no such column, not computed, or a cycle
+    │   ├── WhereError             the filter does not parse, or is not a stable boolean
+    │   ├── SettingError           an argument has a value that makes no sense
+    │   └── UdfError               the UDF cannot be declared, pickled or loaded
+    ├── TableChangedError          the table changed under the job; call again to plan anew
+    │   └── SupersededError        the column was bound to another UDF meanwhile
+    ├── RetryableError             a passing fault; the same call continues where this one stopped
+    │   ├── ConflictError          other writers won every attempt to commit
+    │   └── StorageError           reading or writing failed
+    ├── OperatorError              somebody must mend the cluster or the files
+    │   ├── ResourceError          no node can ever hold an applier
+    │   ├── SharedPathError        the workers do not see the driver's directory
+    │   └── CorruptFileError       a file is not what its name or checksum says
+    └── JobError                   the backfill ended before it was complete
+        ├── UdfFailedError         the UDF raised, or returned something unusable
+        ├── TooManyFailuresError   more rows failed than ``max_failures`` allows
+        ├── WorkerDiedError        the same rows killed several workers
+        ├── JobCancelledError      cancelled, or interrupted from the keyboard
+        └── JobTimeoutError        the job's ``timeout`` ran out
+"""
+
+from __future__ import annotations
+
+
+class GenevaError(Exception):
+    """Base of every exception that Geneva raises."""
+
+
+class RequestError(GenevaError):
+    """The request cannot be carried out as it stands; nothing was started."""
+
+
+class TableError(RequestError):
+    """The table does not exist, or is not one that Geneva can work on."""
+
+
+class ColumnError(RequestError):
+    """The column does not exist, is not computed, or depends on itself."""
+
+
+class WhereError(RequestError):
+    """The filter does not parse, is not boolean, or is not deterministic."""
+
+
+class SettingError(RequestError):
+    """An argument has a value that makes no sense."""
+
+
+class UdfError(RequestError):
+    """The UDF cannot be declared, pickled or loaded."""
+
+
+class TableChangedError(GenevaError):
+    """The table changed in a way that makes the job's work void; plan again."""
+
+
+class SupersededError(TableChangedError):
+    """The column was bound to another UDF while the job ran."""
+
+
+class RetryableError(GenevaError):
+    """A passing fault; the same call continues where this one stopped."""
+
+
+class ConflictError(RetryableError):
+    """Other writers won every attempt to commit."""
+
+
+class StorageError(RetryableError):
+    """Reading or writing the table's files failed."""
+
+
+class OperatorError(GenevaError):
+    """Somebody must mend the cluster or the files before this can work."""
+
+
+class ResourceError(OperatorError):
+    """No node of the cluster can ever hold an applier."""
+
+
+class SharedPathError(OperatorError):
+    """The workers do not see the directory that the driver writes to."""
+
+
+class CorruptFileError(OperatorError):
+    """A file is not what its name or its checksum says."""
+
+
+class JobError(GenevaError):
+    """The backfill ended before it was complete; finished work is kept."""
+
+
+class UdfFailedError(JobError):
+    """The UDF raised, or returned something that the column cannot hold."""
+
+
+class TooManyFailuresError(JobError):
+    """More rows failed than ``max_failures`` allows."""
+
+
+class WorkerDiedError(JobError):
+    """The same rows killed several workers in a row."""
+
+
+class JobCancelledError(JobError):
+    """The job was cancelled, or interrupted from the keyboard."""
+
+
+class JobTimeoutError(JobError):
+    """The job's ``timeout`` ran out."""

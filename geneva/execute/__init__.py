@@ -1,0 +1,1 @@
+"""Tasks on workers: read, apply the UDF, checkpoint, write the column file."""

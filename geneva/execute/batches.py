@@ -1,0 +1,48 @@
+"""How many rows go to one UDF call when the user does not say."""
+
+from __future__ import annotations
+
+import threading
+
+TARGET_S = 0.4  # a batch in flight is what a crash loses: keep it well under a second
+TARGET_BYTES = 16 << 20
+MAX_ROWS = 65_536
+_GROWTH = 8.0
+
+
+class BatchSizer:
+    """Follows the measured time and size of batches; thread-safe.
+
+    It begins with one row, so that a UDF that takes a second a row checkpoints after a second,
+    and multiplies by at most eight while batches are quick.
+
+    Parameters
+    ----------
+    fixed
+        Rows per batch, if the user gave them.
+    limit
+        Rows that a batch never exceeds.
+    """
+
+    def __init__(self, fixed: int | None, limit: int = MAX_ROWS) -> None:
+        self._fixed = fixed
+        self._limit = max(1, limit)
+        self._rows = fixed or 1
+        self._lock = threading.Lock()
+
+    @property
+    def rows(self) -> int:
+        """Rows for the next batch."""
+        return self._rows
+
+    def observe(self, rows: int, seconds: float, size_bytes: int) -> None:
+        """Take in what a batch cost."""
+        if self._fixed is not None or rows < self._rows:
+            return
+        with self._lock:
+            factor = min(_GROWTH, TARGET_S / max(seconds, 1e-9), TARGET_BYTES / max(size_bytes, 1))
+            self._rows = max(1, min(self._limit, int(rows * factor)))
+
+    def resume(self, rows: int) -> None:
+        """Begin with the size that an earlier job of the same UDF arrived at."""
+        self._rows = max(1, min(self._limit, rows))

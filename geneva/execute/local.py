@@ -1,0 +1,103 @@
+"""Appliers as threads of this process: the reference executor, for debugging and small tables."""
+
+from __future__ import annotations
+
+import queue
+import threading
+
+from geneva.execute.applier import Applier
+from geneva.execute.outcome import outcome
+from geneva.storage.lance import TableStorage
+from geneva.types import JobSettings, Task, TaskEvent, TaskFailed, TaskStopped, Workers
+from geneva.udf import UDF
+
+
+class LocalExecutor:
+    """Runs each applier in a thread; breakpoints and tracebacks work as in any program."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[TaskEvent] = queue.SimpleQueue()
+        self._appliers: list[Applier] = []
+        self._threads: list[threading.Thread] = []
+        self._in_flight = 0
+        self._cancelled = False
+
+    def capacity(self, udf: UDF, appliers: int) -> int:
+        """Every thread can run."""
+        return appliers
+
+    def start(
+        self, storage: TableStorage, udf: UDF, settings: JobSettings, appliers: int
+    ) -> None:
+        """Start the threads."""
+        self._cancelled = False
+        for k in range(appliers):
+            applier = Applier(storage, udf)
+            self._appliers.append(applier)
+            thread = threading.Thread(
+                target=self._serve,
+                args=(applier, settings),
+                name=f"geneva-applier-{k}",
+                daemon=True,
+            )
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, applier: Applier, settings: JobSettings) -> None:
+        ready = False
+        while (task := self._tasks.get()) is not None:
+            if self._cancelled:
+                self._events.put(TaskStopped(task))
+                continue
+            if not ready:
+                try:
+                    applier.begin(settings)
+                    ready = True
+                except Exception as error:
+                    text = f"{type(error).__name__}: {error}"
+                    self._events.put(TaskFailed(task, "setup", text, cause=error))
+                    continue
+            self._events.put(outcome(applier, task))
+        applier.close()
+
+    def free_slots(self) -> int:
+        """One task a thread."""
+        return len(self._threads) - self._in_flight
+
+    def submit(self, task: Task) -> None:
+        """Queue a task."""
+        self._in_flight += 1
+        self._tasks.put(task)
+
+    def wait(self, timeout_s: float) -> list[TaskEvent]:
+        """Return what finished."""
+        found: list[TaskEvent] = []
+        try:
+            found.append(self._events.get(timeout=timeout_s))
+            while True:
+                found.append(self._events.get_nowait())
+        except queue.Empty:
+            pass
+        self._in_flight -= len(found)
+        return found
+
+    def workers(self) -> Workers:
+        """All threads are ready at once."""
+        n = len(self._threads)
+        return Workers(n, n, sum(a.progress() for a in self._appliers))
+
+    def cancel(self) -> None:
+        """Stop at the next batch boundary."""
+        self._cancelled = True
+        for applier in self._appliers:
+            applier.cancel()
+
+    def close(self, *, kill: bool) -> None:
+        """End the threads; one that is stuck in a UDF is left behind."""
+        for _ in self._threads:
+            self._tasks.put(None)
+        if not kill:
+            for thread in self._threads:
+                thread.join()
+        self._threads, self._appliers = [], []

@@ -1,0 +1,42 @@
+"""Run one task on an applier and say how it ended, as a value that travels."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+
+from geneva.errors import TableChangedError
+from geneva.execute.applier import Applier, TaskCancelledError, TaskRowError
+from geneva.types import Task, TaskEvent, TaskFailed, TaskStopped
+
+
+def outcome(applier: Applier, task: Task) -> TaskEvent:
+    """Carry out a task; whatever it raises becomes an event."""
+    try:
+        return applier.run(task)
+    except TaskCancelledError:
+        return TaskStopped(task)
+    except TaskRowError as error:
+        text = str(error.__cause__)
+        return TaskFailed(task, "udf", text, error.failure, cause=_portable(error.__cause__))
+    except TableChangedError as error:
+        return TaskFailed(task, "table", str(error), cause=_portable(error))
+    except FileNotFoundError as error:
+        return TaskFailed(task, "table", str(error), cause=_portable(error))
+    except Exception as error:  # the event carries it to the driver
+        text = f"{type(error).__name__}: {error}"
+        return TaskFailed(task, "storage", text, None, traceback.format_exc(), _portable(error))
+    except BaseException as error:
+        # pyo3's PanicException (a bug in Lance or DataFusion) is not an Exception.
+        if type(error).__name__ != "PanicException":
+            raise
+        return TaskFailed(task, "storage", f"panic: {error}", None, traceback.format_exc())
+
+
+def _portable(error: BaseException | None) -> BaseException | None:
+    """Return an exception if it survives pickling, so that tracebacks can chain to it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return None
+    return error

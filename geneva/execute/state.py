@@ -1,0 +1,186 @@
+"""Which task is next, what to retry, when to give up, when a commit is due. No IO, no clock.
+
+Events in, decisions out: the same machine runs on every executor, and in tests on none.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from geneva.types import ColumnFile, Counts, Failure, Task, TaskDone, TaskLost, TaskStopped
+
+MAX_DEATHS = 3
+MAX_DEATHS_ISOLATING = 40  # each death at least halves the suspects, until one row is left
+_COMMIT_SHARE = 4.0  # commits take at most a fifth of the driver's time
+
+
+@dataclass(slots=True)
+class _Fragment:
+    """Progress of one fragment that was split."""
+
+    base: Task
+    left: int
+    logs: tuple[str, ...] = ()
+    rows: int = 0
+
+
+class Schedule:
+    """The tasks of one job.
+
+    Parameters
+    ----------
+    pieces
+        For each fragment its spans, or the whole task alone.
+    limit
+        ``num_frags``: at most so many fragments are written; those in which the filter finds
+        nothing do not count.
+    granularity
+        Fragments per commit.
+    """
+
+    def __init__(
+        self, pieces: Sequence[tuple[Task, ...]], limit: int | None, granularity: int
+    ) -> None:
+        self._fragments = deque(pieces)
+        self._queue: deque[Task] = deque()
+        self._open: dict[int, _Fragment] = {}
+        self._limit = limit
+        self._granularity = granularity
+        self._running: dict[tuple[str, int, int], Task] = {}
+        self._deaths: dict[tuple[str, int, int], int] = {}
+        self._begun: set[int] = set()
+        self._finished: list[ColumnFile] = []
+        self._last_commit = (0.0, 0.0)
+        self.hits = 0
+        self.fragments_done = 0
+        self.counts = Counts()
+        self.failures: list[Failure] = []
+        self.nothing_to_do: list[int] = []
+
+    # --- tasks -------------------------------------------------------------------------
+
+    def next_task(self) -> Task | None:
+        """Return the next task to hand out, or ``None`` if there is none now."""
+        if not self._queue:
+            if not self._fragments or not self._may_begin():
+                return None
+            self._begin(self._fragments.popleft())
+        task = self._queue.popleft()
+        self._running[_id(task)] = task
+        return task
+
+    def _may_begin(self) -> bool:
+        return self._limit is None or self.hits + len(self._begun) < self._limit
+
+    def _begin(self, pieces: tuple[Task, ...]) -> None:
+        first = pieces[0]
+        self._begun.add(first.fragment_id)
+        self._queue.extend(pieces)
+        if len(pieces) > 1:
+            whole = replace(first, start=0, stop=first.rows, assemble=True)
+            self._open[first.fragment_id] = _Fragment(whole, len(pieces), first.resume)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is running and nothing can be handed out."""
+        blocked = not self._fragments or not self._may_begin()
+        return not self._running and not self._queue and blocked
+
+    @property
+    def running(self) -> int:
+        """Tasks that were handed out and have not ended."""
+        return len(self._running)
+
+    @property
+    def left_over(self) -> int:
+        """Fragments that were not begun."""
+        return len(self._fragments)
+
+    # --- events ------------------------------------------------------------------------
+
+    def done(self, event: TaskDone) -> None:
+        """Take in a finished task."""
+        del self._running[event.key, event.start, event.stop]
+        fragment = self._open.get(event.fragment_id)
+        if fragment is not None and fragment.left:
+            self._span_done(fragment, event)
+            return
+        # The assembling task replays what its spans computed: counted once, here.
+        spanned = self._open.pop(event.fragment_id, None)
+        counts = event.counts
+        if spanned is not None:
+            counts = replace(counts, replayed=max(0, counts.replayed - spanned.rows))
+        self.counts += counts
+        self.failures += event.failures
+        self._begun.discard(event.fragment_id)
+        self.fragments_done += 1
+        if event.file is None:
+            self.nothing_to_do.append(event.fragment_id)
+        else:
+            self.hits += 1
+            self._finished.append(event.file)
+
+    def _span_done(self, fragment: _Fragment, event: TaskDone) -> None:
+        fragment.left -= 1
+        fragment.logs = tuple(dict.fromkeys([*fragment.logs, *event.logs]))
+        fragment.rows += event.counts.computed - event.counts.replayed
+        self.counts += Counts(
+            seconds_read=event.counts.seconds_read,
+            seconds_udf=event.counts.seconds_udf,
+            seconds_checkpoint=event.counts.seconds_checkpoint,
+        )
+        if not fragment.left:
+            self._queue.appendleft(replace(fragment.base, resume=fragment.logs))
+
+    def lost(self, event: TaskLost, logs: tuple[str, ...], *, isolate: bool) -> bool:
+        """Queue the task of a dead worker again; return whether it killed too many.
+
+        Parameters
+        ----------
+        logs
+            Checkpoint logs of the work by now.
+        isolate
+            Whether the rows that kill workers are to be found and skipped.
+        """
+        key = _id(event.task)
+        del self._running[key]
+        if event.started:
+            self._deaths[key] = self._deaths.get(key, 0) + 1
+        deaths = self._deaths.get(key, 0)
+        if deaths > (MAX_DEATHS_ISOLATING if isolate else MAX_DEATHS):
+            return True
+        self._queue.appendleft(replace(event.task, attempt=deaths, resume=logs))
+        return False
+
+    def stopped(self, event: TaskStopped) -> None:
+        """Take in a task that stopped because the job is being stopped."""
+        del self._running[_id(event.task)]
+
+    def dropped(self, task: Task) -> None:
+        """Take in a task whose fragment is not to be computed after all."""
+        self._running.pop(_id(task), None)
+        self._begun.discard(task.fragment_id)
+        self._open.pop(task.fragment_id, None)
+        self._queue = deque(t for t in self._queue if t.fragment_id != task.fragment_id)
+
+    # --- commits -----------------------------------------------------------------------
+
+    def commit_due(self, now_s: float) -> bool:
+        """Whether enough fragments wait, and the last commit was long enough ago."""
+        ended, took = self._last_commit
+        return len(self._finished) >= self._granularity and now_s - ended >= took * _COMMIT_SHARE
+
+    def take_finished(self) -> list[ColumnFile]:
+        """Hand over the column files that wait for a commit."""
+        files, self._finished = self._finished, []
+        return files
+
+    def committed(self, ended_s: float, took_s: float) -> None:
+        """Note when a commit ended and how long it took."""
+        self._last_commit = (ended_s, took_s)
+
+
+def _id(task: Task) -> tuple[str, int, int]:
+    return task.key, task.start, task.stop

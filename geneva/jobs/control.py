@@ -1,0 +1,66 @@
+"""What somebody wants of a running job, and what it reports: the two never mix."""
+
+from __future__ import annotations
+
+import threading
+import time
+from enum import StrEnum
+
+from geneva.types import JobState, Progress
+
+
+class Wanted(StrEnum):
+    """What is wanted of a job."""
+
+    RUN = "run"
+    PAUSE = "pause"
+    CANCEL = "cancel"
+
+
+class Control:
+    """Shared by a job's driver and whoever watches or steers it; thread-safe.
+
+    Parameters
+    ----------
+    timeout_s
+        Seconds after which the job is stopped, or ``None``.
+    """
+
+    def __init__(self, job_id: str, columns: tuple[str, ...], timeout_s: float | None) -> None:
+        self.job_id = job_id
+        self._wanted = Wanted.RUN
+        self._changed = threading.Condition()
+        self._progress = Progress(job_id, columns, JobState.PENDING)
+        self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is wanted now."""
+        return self._wanted
+
+    def want(self, wanted: Wanted) -> None:
+        """Ask for something; a cancelled job cannot be resumed."""
+        with self._changed:
+            if self._wanted is not Wanted.CANCEL:
+                self._wanted = wanted
+            self._changed.notify_all()
+
+    @property
+    def expired(self) -> bool:
+        """Whether the job's time is up."""
+        return self._deadline is not None and time.monotonic() > self._deadline
+
+    def wait_while_paused(self) -> None:
+        """Block until something else than a pause is wanted, or time is up."""
+        with self._changed:
+            while self._wanted is Wanted.PAUSE and not self.expired:
+                self._changed.wait(0.5)
+
+    @property
+    def progress(self) -> Progress:
+        """The latest report."""
+        return self._progress
+
+    def report(self, progress: Progress) -> None:
+        """Replace the latest report."""
+        self._progress = progress

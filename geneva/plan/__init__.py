@@ -1,0 +1,1 @@
+"""Decide which rows a backfill computes, before any UDF runs."""

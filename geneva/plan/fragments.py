@@ -1,0 +1,425 @@
+"""Table version + where + recorded work -> what to do with each fragment.
+
+For each fragment: which rows does a record prove done, which wait for a computed input, which
+are somebody else's? What is left is a task. No UDF runs and, when nothing changed, no data is
+read: the name of the column file, its footer or the ledger say it all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+
+from geneva.checkpoint.key import work_key
+from geneva.column.binding import bindings_of, target_of, top_level
+from geneva.column.ledger import entry_key
+from geneva.column.name import ColumnFileName, class_hash
+from geneva.column.provenance import History, job_generation, supplier, unchanged
+from geneva.plan.where import Where
+from geneva.rows import BoolArray, IntArray, Mark, Marks, RowClass, RowMap, RowSet, RowStatus
+from geneva.storage.lance import FragmentInfo, Snapshot, TableStorage
+from geneva.types import ColumnFile, Options, Target, Task
+
+
+_OTHER = ("stale", "missing", "failed", "foreign", "unverified")
+
+
+class Action(StrEnum):
+    """What a backfill will do with a fragment."""
+
+    COMPUTE = "compute"
+    FILTER = "filter"  # compute what the filter selects; how many rows is not known yet
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentPlan:
+    """What a backfill will do with one fragment, and why.
+
+    Attributes
+    ----------
+    rows
+        Live rows.
+    rows_compute
+        Rows to compute; an upper bound where ``action`` is ``filter``.
+    work
+        Key under which the ledger remembers that nothing is left to do.
+    """
+
+    fragment_id: int
+    rows: int
+    action: Action
+    reason: str
+    rows_compute: int = 0
+    rows_waiting: int = 0
+    rows_foreign: int = 0
+    rows_unverified: int = 0
+    rows_failed: int = 0
+    work: str = ""
+    task: Task | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Force:
+    """A forced run: rows of an older generation are computed again."""
+
+    token: str
+    generation: int
+
+
+class Planner:
+    """Plans the fragments of one snapshot for one target.
+
+    Parameters
+    ----------
+    where
+        Checked filter, or ``None``.
+    force
+        The forced run that this job begins or continues.
+    """
+
+    def __init__(
+        self,
+        storage: TableStorage,
+        history: History,
+        target: Target,
+        where: Where | None,
+        options: Options,
+        force: Force | None = None,
+    ) -> None:
+        self._storage, self._history = storage, history
+        self._snapshot: Snapshot = history.snapshot
+        self._target, self._where = target, where
+        self._options, self._force = options, force
+        schema = self._snapshot.schema
+        self._bindings = bindings_of(schema)
+        self._columns = list(dict.fromkeys(top_level(schema, p) for p in target.inputs))
+        own = set(target.columns)
+        self._filter_columns = [c for c in (where.columns if where else ()) if c not in own]
+        self._settled: dict[tuple[int, str], BoolArray] = {}
+
+    def plan(self, fragment: FragmentInfo) -> FragmentPlan:
+        """Decide about one fragment."""
+        inputs = self._marks(fragment, self._columns)
+        filters = self._marks(fragment, self._filter_columns)
+        file = supplier(fragment, self._snapshot.fields[self._target.columns[0]].subtree)
+        work = self._work(fragment, inputs, filters, file)
+        if self._vouched_for(file, inputs) or self._history.ledger.is_done(work):
+            return FragmentPlan(
+                fragment.id, fragment.live_rows, Action.SKIP, "up to date", work=work
+            )
+        row_map = self._history.row_map(self._snapshot, fragment, self._target.columns[0])
+        now = {m.field: m for m in (*inputs, *filters)}
+        need = self._needed(fragment, row_map, now)
+        live = self._live(fragment, need)
+        need &= live
+        waiting = need & ~self._ready(fragment) if self._options.inputs == "wait" else ~live & need
+        need &= ~waiting
+        kept = self._kept(row_map, live)
+        plan = FragmentPlan(
+            fragment.id,
+            fragment.live_rows,
+            Action.SKIP,
+            "up to date",
+            rows_waiting=int(waiting.sum()),
+            rows_foreign=kept[RowStatus.FOREIGN],
+            rows_unverified=kept[RowStatus.UNVERIFIED],
+            rows_failed=kept[RowStatus.FAILED],
+            work=work,
+        )
+        if not need.any():
+            return replace(plan, reason="waits for its inputs") if plan.rows_waiting else plan
+        rows = int(need.sum())
+        task = self._task(fragment, row_map, need, inputs, filters, file, whole=rows == live.sum())
+        action = Action.FILTER if self._where else Action.COMPUTE
+        return replace(
+            plan, action=action, reason=self._reason(row_map, need), rows_compute=rows, task=task
+        )
+
+    def counted(self, plan: FragmentPlan) -> FragmentPlan:
+        """Evaluate the filter of one fragment, so that the number of rows is exact."""
+        if plan.task is None or self._where is None:
+            return plan
+        columns = {"m": self._where.sql}
+        found = []
+        for batch in self._storage.scan(
+            self._snapshot, plan.fragment_id, columns, batch_rows=65_536
+        ):
+            live = batch.column("_rowaddr").is_valid().to_numpy(zero_copy_only=False)
+            true = batch.column("m").fill_null(False).to_numpy(zero_copy_only=False)  # noqa: FBT003
+            found.append(live & true)
+        selected = np.concatenate(found)
+        if plan.task.need is not None:
+            selected &= plan.task.need.mask()
+        rows = int(selected.sum())
+        if not rows:
+            return replace(
+                plan,
+                action=Action.SKIP,
+                reason="the filter selects no row that needs work",
+                rows_compute=0,
+                task=None,
+            )
+        return replace(plan, action=Action.COMPUTE, rows_compute=rows)
+
+    def coverage(self, fragment: FragmentInfo) -> dict[str, int]:
+        """Count a fragment's live rows by what they are."""
+        inputs = self._marks(fragment, self._columns)
+        file = supplier(fragment, self._snapshot.fields[self._target.columns[0]].subtree)
+        found = {"fragment": fragment.id, "rows": fragment.live_rows}
+        if self._vouched_for(file, inputs):
+            return found | {"computed": fragment.live_rows} | dict.fromkeys(_OTHER, 0)
+        row_map = self._history.row_map(self._snapshot, fragment, self._target.columns[0])
+        live = self._history.live_mask(self._snapshot, fragment)
+        kept = self._kept(row_map, live)
+        stale = self._needed(fragment, row_map, {m.field: m for m in inputs}) & live
+        stale &= ~row_map.mask(lambda c: c.status is RowStatus.MISSING)
+        return found | {
+            "computed": kept[RowStatus.COMPUTED] + kept[RowStatus.FAILED] - int(stale.sum()),
+            "stale": int(stale.sum()),
+            "missing": kept[RowStatus.MISSING],
+            "failed": kept[RowStatus.FAILED],
+            "foreign": kept[RowStatus.FOREIGN],
+            "unverified": kept[RowStatus.UNVERIFIED],
+        }
+
+    def settled(self, snapshot: Snapshot, committed: Mapping[int, ColumnFile]) -> list[str]:
+        """Return what the ledger may say is done of fragments that were just committed.
+
+        Only where the inputs and the filter's columns are what the rows were computed from.
+        """
+        found = []
+        for fragment_id, file in committed.items():
+            fragment = snapshot.fragments.get(fragment_id)
+            if fragment is None or self._where is None:
+                continue
+            present = supplier(fragment, snapshot.fields[self._target.columns[0]].subtree)
+            inputs = self._marks(fragment, self._columns)
+            filters = self._marks(fragment, self._filter_columns)
+            read = [
+                c.wheres
+                for c in file.row_map.classes
+                if c.inputs == inputs and (self._where.digest, filters) in c.wheres
+            ]
+            if present == file.name and read:
+                found.append(self._work(fragment, inputs, filters, present))
+        return found
+
+    # --- which rows are done -----------------------------------------------------------
+
+    def _vouched_for(self, file: str, inputs: Marks) -> bool:
+        """Whether the column file's name alone says that every live row is done."""
+        o = self._options
+        if self._where is not None or self._force or o.retry_failed:
+            return False
+        name = ColumnFileName.parse(file)
+        return (
+            name is not None
+            and name.uniform
+            and name.incarnation == self._target.incarnation
+            and name.class_hash == class_hash(self._target.digest, inputs)
+        )
+
+    def _needed(
+        self, fragment: FragmentInfo, row_map: RowMap, now: dict[int, Mark]
+    ) -> BoolArray:
+        """Return the rows that no record proves done, deleted ones included."""
+        done = [self._done(c, fragment, now) for c in row_map.classes]
+        if all(isinstance(d, bool) for d in done):
+            return ~np.array(done, np.bool_)[row_map.expand()]
+        ids = row_map.expand()
+        need = np.ones(fragment.rows, np.bool_)
+        for k, d in enumerate(done):
+            need[ids == k] = ~np.broadcast_to(d, fragment.rows)[ids == k]
+        return need
+
+    def _done(
+        self, c: RowClass, fragment: FragmentInfo, now: dict[int, Mark]
+    ) -> bool | BoolArray:
+        """Whether rows of a class are done, for all or row by row."""
+        o = self._options
+        match c.status:
+            case RowStatus.MISSING:
+                return False
+            case RowStatus.FOREIGN:
+                keep = o.foreign == "keep" and self._where is None
+                return keep and self._force is None
+            case RowStatus.UNVERIFIED:
+                return o.unverified == "trust" and self._force is None
+            case RowStatus.FAILED if o.retry_failed:
+                return False
+            case _:
+                pass
+        if c.digest != self._target.digest:
+            return False
+        if self._force is not None:
+            return c.generation >= self._force.generation
+        fresh = self._unchanged(c.inputs, fragment, now)
+        if self._where is None or fresh is False:
+            return fresh
+        recorded = dict(c.wheres).get(self._where.digest)
+        if recorded is None:
+            return False
+        return fresh & self._unchanged(recorded, fragment, now)
+
+    def _unchanged(
+        self, recorded: Marks, fragment: FragmentInfo, now: dict[int, Mark]
+    ) -> bool | BoolArray:
+        return unchanged(recorded, now, lambda m: self._generations(fragment, m))
+
+    def _generations(self, fragment: FragmentInfo, mark: Mark) -> IntArray | None:
+        name = next((n for n, f in self._snapshot.fields.items() if f.id == mark.field), None)
+        if name is None or name not in self._bindings:
+            return None
+        row_map = self._history.row_map(self._snapshot, fragment, name)
+        return np.array([c.generation for c in row_map.classes], np.int64)[row_map.expand()]
+
+    def _live(self, fragment: FragmentInfo, need: BoolArray) -> BoolArray:
+        if not fragment.deleted or not need.any():
+            return np.ones(fragment.rows, np.bool_)
+        return self._history.live_mask(self._snapshot, fragment)
+
+    # --- computed inputs ---------------------------------------------------------------
+
+    def _ready(self, fragment: FragmentInfo) -> BoolArray:
+        """Return the rows whose computed inputs are there and fresh."""
+        ready = np.ones(fragment.rows, np.bool_)
+        for column in self._columns:
+            if column in self._bindings and column not in self._target.columns:
+                ready &= self._is_settled(fragment, column)
+        return ready
+
+    def _is_settled(self, fragment: FragmentInfo, column: str) -> BoolArray:
+        key = (fragment.id, column)
+        if key not in self._settled:
+            binding = self._bindings[column]
+            target = target_of(self._snapshot.schema, binding, binding.digest)
+            options = Options(where=None)
+            other = Planner(self._storage, self._history, target, None, options)
+            self._settled[key] = ~other.needed(fragment)
+        return self._settled[key]
+
+    def needed(self, fragment: FragmentInfo) -> BoolArray:
+        """Return the rows that are missing or stale, deleted ones included."""
+        inputs = self._marks(fragment, self._columns)
+        file = supplier(fragment, self._snapshot.fields[self._target.columns[0]].subtree)
+        if self._vouched_for(file, inputs):
+            return np.zeros(fragment.rows, np.bool_)
+        row_map = self._history.row_map(self._snapshot, fragment, self._target.columns[0])
+        return self._needed(fragment, row_map, {m.field: m for m in inputs})
+
+    # --- the task ----------------------------------------------------------------------
+
+    def _task(
+        self,
+        fragment: FragmentInfo,
+        row_map: RowMap,
+        need: BoolArray,
+        inputs: Marks,
+        filters: Marks,
+        file: str,
+        *,
+        whole: bool,
+    ) -> Task:
+        wheres = ((self._where.digest, filters),) if self._where else ()
+        digest = self._target.digest
+        row_class = RowClass(
+            RowStatus.COMPUTED, digest, inputs, wheres, job_generation(self._snapshot.version)
+        )
+        sources = self._sources(fragment)
+        force = self._force.token if self._force else ""
+        key = work_key(
+            self._target.incarnation,
+            digest,
+            self._where.digest if self._where else "",
+            fragment.id,
+            fragment.rows,
+            sources,
+            force,
+            self._options.retry_failed,
+        )
+        now = {m.field: m for m in inputs}
+        keep = [
+            k
+            for k, c in enumerate(row_map.classes)
+            if c.wheres and c.digest == digest and self._unchanged(c.inputs, fragment, now) is True
+        ]
+        return Task(
+            key=key,
+            version=self._snapshot.version,
+            fragment_id=fragment.id,
+            rows=fragment.rows,
+            deleted=fragment.deleted,
+            start=0,
+            stop=fragment.rows,
+            sources=sources,
+            need=None if whole else RowSet.from_mask(need),
+            carry=row_map if file else None,
+            target_file=file or None,
+            row_class=row_class,
+            keep_wheres=tuple(keep),
+            complete=whole and self._where is None and self._options.on_error == "fail",
+        )
+
+    def _sources(self, fragment: FragmentInfo) -> tuple[tuple[int, str], ...]:
+        fields = [self._snapshot.fields[c] for c in self._columns]
+        return tuple((f.id, supplier(fragment, f.subtree)) for f in fields)
+
+    def _marks(self, fragment: FragmentInfo, columns: list[str]) -> Marks:
+        return self._history.marks(self._snapshot, fragment, columns)
+
+    def _work(self, fragment: FragmentInfo, inputs: Marks, filters: Marks, file: str) -> str:
+        """Return a key that changes whenever there may be something to do again."""
+        o = self._options
+        settled = [
+            supplier(fragment, self._snapshot.fields[c].subtree)
+            for c in self._transitive_inputs()
+        ]
+        return work_key(
+            entry_key(self._target.incarnation, file, fragment.id),
+            self._target.digest,
+            self._where.digest if self._where else "",
+            inputs,
+            filters,
+            self._sources(fragment),
+            settled,
+            self._force.token if self._force else "",
+            (o.retry_failed, o.unverified, o.foreign, o.inputs),
+        )
+
+    def _transitive_inputs(self) -> list[str]:
+        """Return the columns that the computed inputs were computed from, and theirs."""
+        found: list[str] = []
+        todo = [c for c in self._columns if c in self._bindings]
+        while todo:
+            binding = self._bindings[todo.pop()]
+            for path in binding.inputs:
+                name = top_level(self._snapshot.schema, path)
+                if name not in found:
+                    found.append(name)
+                    todo += [name] if name in self._bindings else []
+        return sorted(found)
+
+    def _kept(self, row_map: RowMap, live: BoolArray) -> dict[RowStatus, int]:
+        """Count live rows by status, of those that a person should know are kept."""
+        ids = row_map.expand()[live]
+        counts = np.bincount(ids, minlength=len(row_map.classes))
+        kept = dict.fromkeys(RowStatus, 0)
+        for c, n in zip(row_map.classes, counts.tolist(), strict=True):
+            kept[c.status] += n
+        return kept
+
+    def _reason(self, row_map: RowMap, need: BoolArray) -> str:
+        ids = np.unique(row_map.expand()[need])
+        statuses = {row_map.classes[i].status for i in ids.tolist()}
+        if self._force is not None:
+            return "forced"
+        if self._where is not None:
+            return f"where {self._where.text}"
+        missing = RowStatus.MISSING in statuses
+        words = ["missing"] if missing else []
+        words += ["stale"] if statuses - {RowStatus.MISSING} else []
+        return " and ".join(words)

@@ -1,0 +1,245 @@
+"""Sets and classes of a fragment's physical rows, run-length encoded.
+
+A *row map* says for every physical row of a fragment what its value in a computed column is:
+computed (by which UDF, from what, under which filters), failed, foreign, unverified, missing.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+BoolArray = npt.NDArray[np.bool_]
+IntArray = npt.NDArray[np.int64]
+
+GONE = "?"  # file of a mark whose source has changed since
+
+
+class RowStatus(StrEnum):
+    """What a row's value is."""
+
+    COMPUTED = "computed"
+    FAILED = "failed"
+    FOREIGN = "foreign"
+    UNVERIFIED = "unverified"
+    MISSING = "missing"
+
+    @property
+    def holds_value(self) -> bool:
+        """Whether somebody put the value there (an honest null included)."""
+        return self in _VALUED
+
+
+_VALUED = {RowStatus.COMPUTED, RowStatus.FOREIGN, RowStatus.UNVERIFIED}
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What supplied one column of one fragment when it was read.
+
+    Attributes
+    ----------
+    field
+        Id of the top-level field.
+    file
+        Path of the data file (several joined with ``|``), or, for a column computed by this
+        engine, the incarnation of that column.
+    generation
+        For a column computed by this engine, no row in it is of a newer generation; else -1.
+    """
+
+    field: int
+    file: str
+    generation: int = -1
+
+    @property
+    def stale(self) -> bool:
+        """Whether the source is known to have changed."""
+        return self.file == GONE
+
+
+Marks = tuple[Mark, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowClass:
+    """Rows that share a provenance.
+
+    Attributes
+    ----------
+    digest
+        Digest of the UDF that computed them (or failed on them).
+    inputs
+        What supplied the UDF's inputs.
+    wheres
+        (digest, what supplied its columns) of each filter that they were computed under.
+    generation
+        Table version that the computing job planned on.
+    """
+
+    status: RowStatus
+    digest: str = ""
+    inputs: Marks = ()
+    wheres: tuple[tuple[str, Marks], ...] = ()
+    generation: int = -1
+
+
+MISSING = RowClass(RowStatus.MISSING)
+FOREIGN = RowClass(RowStatus.FOREIGN)
+UNVERIFIED = RowClass(RowStatus.UNVERIFIED)
+
+
+@dataclass(frozen=True, slots=True)
+class RowMap:
+    """Class of every physical row: runs that begin at ``starts`` and have class ``ids``."""
+
+    rows: int
+    classes: tuple[RowClass, ...]
+    starts: IntArray = field(compare=False)
+    ids: IntArray = field(compare=False)
+
+    @classmethod
+    def uniform(cls, rows: int, row_class: RowClass) -> RowMap:
+        """Return a map in which every row has the same class."""
+        runs = 1 if rows else 0
+        return cls(rows, (row_class,), np.zeros(runs, np.int64), np.zeros(runs, np.int64))
+
+    @classmethod
+    def from_ids(cls, classes: Sequence[RowClass], ids: IntArray) -> RowMap:
+        """Encode one class id per row; equal classes are merged, unused ones dropped."""
+        used, inverse = np.unique(ids, return_inverse=True)
+        kept: dict[RowClass, int] = {}
+        merged = np.array([kept.setdefault(classes[u], len(kept)) for u in used], np.int64)
+        dense = merged[inverse] if len(ids) else np.zeros(0, np.int64)
+        starts = np.flatnonzero(np.r_[True, dense[1:] != dense[:-1]]) if len(ids) else dense
+        return cls(len(ids), tuple(kept), starts.astype(np.int64), dense[starts])
+
+    def expand(self) -> IntArray:
+        """Return the class id of every row."""
+        return np.repeat(self.ids, np.diff(np.r_[self.starts, self.rows]))
+
+    def mask(self, test: Callable[[RowClass], bool]) -> BoolArray:
+        """Return the rows whose class passes a test."""
+        verdicts = np.array([test(c) for c in self.classes], np.bool_)
+        if not len(verdicts):
+            return np.zeros(self.rows, np.bool_)
+        return verdicts[self.expand()]
+
+    def any(self, test: Callable[[RowClass], bool]) -> bool:
+        """Return whether some class passes a test."""
+        return any(test(c) for c in self.classes)
+
+    def replace(self, change: Callable[[RowClass], RowClass]) -> RowMap:
+        """Return a map with every class replaced."""
+        return RowMap(self.rows, tuple(change(c) for c in self.classes), self.starts, self.ids)
+
+    def take(self, index: IntArray | BoolArray) -> RowMap:
+        """Return the map of some rows, in the order given."""
+        return RowMap.from_ids(self.classes, self.expand()[index])
+
+    @classmethod
+    def concat(cls, maps: Iterable[RowMap]) -> RowMap:
+        """Return the map of several pieces laid one after the other."""
+        classes: list[RowClass] = []
+        ids = []
+        for m in maps:
+            ids.append(m.expand() + len(classes))
+            classes += m.classes
+        return cls.from_ids(classes, np.concatenate(ids) if ids else np.zeros(0, np.int64))
+
+    def dumps(self) -> str:
+        """Return the map as text for a file's footer."""
+        payload = json.dumps(
+            {
+                "rows": self.rows,
+                "classes": [_class_to_json(c) for c in self.classes],
+                "starts": np.diff(self.starts, prepend=0).tolist(),
+                "ids": self.ids.tolist(),
+            },
+            separators=(",", ":"),
+        )
+        return base64.b85encode(zlib.compress(payload.encode(), 1)).decode()
+
+    @classmethod
+    def loads(cls, text: str) -> RowMap:
+        """Read what `dumps` wrote."""
+        raw = json.loads(zlib.decompress(base64.b85decode(text)))
+        return cls(
+            raw["rows"],
+            tuple(_class_from_json(c) for c in raw["classes"]),
+            np.cumsum(np.array(raw["starts"], np.int64)),
+            np.array(raw["ids"], np.int64),
+        )
+
+
+def _class_to_json(c: RowClass) -> list[Any]:
+    wheres = [[d, _marks_to_json(m)] for d, m in c.wheres]
+    return [c.status.value, c.digest, _marks_to_json(c.inputs), wheres, c.generation]
+
+
+def _class_from_json(raw: list[Any]) -> RowClass:
+    status, digest, inputs, wheres, generation = raw
+    return RowClass(
+        RowStatus(status),
+        digest,
+        _marks_from_json(inputs),
+        tuple((d, _marks_from_json(m)) for d, m in wheres),
+        generation,
+    )
+
+
+def _marks_to_json(marks: Marks) -> list[list[Any]]:
+    return [[m.field, m.file, m.generation] for m in marks]
+
+
+def _marks_from_json(raw: list[list[Any]]) -> Marks:
+    return tuple(_mark(*m) for m in raw)
+
+
+@lru_cache(maxsize=65536)
+def _mark(field_id: int, file: str, generation: int) -> Mark:
+    return Mark(field_id, file, generation)
+
+
+@dataclass(frozen=True, slots=True)
+class RowSet:
+    """A set of physical rows as alternating runs; small enough to travel with a task."""
+
+    rows: int
+    bounds: IntArray = field(compare=False)  # row numbers where membership flips; begins outside
+
+    @classmethod
+    def from_mask(cls, mask: BoolArray) -> RowSet:
+        """Encode one flag per row."""
+        padded = np.r_[False, mask, False]
+        return cls(len(mask), np.flatnonzero(padded[1:] != padded[:-1]).astype(np.int64))
+
+    @classmethod
+    def all(cls, rows: int) -> RowSet:
+        """Return the set of all rows."""
+        return cls(rows, np.array([0, rows] if rows else [], np.int64))
+
+    def mask(self) -> BoolArray:
+        """Return one flag per row."""
+        flips = np.zeros(self.rows + 1, np.int8)
+        flips[self.bounds] = 1
+        return (np.cumsum(flips[:-1]) % 2).astype(np.bool_)
+
+    @property
+    def count(self) -> int:
+        """Rows in the set."""
+        return int((self.bounds[1::2] - self.bounds[::2]).sum())
+
+    @property
+    def is_all(self) -> bool:
+        """Whether every row is in the set."""
+        return self.count == self.rows

@@ -1,0 +1,1 @@
+"""Where bytes go: the Lance table, and the engine's own files beside it."""

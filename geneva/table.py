@@ -1,0 +1,619 @@
+"""connect(), Connection and Table: the public verbs; all else is lancedb's own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import fields as dataclass_fields
+from typing import Any, Literal
+from uuid import uuid4
+
+import pyarrow as pa
+
+from geneva.backfill import Observer, backfill, plan, prepare
+from geneva.column.binding import (
+    Binding,
+    binding_of,
+    bindings_of,
+    dependency_order,
+    group_of,
+    new_incarnation,
+    python_version,
+    top_level,
+    unknown_column,
+)
+from geneva.column.pickles import load, store
+from geneva.coverage import Coverage, coverage
+from geneva.errors import ColumnError, SettingError, TableError, UdfError
+from geneva.execute.executor import Executor
+from geneva.execute.local import LocalExecutor
+from geneva.jobs.control import Control
+from geneva.jobs.handle import Job
+from geneva.plan.report import Plan
+from geneva.progress import observer_for
+from geneva.result import BackfillResult, combined
+from geneva.storage.lance import CommitConflict, TableStorage, check_uri
+from geneva.types import Options
+from geneva.udf import UDF, as_udf
+
+_BIND_TRIES = 20
+_POSITIVE = ("concurrency", "intra_applier_concurrency", "num_frags", "commit_granularity",
+             "batch_size", "checkpoint_size")  # fmt: skip
+_CHOICES = {
+    "on_error": ("fail", "null"),
+    "unverified": ("trust", "recompute"),
+    "foreign": ("keep", "recompute"),
+    "inputs": ("wait", "as_is"),
+}
+
+Udfs = Mapping[str | tuple[str, ...], Any]
+
+
+def connect(
+    uri: str,
+    *,
+    storage_options: Mapping[str, str] | None = None,
+    ray: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Connection:
+    """Open a LanceDB database whose tables can have computed columns.
+
+    Parameters
+    ----------
+    uri
+        A directory, or ``s3://``, ``gs://``, ``az://``.
+    storage_options
+        As lancedb takes them.
+    ray
+        Options for ``ray.init``, used when the first backfill starts Ray: ``address``,
+        ``runtime_env``, ``num_cpus`` ...
+    options
+        Further options of ``lancedb.connect``.
+
+    Returns
+    -------
+    Connection
+        Everything of lancedb's connection; tables are `Table`.
+
+    Raises
+    ------
+    SettingError
+        For a remote ``db://`` URI.
+
+    Examples
+    --------
+    >>> import tempfile, geneva
+    >>> db = geneva.connect(tempfile.mkdtemp())
+    >>> db.create_table("t", [{"x": 1}]).count_rows()
+    1
+    """
+    import lancedb
+
+    check_uri(str(uri))
+    known = dict(storage_options) if storage_options else None
+    inner = lancedb.connect(uri, storage_options=known, **options)
+    return Connection(inner, known, dict(ray or {}))
+
+
+class Connection:
+    """A LanceDB database; every method of lancedb's connection works, tables are `Table`."""
+
+    def __init__(
+        self, inner: Any, storage_options: dict[str, str] | None, ray: dict[str, Any]
+    ) -> None:
+        self._inner = inner
+        self._storage_options = storage_options
+        self._ray = ray
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+    def create_table(
+        self, name: str, data: Any = None, *, stable_row_ids: bool = False, **options: Any
+    ) -> Table:
+        """Create a table, as lancedb does.
+
+        Parameters
+        ----------
+        stable_row_ids
+            Give rows ids that survive updates and compaction, so that an update of one row
+            never makes others look changed.
+        """
+        if stable_row_ids:
+            known = dict(options.get("storage_options") or self._storage_options or {})
+            known["new_table_enable_stable_row_ids"] = "true"
+            options["storage_options"] = known
+        return self._wrap(self._inner.create_table(name, data, **options))
+
+    def open_table(self, name: str, **options: Any) -> Table:
+        """Open a table.
+
+        Raises
+        ------
+        TableError
+            There is none of that name; the message lists those that exist.
+        """
+        try:
+            return self._wrap(self._inner.open_table(name, **options))
+        except (FileNotFoundError, ValueError) as error:
+            if "not found" not in str(error).lower():
+                raise
+            names = ", ".join(sorted(self._inner.table_names())) or "none"
+            raise TableError(
+                f"there is no table {name!r} in {self._inner.uri}; tables: {names}"
+            ) from error
+
+    def _wrap(self, inner: Any) -> Table:
+        return Table(inner, storage_options=self._storage_options, ray=self._ray)
+
+    def __repr__(self) -> str:
+        return f"geneva.Connection({self._inner.uri!r})"
+
+
+class Table:
+    """A LanceDB table with computed columns; every method of lancedb's table works.
+
+    Parameters
+    ----------
+    inner
+        A ``lancedb.table.LanceTable``.
+    storage_options, ray
+        See `connect`.
+
+    Examples
+    --------
+    >>> import tempfile, geneva
+    >>> @geneva.udf
+    ... def double(x: int) -> int:
+    ...     return 2 * x
+    >>> tbl = geneva.connect(tempfile.mkdtemp()).create_table("t", [{"x": 1}, {"x": 2}])
+    >>> tbl.add_columns({"y": double})
+    >>> tbl.backfill("y", executor="local").rows_computed
+    2
+    >>> tbl.to_arrow()["y"].to_pylist()
+    [2, 4]
+    """
+
+    def __init__(
+        self,
+        inner: Any,
+        *,
+        storage_options: Mapping[str, str] | None = None,
+        ray: Mapping[str, Any] | None = None,
+        storage: TableStorage | None = None,
+    ) -> None:
+        if isinstance(inner, Table):
+            inner = inner._inner
+        if not hasattr(inner, "to_lance"):
+            raise TableError(
+                f"{type(inner).__name__} is not a table of a LanceDB database of files; "
+                "connect to its path or bucket"
+            )
+        self._inner = inner
+        self._ray = dict(ray or {})
+        self.storage = storage or TableStorage(str(inner.uri), storage_options)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+    def __len__(self) -> int:
+        return int(self._inner.count_rows())
+
+    def __repr__(self) -> str:
+        return f"geneva.Table({self.storage.uri!r})"
+
+    # --- computed columns --------------------------------------------------------------
+
+    def add_columns(self, transforms: Any = None, **options: Any) -> Any:
+        """Add columns; those given as UDFs become computed columns, instantly and empty.
+
+        Parameters
+        ----------
+        transforms
+            ``{"name": udf}``, or ``{("w", "h"): udf}`` for a UDF that returns a struct whose
+            fields fill several columns; a name that exists already is bound as it is. Anything
+            else goes to lancedb's ``add_columns``.
+
+        Raises
+        ------
+        ColumnError, UdfError
+            A type does not fit, an input does not exist, a circle, a UDF that reads what it
+            writes.
+        """
+        if not isinstance(transforms, Mapping) or not any(_is_udf(v) for v in transforms.values()):
+            return self._inner.add_columns(transforms, **options)
+        plain = {k: v for k, v in transforms.items() if not _is_udf(v)}
+        if plain:
+            self._inner.add_columns(plain, **options)
+        for name, udf in transforms.items():
+            if _is_udf(udf):
+                self._bind_new((name,) if isinstance(name, str) else tuple(name), as_udf(udf))
+        self._inner.checkout_latest()
+        return None
+
+    def alter_columns(self, *alterations: Mapping[str, Any]) -> Any:
+        """Alter columns as lancedb does; ``{"path": name, "udf": udf}`` binds another UDF.
+
+        Values that another UDF computed are stale from then on, and computed again by the next
+        backfill.
+        """
+        for alteration in alterations:
+            if "udf" in alteration:
+                self._rebind(str(alteration["path"]), as_udf(alteration["udf"]))
+        plain = [dict(a) for a in alterations if "udf" not in a]
+        result = self._inner.alter_columns(*plain) if plain else None
+        self._inner.checkout_latest()
+        return result
+
+    def computed_columns(self) -> dict[str, Binding]:
+        """Return the binding of each computed column; no UDF is loaded."""
+        return bindings_of(self.storage.open().schema)
+
+    def load_udf(self, column: str) -> UDF:
+        """Load a column's UDF. This runs its author's code: trust it as you trust the code."""
+        return load(self.storage, self._binding(column))
+
+    def _bind_new(self, names: tuple[str, ...], udf: UDF) -> None:
+        types = _output_types(names, udf)
+        binding = self._new_binding(names, udf, new_incarnation())
+        for attempt in range(_BIND_TRIES):
+            schema = self.storage.open().schema
+            _check_binding(schema, names, binding)
+            fresh = [n for n in names if n not in schema.names]
+            for name, data_type in zip(names, types, strict=True):
+                if name in schema.names and schema.field(name).type != data_type:
+                    raise ColumnError(
+                        f"column {name!r} is {schema.field(name).type}, but UDF {udf.name!r} "
+                        f"returns {data_type}; give the UDF data_type={schema.field(name).type}"
+                    )
+            metadata = {n: binding.metadata(k) for k, n in enumerate(names)}
+            try:
+                if fresh:
+                    self.storage.add_columns(
+                        [
+                            pa.field(n, t, metadata=metadata[n])
+                            for n, t in zip(names, types, strict=True)
+                            if n in fresh
+                        ]
+                    )
+                bound = {n: m for n, m in metadata.items() if n not in fresh}
+                if bound:
+                    self.storage.set_field_metadata(bound)
+                return
+            except CommitConflict:
+                if attempt == _BIND_TRIES - 1:
+                    raise
+
+    def _rebind(self, column: str, udf: UDF) -> None:
+        schema = self.storage.open().schema
+        old = binding_of(schema.field(column)) if column in schema.names else None
+        if column not in schema.names:
+            raise ColumnError(unknown_column(column, schema.names))
+        group = group_of(schema, old) if old else [(column, 0)]
+        names = tuple(n for n, _ in group)
+        fields = _struct_types(udf) if old and old.grouped else [udf.data_type]
+        for name, position in group:
+            data_type = fields[position] if position < len(fields) else None
+            if schema.field(name).type != data_type:
+                raise ColumnError(
+                    f"column {name!r} is {schema.field(name).type}, but UDF {udf.name!r} returns "
+                    f"{data_type}; drop the column and add it again to change its type"
+                )
+        incarnation = old.incarnation if old else new_incarnation()
+        binding = self._new_binding(names, udf, incarnation, grouped=bool(old and old.grouped))
+        _check_binding(schema, names, binding)
+        self.storage.set_field_metadata({n: binding.metadata(p) for n, p in group})
+
+    def _new_binding(
+        self, names: tuple[str, ...], udf: UDF, incarnation: str, *, grouped: bool | None = None
+    ) -> Binding:
+        return Binding(
+            incarnation=incarnation,
+            udf=udf.name,
+            digest=udf.digest,
+            inputs=udf.input_columns,
+            pickle=store(self.storage, udf),
+            reference=udf.reference or "",
+            python=python_version(),
+            grouped=len(names) > 1 if grouped is None else grouped,
+            reads_own_output=udf.reads_own_output,
+        )
+
+    def _binding(self, column: str) -> Binding:
+        schema = self.storage.open().schema
+        if column not in schema.names:
+            raise ColumnError(unknown_column(column, schema.names))
+        binding = binding_of(schema.field(column))
+        if binding is None:
+            computed = ", ".join(bindings_of(schema)) or "none"
+            raise ColumnError(
+                f"column {column!r} is not computed: no UDF is bound to it. Bind one with "
+                f"add_columns({{{column!r}: udf}}). Computed columns: {computed}"
+            )
+        return binding
+
+    # --- backfills ---------------------------------------------------------------------
+
+    def backfill(
+        self,
+        columns: str | Sequence[str],
+        *,
+        where: str | None = None,
+        concurrency: int = 8,
+        intra_applier_concurrency: int = 1,
+        num_frags: int | None = None,
+        commit_granularity: int = 64,
+        batch_size: int | None = None,
+        checkpoint_size: int | None = None,
+        on_error: Literal["fail", "null"] = "fail",
+        max_failures: float | None = None,
+        force: bool = False,
+        retry_failed: bool = False,
+        unverified: Literal["trust", "recompute"] = "trust",
+        foreign: Literal["keep", "recompute"] = "keep",
+        inputs: Literal["wait", "as_is"] = "wait",
+        include_new: bool = False,
+        params: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        resource_timeout: float = 600.0,
+        executor: Literal["ray", "local"] | Executor | None = None,
+        progress: bool | Observer | None = None,
+    ) -> BackfillResult:
+        """Compute the missing and stale rows of computed columns.
+
+        Every batch is checkpointed and every ``commit_granularity`` fragments become visible:
+        after a crash, an interrupt or an error the same call continues where it stopped.
+
+        Parameters
+        ----------
+        columns
+            One computed column or several; several are computed in dependency order.
+        where
+            SQL filter. Rows for which it is true are computed, also when they hold a value; the
+            others keep what they have. Without it: rows that are missing or stale.
+        concurrency
+            Applier processes (Ray actors); what the cluster can hold starts, the rest joins.
+        intra_applier_concurrency
+            UDF calls at once in each applier: threads, or awaits of an async UDF.
+        num_frags
+            At most so many fragments that need work are computed in this call.
+        commit_granularity
+            Fragments per intermediate commit.
+        batch_size, checkpoint_size
+            Rows per UDF call and per checkpoint record; by default they follow the bytes per row
+            and the measured time.
+        on_error
+            ``"fail"`` stops at the first failing row; ``"null"`` stores null and records it.
+        max_failures
+            With ``on_error="null"``: more failures (a count, or a fraction below 1) stop the job.
+        force
+            Compute what the filter selects, whatever was recorded.
+        retry_failed
+            Try rows again that failed earlier.
+        unverified, foreign
+            Whether to recompute values whose history is gone, or that somebody else wrote.
+        inputs
+            ``"wait"`` leaves rows whose computed input is missing or stale; ``"as_is"`` does not.
+        include_new
+            Also compute rows that are appended while the job runs.
+        params
+            Overrides of the UDF's declared parameters, for this call.
+        timeout
+            Seconds after which the job stops, as `Job.cancel` would.
+        resource_timeout
+            Seconds to wait for an autoscaler to bring the first applier.
+        executor
+            ``"ray"`` (default), ``"local"`` (threads of this process), or one of your own.
+        progress
+            ``True`` or ``False`` for the bar; by default on a terminal or in a notebook.
+
+        Returns
+        -------
+        BackfillResult
+            Counts, versions, failures; prints as a summary.
+
+        Raises
+        ------
+        RequestError
+            The request is wrong; nothing was started.
+        JobError
+            It ended before it was complete; what was finished is kept.
+        """
+        job = self._prepare(columns, _arguments(locals()), executor, params)
+        with observer_for(progress, job.names) as observe:
+            return job.run(observe)
+
+    def backfill_async(self, columns: str | Sequence[str], **arguments: Any) -> Job:
+        """Begin a backfill in a thread of this process; takes what `backfill` takes."""
+        known = _with_defaults(arguments)
+        observe = known.pop("progress")
+        job = self._prepare(columns, known, known.pop("executor"), known.pop("params"))
+
+        def work() -> BackfillResult:
+            with observer_for(observe if callable(observe) else bool(observe), job.names) as see:
+                return job.run(see)
+
+        return Job(job.control, work)
+
+    def plan_backfill(self, columns: str | Sequence[str], **arguments: Any) -> Plan:
+        """Say per fragment what `backfill` with the same arguments would do; nothing runs.
+
+        Several columns are planned one by one; the plan of the first that has work is returned.
+        """
+        known = _with_defaults(arguments)
+        params = known.pop("params")
+        options = _options(known)
+        plans = [
+            plan(self.storage, prepare(self.storage, self.storage.open(), name, options, params))
+            for name in self._ordered(columns)
+        ]
+        return next((p for p in plans if p.to_compute), plans[0])
+
+    def coverage(self, column: str) -> Coverage:
+        """Count per fragment the rows that are computed, stale and missing; no UDF is loaded."""
+        binding = self._binding(column)
+        return coverage(self.storage, column, binding)
+
+    def _prepare(
+        self,
+        columns: str | Sequence[str],
+        arguments: dict[str, Any],
+        executor: str | Executor | None,
+        params: Mapping[str, Any] | None,
+    ) -> _Run:
+        options = _options(arguments)
+        names = self._ordered(columns)
+        runner = self._executor(executor, options)
+        return _Run(self, names, options, dict(params or {}), runner)
+
+    def _ordered(self, columns: str | Sequence[str]) -> list[str]:
+        """Check columns and return one of each group, in dependency order."""
+        names = [columns] if isinstance(columns, str) else list(columns)
+        if not names:
+            raise SettingError("no column given")
+        bindings = {n: self._binding(n) for n in names}
+        everything = self.computed_columns()
+        groups: dict[str, str] = {}
+        for name in dependency_order(everything, names):
+            groups.setdefault(bindings[name].incarnation, name)
+        return list(groups.values())
+
+    def _executor(self, executor: str | Executor | None, options: Options) -> Executor:
+        if executor == "local":
+            return LocalExecutor()
+        if executor is None or executor == "ray":
+            from geneva.execute.ray import RayExecutor
+
+            return RayExecutor(self._ray, options.resource_timeout)
+        if isinstance(executor, str):
+            raise SettingError(f"executor={executor!r} is unknown; choose 'ray' or 'local'")
+        return executor
+
+
+class _Run:
+    """One call of backfill: its columns one after the other, under one control."""
+
+    def __init__(
+        self,
+        table: Table,
+        names: list[str],
+        options: Options,
+        params: dict[str, Any],
+        executor: Executor,
+    ) -> None:
+        self.names = tuple(names)
+        self._table, self._options, self._params = table, options, params
+        self._executor = executor
+        storage = table.storage
+        # All requests are checked before the first row is computed.
+        self._requests = [
+            prepare(storage, storage.open(), n, options, params or None) for n in names
+        ]
+        self.control = Control(uuid4().hex[:12], self.names, options.timeout)
+
+    def run(self, observe: Observer) -> BackfillResult:
+        storage = self._table.storage
+        results = []
+        try:
+            for request in self._requests:
+                results.append(
+                    backfill(storage, request, self._executor, self.control, observe)
+                )
+        finally:
+            self._table._inner.checkout_latest()  # noqa: SLF001 - same module
+        return combined(results)
+
+
+def _is_udf(value: Any) -> bool:
+    return not isinstance(value, str) and callable(value)
+
+
+def _struct_types(udf: UDF) -> list[pa.DataType]:
+    if not pa.types.is_struct(udf.data_type):
+        raise UdfError(
+            f"UDF {udf.name!r} fills several columns, so it must return a struct, "
+            f"not {udf.data_type}"
+        )
+    return [udf.data_type.field(i).type for i in range(udf.data_type.num_fields)]
+
+
+def _output_types(names: tuple[str, ...], udf: UDF) -> list[pa.DataType]:
+    if len(names) == 1:
+        return [udf.data_type]
+    types = _struct_types(udf)
+    if len(types) != len(names):
+        raise UdfError(
+            f"UDF {udf.name!r} returns {len(types)} fields ({udf.data_type}) for "
+            f"{len(names)} columns ({', '.join(names)})"
+        )
+    return types
+
+
+def _check_binding(schema: pa.Schema, names: tuple[str, ...], binding: Binding) -> None:
+    after = dict(bindings_of(schema))
+    after |= dict.fromkeys(names, binding)
+    for path in binding.inputs:
+        known = {*schema.names, *names}
+        head = path if path in known else path.split(".")[0]
+        if head in names:
+            if not binding.reads_own_output:
+                raise UdfError(
+                    f"UDF {binding.udf!r} reads {head!r}, the column that it writes; declare "
+                    "reads_own_output=True if that is meant"
+                )
+            continue
+        top_level(schema, path)
+    dependency_order(after, list(after))
+
+
+def _arguments(names: dict[str, Any]) -> dict[str, Any]:
+    """Return the options among a function's local names."""
+    return {f.name: names[f.name] for f in dataclass_fields(Options)}
+
+
+def _with_defaults(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the defaults of `Table.backfill`; unknown names are refused as Python would."""
+    known = {
+        p.name: p.default
+        for p in inspect.signature(Table.backfill).parameters.values()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    unknown = sorted(set(arguments) - set(known))
+    if unknown:
+        raise SettingError(f"unknown argument {unknown[0]!r}; arguments: {', '.join(known)}")
+    return known | arguments
+
+
+def _options(arguments: Mapping[str, Any]) -> Options:
+    """Check values.
+
+    Raises
+    ------
+    SettingError
+        One makes no sense.
+    """
+    names = {f.name for f in dataclass_fields(Options)}
+    chosen = {k: v for k, v in arguments.items() if k in names}
+    for name in _POSITIVE:
+        value = chosen.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise SettingError(f"{name}={value!r} must be a whole number")
+        if value is not None and value < 1:
+            raise SettingError(f"{name}={value} must be at least 1")
+    for name, choices in _CHOICES.items():
+        if chosen.get(name, choices[0]) not in choices:
+            listed = " or ".join(repr(c) for c in choices)
+            raise SettingError(f"{name}={chosen[name]!r} is unknown; choose {listed}")
+    for name in ("timeout", "resource_timeout", "max_failures"):
+        value = chosen.get(name)
+        if value is not None and (not isinstance(value, int | float) or value < 0):
+            raise SettingError(f"{name}={value!r} must be a number that is not negative")
+    if chosen.get("where") is not None and not isinstance(chosen["where"], str):
+        raise SettingError(f"where={chosen['where']!r} must be SQL text")
+    if chosen.get("max_failures") is not None and chosen.get("on_error") != "null":
+        raise SettingError("max_failures counts the failures that on_error='null' records; set it")
+    return Options(**chosen)

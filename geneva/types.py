@@ -1,0 +1,329 @@
+"""Frozen values that cross the stages of a backfill.
+
+Nothing here does any work: a stage takes these, a stage returns these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+import pyarrow as pa
+
+from geneva.rows import RowClass, RowMap, RowSet
+
+OnError = Literal["fail", "null"]
+
+
+def stored_type(data_type: pa.DataType) -> pa.DataType:
+    """Return the type that a column is handled and journaled as: dictionaries are decoded."""
+    return data_type.value_type if pa.types.is_dictionary(data_type) else data_type
+
+
+class JobState(StrEnum):
+    """State of a backfill job, as a person reads it."""
+
+    PENDING = "PENDING"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    PAUSING = "PAUSING"
+    PAUSED = "PAUSED"
+    CANCELLING = "CANCELLING"
+    SUCCEEDED = "SUCCEEDED"
+    PARTIAL = "PARTIAL"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def ended(self) -> bool:
+        """Whether the state never changes again."""
+        return self in _ENDED
+
+
+_ENDED = {JobState.SUCCEEDED, JobState.PARTIAL, JobState.FAILED, JobState.CANCELLED}
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a running job can say of itself at one moment.
+
+    Attributes
+    ----------
+    rows_total
+        Rows that the plan computes; ``None`` while a filter is still being evaluated.
+    rows_computed, rows_failed
+        Rows done by this job, replayed checkpoints included; failed rows are part of them.
+    rows_replayed
+        Rows taken from the checkpoints of an earlier attempt instead of being computed.
+    appliers_ready, appliers_wanted
+        Worker processes that work, and that the job asked for.
+    """
+
+    job_id: str
+    columns: tuple[str, ...]
+    state: JobState
+    reason: str = ""
+    rows_total: int | None = None
+    rows_computed: int = 0
+    rows_replayed: int = 0
+    rows_failed: int = 0
+    fragments_total: int = 0
+    fragments_done: int = 0
+    fragments_committed: int = 0
+    appliers_ready: int = 0
+    appliers_wanted: int = 0
+    seconds: float = 0.0
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows computed per second since the job began."""
+        return self.rows_computed / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until the end at the present rate, or ``None`` when nobody can tell."""
+        if self.rows_total is None or not self.rows_computed:
+            return None
+        return max(self.rows_total - self.rows_computed, 0) / self.rows_per_s
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The columns that one job fills and the binding that says how.
+
+    Attributes
+    ----------
+    columns, data_types
+        Of the output columns; several when a struct-returning UDF fills a group.
+    incarnation
+        Identity of this column group; a dropped and re-added column gets another.
+    digest, bound_digest
+        Of the UDF with the job's parameters, and as it is bound to the column.
+    fields
+        Which field of the struct that the UDF returns fills each column; empty if the UDF's
+        result is the one column.
+    """
+
+    columns: tuple[str, ...]
+    data_types: tuple[pa.DataType, ...]
+    incarnation: str
+    digest: str
+    bound_digest: str
+    inputs: tuple[str, ...]
+    fields: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The columns' names, for people."""
+        return ", ".join(self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The arguments of one backfill, checked; see `geneva.Table.backfill` for their meaning."""
+
+    where: str | None = None
+    concurrency: int = 8
+    intra_applier_concurrency: int = 1
+    num_frags: int | None = None
+    commit_granularity: int = 64
+    batch_size: int | None = None
+    checkpoint_size: int | None = None
+    on_error: OnError = "fail"
+    max_failures: float | None = None
+    force: bool = False
+    retry_failed: bool = False
+    unverified: Literal["trust", "recompute"] = "trust"
+    foreign: Literal["keep", "recompute"] = "keep"
+    inputs: Literal["wait", "as_is"] = "wait"
+    include_new: bool = False
+    timeout: float | None = None
+    resource_timeout: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a worker takes: a fragment, or a range of its physical rows.
+
+    Attributes
+    ----------
+    key
+        Hash of all that makes the work what it is; checkpoints are found by it.
+    version
+        Table version to read from.
+    start, stop
+        Physical rows, half-open.
+    sources
+        (field id, data files) that supply the inputs, expected unchanged at commit.
+    need
+        Rows that may be computed, before the filter; ``None`` for all.
+    carry
+        Classes of the values that are there already; ``None`` when there are none.
+    target_file
+        The data file that holds the present values, expected unchanged at commit.
+    row_class
+        Class that computed rows get (their filters are merged with those of ``carry``).
+    keep_wheres
+        Classes of ``carry`` whose filters stay true of a row that is computed again.
+    resume
+        Checkpoint logs of earlier attempts.
+    checkpointed
+        Rows that the logs hold when spans computed all of them; then no input is read.
+    attempt
+        How many workers died of this task.
+    assemble
+        Write the column file at the end; else only checkpoint.
+    complete
+        Every live row is computed here and none may fail, so the present values are not needed
+        and the file's name can vouch for all rows.
+    """
+
+    key: str
+    version: int
+    fragment_id: int
+    rows: int
+    deleted: int
+    start: int
+    stop: int
+    sources: tuple[tuple[int, str], ...]
+    need: RowSet | None
+    carry: RowMap | None
+    target_file: str | None
+    row_class: RowClass
+    keep_wheres: tuple[int, ...] = ()
+    resume: tuple[str, ...] = ()
+    checkpointed: int | None = None
+    attempt: int = 0
+    assemble: bool = True
+    complete: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the task covers its fragment."""
+        return self.start == 0 and self.stop == self.rows
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One row that the UDF failed on."""
+
+    fragment_id: int
+    row: int
+    row_id: int
+    error: str
+    message: str
+    traceback: str
+    attempts: int
+    input: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Rows of one finished task, by what happened to them."""
+
+    computed: int = 0
+    replayed: int = 0
+    failed: int = 0
+    overwritten: int = 0
+    seconds_read: float = 0.0
+    seconds_udf: float = 0.0
+    seconds_checkpoint: float = 0.0
+    seconds_write: float = 0.0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, f) + getattr(other, f) for f in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnFile:
+    """One fragment's complete values, written, synced and validated; not yet committed."""
+
+    fragment_id: int
+    rows: int
+    name: str
+    row_map: RowMap
+    sources: tuple[tuple[int, str], ...]
+    target_file: str | None
+    logs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskDone:
+    """A task's outcome; ``file`` is ``None`` for a span, or when the filter matched nothing."""
+
+    key: str
+    fragment_id: int
+    start: int
+    stop: int
+    file: ColumnFile | None
+    counts: Counts
+    failures: tuple[Failure, ...] = ()
+    logs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JobSettings:
+    """What every applier of a job must know besides its tasks; small and picklable."""
+
+    job_id: str
+    target: Target
+    where: str | None
+    on_error: OnError
+    batch_size: int | None
+    checkpoint_size: int | None
+    threads: int
+    read_rows: int
+    readahead: int | None
+    retry_failed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailed:
+    """The UDF failed on a task, or the worker could not carry it out.
+
+    Attributes
+    ----------
+    kind
+        ``udf``: the UDF raised or returned something unusable; ``table``: the version or files
+        that the task reads are gone; ``storage``: reading or writing failed; ``setup``: the
+        applier could not start.
+    failure
+        The row, when one is to blame.
+    """
+
+    task: Task
+    kind: Literal["udf", "table", "storage", "setup"]
+    message: str
+    failure: Failure | None = None
+    traceback: str = ""
+    cause: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStopped:
+    """The task stopped at a batch boundary because the job is being stopped."""
+
+    task: Task
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLost:
+    """The worker died while it had the task; ``started`` says whether it was working on it."""
+
+    task: Task
+    reason: str
+    started: bool
+
+
+TaskEvent = TaskDone | TaskFailed | TaskStopped | TaskLost
+
+
+@dataclass(frozen=True, slots=True)
+class Workers:
+    """Where an executor stands."""
+
+    ready: int
+    wanted: int
+    rows_done: int
+    waiting_for: str = ""

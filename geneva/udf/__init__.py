@@ -1,0 +1,27 @@
+"""What a UDF is: its declaration, type, digest and pickle, and how one batch of it is called."""
+
+from geneva.udf.call import Applied, Caller
+from geneva.udf.convert import to_arrow
+from geneva.udf.declare import UDF, UdfFactory, as_udf, from_reference, udf
+from geneva.udf.failures import BadResult, RowError, RowFailed
+from geneva.udf.infer import arrow_type
+from geneva.udf.retry import Retry
+from geneva.udf.signature import Container, UdfKind
+
+__all__ = [
+    "UDF",
+    "Applied",
+    "BadResult",
+    "Caller",
+    "Container",
+    "Retry",
+    "RowError",
+    "RowFailed",
+    "UdfFactory",
+    "UdfKind",
+    "arrow_type",
+    "as_udf",
+    "from_reference",
+    "to_arrow",
+    "udf",
+]

@@ -1,0 +1,363 @@
+"""Calling a UDF on one batch: retry, bisection, and what to do with a row that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, assert_never
+
+import pyarrow as pa
+
+from geneva.types import OnError
+from geneva.udf.convert import to_arrow
+from geneva.udf.declare import UDF
+from geneva.udf.failures import BadResult, RowError, RowFailed, shorten, shorten_text
+from geneva.udf.inputs import batch_arguments, python_columns
+from geneva.udf.retry import Retry
+from geneva.udf.signature import UdfKind
+
+_ONCE = Retry(attempts=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a UDF made of one batch: a value per row, null where `failures` has the row."""
+
+    values: pa.Array
+    failures: tuple[RowError, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error: Exception
+    attempts: int
+
+
+class Caller:
+    """Calls one UDF, batch after batch, from any number of threads.
+
+    Parameters
+    ----------
+    udf
+        The UDF; a stateful one is built here, once per caller or once per thread.
+    on_error
+        ``"fail"`` raises `RowFailed` for a row that fails; ``"null"`` makes it null and records it.
+    awaits
+        Calls of an async UDF that are under way at once, per thread.
+    """
+
+    def __init__(self, udf: UDF, on_error: OnError = "fail", awaits: int = 1) -> None:
+        self._udf = udf
+        self._on_error = on_error
+        self._awaits = max(1, awaits)
+        self._retry = udf.retry or _ONCE
+        self._lock = threading.Lock()
+        self._shared: Callable[..., Any] | None = None
+        self._local = threading.local()
+        self._runners: list[asyncio.Runner] = []
+
+    def open(self) -> Self:
+        """Build the UDF now, for this thread; idempotent."""
+        self._instance()
+        return self
+
+    def close(self) -> None:
+        """End the event loops. The caller's threads must be idle."""
+        with self._lock:
+            runners, self._runners = self._runners, []
+        for runner in runners:
+            runner.close()
+        self._local = threading.local()
+
+    def __enter__(self) -> Self:
+        """Build the UDF."""
+        return self.open()
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def __call__(self, batch: pa.RecordBatch) -> Applied:
+        """Apply the UDF to a batch that holds just its input columns, in order.
+
+        Raises
+        ------
+        RowFailed
+            With ``on_error="fail"``, for the first row that fails.
+        BadResult
+            If the result has the wrong length, or values that the column cannot hold.
+        """
+        if not batch.num_rows:
+            return Applied(to_arrow([], self._udf.data_type, 0))
+        match self._udf.kind:
+            case UdfKind.SCALAR:
+                return self._rows(batch)
+            case UdfKind.ASYNC:
+                return self._awaited(batch)
+            case UdfKind.BATCH | UdfKind.RECORD_BATCH:
+                return self._arrays(batch)
+            case unknown:
+                assert_never(unknown)
+
+    def _instance(self) -> Callable[..., Any]:
+        if self._udf.stateful and self._udf.instances == "thread":
+            if not hasattr(self._local, "instance"):
+                self._local.instance = self._udf.instantiate()
+            return self._local.instance  # type: ignore[no-any-return]
+        if self._shared is None:
+            with self._lock:
+                if self._shared is None:
+                    self._shared = self._udf.instantiate()
+        return self._shared
+
+    # -- rows ---------------------------------------------------------------------------------
+
+    def _rows(self, batch: pa.RecordBatch) -> Applied:
+        columns = python_columns(batch)
+        call = self._instance()
+        results: list[Any] = []
+        failures: list[RowError] = []
+        pending = map(call, *columns)
+        # `extend` keeps what it appended before a row raised, and the iterator then stands behind
+        # that row: so the rows without a failure cost no Python code of ours.
+        while len(results) < batch.num_rows:
+            try:
+                results.extend(pending)
+                if len(results) == batch.num_rows:
+                    break
+                # The row raised StopIteration, which `extend` took for the end.
+                raise RuntimeError("the UDF raised StopIteration")
+            except MemoryError:
+                raise
+            except Exception as error:
+                row = len(results)
+                arguments = [column[row] for column in columns]
+                outcome = self._again(lambda a=arguments: call(*a), error, self._retry)
+                results.append(self._settle(batch, row, outcome, failures))
+        return self._applied(batch, results, failures)
+
+    def _awaited(self, batch: pa.RecordBatch) -> Applied:
+        columns = python_columns(batch)
+        outcomes = self._runner().run(self._await_all(self._instance(), columns, batch.num_rows))
+        failures: list[RowError] = []
+        results = [
+            self._settle(batch, row, outcome, failures) for row, outcome in enumerate(outcomes)
+        ]
+        return self._applied(batch, results, failures)
+
+    async def _await_all(
+        self, call: Callable[..., Any], columns: Sequence[list[Any]], rows: int
+    ) -> list[Any]:
+        outcomes: list[Any] = [None] * rows
+        order = iter(enumerate(zip(*columns, strict=True)))
+        stop = False
+
+        async def work(order: Iterator[tuple[int, tuple[Any, ...]]]) -> None:
+            nonlocal stop
+            for row, arguments in order:
+                outcomes[row] = await self._await_one(call, arguments)
+                # Calls under way are left to end, so that the first failing row is the lowest
+                # one and not the quickest one; later rows are not begun.
+                stop = stop or (self._on_error == "fail" and isinstance(outcomes[row], _Failure))
+                if stop:
+                    return
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self._awaits, rows)):
+                    group.create_task(work(order))
+        except BaseExceptionGroup as several:
+            # Only what is no failure of a row gets here, such as MemoryError.
+            raise several.exceptions[0] from several
+        return outcomes
+
+    async def _await_one(self, call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+        waits = self._retry.waits_s()
+        for attempt in range(self._retry.attempts):
+            try:
+                return await call(*arguments)
+            except MemoryError:
+                raise
+            except Exception as error:
+                if attempt >= len(waits) or not isinstance(error, self._retry.on):
+                    return _Failure(error, attempt + 1)
+            await asyncio.sleep(waits[attempt])
+        raise AssertionError("unreachable: the last attempt returns")
+
+    def _runner(self) -> asyncio.Runner:
+        if not hasattr(self._local, "runner"):
+            self._local.runner = asyncio.Runner()
+            with self._lock:
+                self._runners.append(self._local.runner)
+        return self._local.runner  # type: ignore[no-any-return]
+
+    def _settle(
+        self, batch: pa.RecordBatch, row: int, outcome: Any, failures: list[RowError]
+    ) -> Any:
+        """Return a row's value; for a failed row raise, or record it and return ``None``."""
+        if not isinstance(outcome, _Failure):
+            return outcome
+        failure = _row_error(batch, row, outcome)
+        if self._on_error == "fail":
+            raise RowFailed(failure) from outcome.error
+        failures.append(failure)
+        return None
+
+    def _applied(
+        self, batch: pa.RecordBatch, results: list[Any], failures: list[RowError]
+    ) -> Applied:
+        try:
+            values = to_arrow(results, self._udf.data_type, batch.num_rows)
+        except BadResult as bad:
+            raise self._named(bad, batch) from bad.__cause__
+        return Applied(values, tuple(failures))
+
+    def _again(self, call: Callable[[], Any], error: Exception, retry: Retry) -> Any:
+        """Repeat a call that just failed, as `retry` says; return its value or its failure."""
+        attempts = 1
+        for wait_s in retry.waits_s():
+            if not isinstance(error, retry.on):
+                break
+            time.sleep(wait_s)
+            attempts += 1
+            try:
+                return call()
+            except MemoryError:
+                raise
+            except Exception as again:
+                error = again
+        return _Failure(error, attempts)
+
+    # -- arrays -------------------------------------------------------------------------------
+
+    def _arrays(self, batch: pa.RecordBatch) -> Applied:
+        outcome = self._on_slice(batch, 0, batch.num_rows, self._retry)
+        if not isinstance(outcome, _Failure):
+            return Applied(outcome)
+        if self._on_error == "fail":
+            raise self._blame(batch, outcome)
+        parts: list[pa.Array] = []
+        failures: list[RowError] = []
+        self._halve(batch, 0, batch.num_rows, outcome, parts, failures)
+        return Applied(pa.concat_arrays(parts), tuple(failures))
+
+    def _on_slice(self, batch: pa.RecordBatch, start: int, rows: int, retry: Retry) -> Any:
+        """Call the UDF on some rows; return an array or a failure, raise for a bad result."""
+        part = batch.slice(start, rows)
+        call = self._instance()
+
+        def attempt() -> Any:
+            return call(*batch_arguments(part, self._udf.kind, self._udf.container))
+
+        try:
+            values = attempt()
+        except MemoryError:
+            raise
+        except Exception as error:
+            values = self._again(attempt, error, retry)
+            if isinstance(values, _Failure):
+                return values
+        try:
+            return to_arrow(values, self._udf.data_type, rows)
+        except BadResult as bad:
+            raise self._named(bad, part, start) from bad.__cause__
+
+    def _halve(
+        self,
+        batch: pa.RecordBatch,
+        start: int,
+        rows: int,
+        failed: _Failure,
+        parts: list[pa.Array],
+        failures: list[RowError],
+    ) -> None:
+        """Null the bad rows of a failed range: about ``2 * log2(rows)`` calls for each."""
+        if rows == 1:
+            failures.append(_row_error(batch, start, failed))
+            parts.append(pa.nulls(1, self._udf.data_type))
+            return
+        left = rows // 2
+        for first, count in ((start, left), (start + left, rows - left)):
+            outcome = self._on_slice(batch, first, count, self._retry)
+            if isinstance(outcome, _Failure):
+                self._halve(batch, first, count, outcome, parts, failures)
+            else:
+                parts.append(outcome)
+
+    def _blame(self, batch: pa.RecordBatch, failed: _Failure) -> RowFailed:
+        """Find one row that fails alone, in at most ``log2(rows) + 2`` calls without retries."""
+        start, rows, last = 0, batch.num_rows, failed
+        known = True
+        while rows > 1:
+            left = rows // 2
+            outcome = self._quietly(batch, start, left)
+            # When the left half is fine, the right half is taken to be the bad one unasked: a
+            # call may cost seconds, and the row that is left at the end is tried alone anyway.
+            known = isinstance(outcome, _Failure)
+            if isinstance(outcome, _Failure):
+                rows, last = left, outcome
+            else:
+                start, rows = start + left, rows - left
+        if not known:
+            outcome = self._quietly(batch, start, 1)
+            known = isinstance(outcome, _Failure)
+            last = outcome if isinstance(outcome, _Failure) else last
+        if known:
+            alone = _row_error(batch, start, _Failure(last.error, failed.attempts))
+            return _caused(RowFailed(alone), last.error)
+        whole = _row_error(batch, 0, failed)
+        note = f"{whole.message} (no row fails alone: the batch of {batch.num_rows} rows does)"
+        return _caused(
+            RowFailed(RowError(0, whole.error, note, whole.traceback, whole.attempts, whole.input)),
+            failed.error,
+        )
+
+    def _quietly(self, batch: pa.RecordBatch, start: int, rows: int) -> Any:
+        """Call without retries while looking for a row; a bad result is no failure here."""
+        try:
+            return self._on_slice(batch, start, rows, _ONCE)
+        except BadResult:
+            return None
+
+    def _named(self, bad: BadResult, batch: pa.RecordBatch, start: int = 0) -> BadResult:
+        """Add UDF, row and input to a result that cannot be stored."""
+        row = bad.failure.row
+        text = _excerpt(batch, row) if bad.of_row else ""
+        return bad.seen(self._udf.name, row + start, text)
+
+
+def _caused(failed: RowFailed, cause: Exception) -> RowFailed:
+    failed.__cause__ = cause
+    return failed
+
+
+def _row_error(batch: pa.RecordBatch, row: int, failure: _Failure) -> RowError:
+    error = failure.error
+    return RowError(
+        row=row,
+        error=type(error).__qualname__,
+        message=_text(error),
+        traceback="".join(traceback.format_exception(error)),
+        attempts=failure.attempts,
+        input=_excerpt(batch, row),
+    )
+
+
+def _text(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception as second:
+        return f"(its text cannot be shown: {type(second).__name__})"
+
+
+def _excerpt(batch: pa.RecordBatch, row: int) -> str:
+    each = max(20, 200 // max(1, batch.num_columns))
+    names = batch.schema.names
+    cells = (
+        f"{name}={shorten(batch.column(i)[row].as_py(), each)}" for i, name in enumerate(names)
+    )
+    return shorten_text(", ".join(cells))

@@ -1,0 +1,97 @@
+"""What can go wrong with one row, as values that cross processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+_EXCERPT_CHARS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """One row that the UDF could not compute.
+
+    Attributes
+    ----------
+    row
+        Position in the batch that was passed to the caller, from 0.
+    error, message, traceback
+        Type name, text and formatted traceback of the original exception.
+    attempts
+        Calls made with this row before giving up, retries included.
+    input
+        The row's input values, shortened to about 200 characters.
+    """
+
+    row: int
+    error: str
+    message: str
+    traceback: str = ""
+    attempts: int = 1
+    input: str = ""
+
+
+class RowFailed(Exception):  # noqa: N818  an outcome of a row, not one of the library's errors
+    """The UDF raised on a row; `failure` says which and why.
+
+    The original exception is the ``__cause__`` in the process that raised it; across processes
+    only its traceback's text travels, because user exceptions need not be picklable.
+    """
+
+    def __init__(self, failure: RowError) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+    def __str__(self) -> str:
+        """Say row, error and input in one line."""
+        of = f" with input {self.failure.input}" if self.failure.input else ""
+        return f"row {self.failure.row}{of}: {self.failure.error}: {self.failure.message}"
+
+
+class BadResult(RowFailed):
+    """The UDF returned what its column cannot hold: wrong length, wrong type or a loss.
+
+    Never recorded as a failed row: it says that the definition is wrong, not the data. `of_row`
+    tells whether one row of the result is to blame, or its length or form.
+    """
+
+    def __init__(self, failure: RowError, of_row: bool = False) -> None:
+        super().__init__(failure)
+        self.args = (failure, of_row)
+        self.of_row = of_row
+
+    @classmethod
+    def at(cls, row: int | None, message: str) -> Self:
+        """Build one for a row of the result, or for the result as a whole."""
+        error = RowError(row=row or 0, error="BadResult", message=message)
+        return cls(error, of_row=row is not None)
+
+    def seen(self, udf_name: str, row: int, input_text: str) -> BadResult:
+        """Return the same with the UDF's name, the row in the batch, and its input."""
+        message = f"UDF {udf_name!r}: {self.failure.message}"
+        failure = replace(self.failure, message=message, row=row, input=input_text)
+        return BadResult(failure, self.of_row)
+
+    def __str__(self) -> str:
+        """Say what was expected, what came, and for which input."""
+        of = f" (row {self.failure.row} of the batch" if self.of_row else ""
+        if of and self.failure.input:
+            of += f", input {self.failure.input}"
+        return self.failure.message + (f"{of})" if of else "")
+
+
+def shorten(value: Any, chars: int = _EXCERPT_CHARS) -> str:
+    """Return ``repr(value)``, cut to so many characters; never raises."""
+    try:
+        if isinstance(value, str | bytes) and len(value) > chars:
+            value = value[:chars]
+        text = repr(value)
+    except Exception as error:
+        text = f"<{type(value).__name__}, whose repr raised {type(error).__name__}>"
+    return shorten_text(text, chars)
+
+
+def shorten_text(text: str, chars: int = _EXCERPT_CHARS) -> str:
+    """Cut a text to so many characters."""
+    return text if len(text) <= chars else text[: chars - 1] + "…"

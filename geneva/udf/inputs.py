@@ -1,0 +1,48 @@
+"""A batch's columns in the form that the UDF asked for."""
+
+from __future__ import annotations
+
+from typing import Any, assert_never
+
+import numpy as np
+import pyarrow as pa
+
+from geneva.udf.signature import Container, UdfKind
+
+
+def python_columns(batch: pa.RecordBatch) -> list[list[Any]]:
+    """Return each column as Python values; null is ``None``."""
+    return [column.to_pylist() for column in batch.columns]
+
+
+def batch_arguments(batch: pa.RecordBatch, kind: UdfKind, container: Container) -> list[Any]:
+    """Return the arguments of one call of a batch or record-batch UDF."""
+    if kind is UdfKind.RECORD_BATCH:
+        return [batch]
+    match container:
+        case "arrow":
+            return list(batch.columns)
+        case "numpy":
+            return [_to_numpy(column) for column in batch.columns]
+        case "pandas":
+            return [column.to_pandas() for column in batch.columns]
+        case "python":
+            return python_columns(batch)
+        case unknown:
+            assert_never(unknown)
+
+
+def _to_numpy(column: pa.Array) -> np.ndarray[Any, Any]:
+    """Return a 1-D array, and a 2-D one for vectors without nulls: (rows, length of a vector).
+
+    NumPy has no null: in a number column nulls become NaN (integers become float64), elsewhere
+    ``None``.
+    """
+    kind = column.type
+    if pa.types.is_fixed_size_list(kind) and not column.null_count:
+        flat = column.flatten()
+        if not flat.null_count and pa.types.is_primitive(flat.type):
+            values: np.ndarray[Any, Any] = flat.to_numpy(zero_copy_only=False)
+            return values.reshape(len(column), kind.list_size)
+    converted: np.ndarray[Any, Any] = column.to_numpy(zero_copy_only=False)
+    return converted

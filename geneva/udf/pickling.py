@@ -1,0 +1,146 @@
+"""A UDF -> bytes that a worker without the user's modules can read, and back."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pickle
+import platform
+import sys
+import threading
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import cloudpickle  # type: ignore[import-untyped]
+
+from geneva.errors import UdfError
+from geneva.udf.failures import shorten
+from geneva.udf.project import is_own_module
+
+_MAGIC = b"geneva-udf/1 "
+_MAX_DEPTH = 12
+T = TypeVar("T")
+# cloudpickle's registry is one per process.
+_REGISTRY_LOCK = threading.RLock()
+
+
+def dumps(udf: Any) -> bytes:
+    """Pickle with the user's own modules by value, behind a line that names Python's version."""
+    with _by_value():
+        try:
+            body = cloudpickle.dumps(udf)
+        except Exception as error:
+            path, culprit = _culprit(udf, f"UDF {udf.name!r}", 0) or (f"UDF {udf.name!r}", udf)
+            raise UdfError(
+                f"UDF {udf.name!r} cannot be pickled because of {path}, a "
+                f"{type(culprit).__module__}.{type(culprit).__qualname__} "
+                f"{shorten(culprit, 80)}: {error}. Create it where it is used, or in a "
+                "stateful UDF's __init__, which runs on the worker"
+            ) from error
+    return _MAGIC + platform.python_version().encode() + b"\n" + body  # type: ignore[no-any-return]
+
+
+def loads(data: bytes, expected: type[T]) -> T:
+    """Read what `dumps` wrote."""
+    head, _, body = bytes(data).partition(b"\n")
+    if not head.startswith(_MAGIC):
+        raise UdfError("these bytes are no pickled UDF")
+    theirs, ours = head[len(_MAGIC) :].decode("ascii", "replace"), platform.python_version()
+    # Bytecode of another minor version may crash the interpreter, so it is not even tried.
+    if theirs.split(".")[:2] != ours.split(".")[:2]:
+        raise UdfError(
+            f"the UDF was pickled by Python {theirs} and cannot be read by Python {ours}; use "
+            "that version, or bind the column anew from here"
+        )
+    try:
+        udf = pickle.loads(body)
+    except Exception as error:
+        missing = f"; {error.name} is not installed here" if isinstance(error, ImportError) else ""
+        raise UdfError(
+            f"the UDF pickled by Python {theirs} cannot be loaded by Python {ours}: "
+            f"{type(error).__name__}: {error}{missing}"
+        ) from error
+    if not isinstance(udf, expected):
+        raise UdfError(f"the pickled object is a {type(udf).__name__}, not a UDF")
+    return udf
+
+
+def import_reference(reference: str) -> Any:
+    """Import what ``module:qualname`` names."""
+    module, _, qualname = reference.partition(":")
+    found: Any = importlib.import_module(module)
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    return found
+
+
+@contextmanager
+def _by_value() -> Iterator[None]:
+    with _REGISTRY_LOCK:
+        known = cloudpickle.list_registry_pickle_by_value()
+        ours = [
+            module
+            for name, module in list(sys.modules.items())
+            if name not in known
+            and name != "__main__"
+            and isinstance(module, types.ModuleType)
+            and module.__name__ == name
+            and is_own_module(name)
+        ]
+        for module in ours:
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            yield
+        finally:
+            for module in ours:
+                cloudpickle.unregister_pickle_by_value(module)
+
+
+def _culprit(thing: Any, path: str, depth: int) -> tuple[str, Any] | None:
+    """Return where in a thing the first unpicklable object sits, and that object."""
+    if _pickles(thing):
+        return None
+    for step, part in _parts(thing) if depth < _MAX_DEPTH else ():
+        found = _culprit(part, f"{step} of {path}" if step else path, depth + 1)
+        if found is not None:
+            return found
+    return path, thing
+
+
+def _pickles(thing: Any) -> bool:
+    try:
+        cloudpickle.dumps(thing)
+    except Exception:
+        return False
+    return True
+
+
+def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(thing, types.FunctionType):
+        seen = inspect.getclosurevars(thing)
+        yield from ((f"closure variable {name!r}", value) for name, value in seen.nonlocals.items())
+        yield from ((f"global {name!r}", value) for name, value in seen.globals.items())
+        for name, parameter in inspect.signature(thing).parameters.items():
+            if parameter.default is not parameter.empty:
+                yield f"default of parameter {name!r}", parameter.default
+    elif isinstance(thing, types.MethodType):
+        yield "", thing.__self__
+        yield "", thing.__func__
+    elif isinstance(thing, functools.partial):
+        yield "function", thing.func
+        yield from ((f"argument {name!r}", value) for name, value in thing.keywords.items())
+        yield from ((f"argument {i}", value) for i, value in enumerate(thing.args))
+    elif isinstance(thing, type):
+        for name, member in vars(thing).items():
+            yield f"attribute {name!r}", getattr(member, "__func__", member)
+    elif isinstance(thing, types.ModuleType):
+        yield from ((f"global {name!r}", value) for name, value in vars(thing).items())
+    elif isinstance(thing, Mapping):
+        yield from ((f"item {shorten(key, 40)}", value) for key, value in thing.items())
+    elif isinstance(thing, list | tuple | set | frozenset):
+        yield from ((f"element {i}", value) for i, value in enumerate(thing))
+    elif hasattr(thing, "__dict__"):
+        yield from ((f"attribute {name!r}", value) for name, value in vars(thing).items())

@@ -1,0 +1,42 @@
+"""Which modules are the user's own."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+
+_INSTALLED = {"site-packages", "dist-packages"}
+
+
+def is_own_module(name: str | None) -> bool:
+    """Whether a module is the user's: not Python's own, not installed, and not Geneva."""
+    if not name:
+        return False
+    top = name.partition(".")[0]
+    if name == "__main__":
+        return True
+    if top == "geneva" or top in sys.stdlib_module_names or top in sys.builtin_module_names:
+        return False
+    module = sys.modules.get(name)
+    return module is not None and _is_own(module)
+
+
+def _is_own(module: ModuleType) -> bool:
+    file = getattr(module, "__file__", None)
+    if file is None:
+        # No file and no spec: made by hand, as notebooks do. Namespace packages have a spec and
+        # no code of their own.
+        return getattr(module, "__spec__", None) is None
+    return _is_own_file(file)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_own_file(file: str) -> bool:
+    path = Path(file)
+    if _INSTALLED & set(path.parts):
+        return False
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    return not path.is_relative_to(stdlib)

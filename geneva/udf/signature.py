@@ -1,0 +1,223 @@
+"""What a callable's parameters and hints say: its kind, its inputs, its type."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal, get_args, get_origin
+
+import numpy as np
+import pyarrow as pa
+
+from geneva.errors import UdfError
+from geneva.udf.infer import arrow_type, element_type
+
+Container = Literal["python", "arrow", "numpy", "pandas"]
+_ANY_CONTAINER = ("Array", "ndarray", "Series", "RecordBatch", "ChunkedArray", "NDArray")
+_UNKNOWN = object()
+
+
+class UdfKind(StrEnum):
+    """What one call of a UDF takes."""
+
+    SCALAR = "scalar"
+    ASYNC = "async"
+    BATCH = "batch"
+    RECORD_BATCH = "record_batch"
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What was read from a callable; `data_type` is ``None`` where the hints do not tell.
+
+    `least` and `most` bound how many columns the callable takes (``None``: any number).
+    """
+
+    kind: UdfKind
+    container: Container
+    columns: tuple[str, ...]
+    least: int
+    most: int | None
+    data_type: pa.DataType | None
+    type_problem: str
+
+
+def read_signature(
+    name: str, call: Callable[..., Any], params: Collection[str], scope: Mapping[str, Any]
+) -> Signature:
+    """Read kind, container, column parameters and type from a callable's signature.
+
+    Parameters
+    ----------
+    call
+        The function, or the ``__call__`` of a class bound to nothing (``self`` removed).
+    params
+        Parameters that are settings of the UDF, not columns.
+    scope
+        Local names of the place of definition, for hints that are written as text.
+    """
+    if inspect.isgeneratorfunction(call) or inspect.isasyncgenfunction(call):
+        raise UdfError(f"UDF {name!r} is a generator; return the values instead of yielding them")
+    parameters = _column_parameters(name, call, params)
+    hints = _hints(call, scope)
+    containers = [_container(name, p.name, hints.get(p.name, _UNKNOWN)) for p in parameters]
+    kind, container = _kind(name, call, containers, hints.get("return", _UNKNOWN))
+    data_type, problem = _data_type(name, kind, hints.get("return", _UNKNOWN))
+    named = [p for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
+    return Signature(
+        kind=kind,
+        container=container,
+        columns=tuple(p.name for p in named),
+        least=sum(p.default is inspect.Parameter.empty for p in named),
+        most=len(named) if len(named) == len(parameters) else None,
+        data_type=data_type,
+        type_problem=problem,
+    )
+
+
+def _column_parameters(
+    name: str, call: Callable[..., Any], params: Collection[str]
+) -> list[inspect.Parameter]:
+    try:
+        parameters = inspect.signature(call).parameters
+    except (TypeError, ValueError) as error:
+        raise UdfError(
+            f"UDF {name!r} has no signature that Python can read; wrap it in a function"
+        ) from error
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    unknown = [param for param in params if param not in parameters]
+    if unknown and not takes_any:
+        raise UdfError(
+            f"UDF {name!r} declares the params {', '.join(map(repr, unknown))} but has only the "
+            f"parameters {', '.join(parameters) or '(none)'}"
+        )
+    return [
+        p
+        for p in parameters.values()
+        if p.name not in params and p.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+
+
+def _hints(call: Callable[..., Any], scope: Mapping[str, Any]) -> dict[str, Any]:
+    """Evaluate each hint on its own, so that one unknown name spoils only itself."""
+    function: Any = inspect.unwrap(call)
+    while hasattr(function, "func"):
+        function = function.func
+    function = getattr(function, "__func__", function)
+    raw = getattr(function, "__annotations__", {})
+    # The usual names come first, so that they help only where the module has none of its own:
+    # a library that is imported under TYPE_CHECKING is still understood.
+    names = {"pa": pa, "pyarrow": pa, "np": np, "numpy": np, "typing": typing}
+    names |= {**getattr(function, "__globals__", {}), **scope, **_closure(function)}
+    hints: dict[str, Any] = {}
+    for parameter, hint in raw.items():
+        probe = types.SimpleNamespace(__annotations__={parameter: hint})
+        try:
+            hints |= typing.get_type_hints(probe, names, names, include_extras=True)
+        except (NameError, AttributeError, TypeError, SyntaxError):
+            hints[parameter] = hint
+    return hints
+
+
+def _closure(function: Any) -> dict[str, Any]:
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    found = {}
+    for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=False):
+        try:
+            found[name] = cell.cell_contents
+        except ValueError:  # an empty cell: the name is assigned later
+            continue
+    return found
+
+
+def _container(name: str, parameter: str, hint: Any) -> str | None:
+    """Return the container that a hint names; "batch" for a record batch, ``None`` for no hint."""
+    if hint is _UNKNOWN:
+        return None
+    if isinstance(hint, str):
+        # The text did not evaluate. Guessing "scalar" for an array would call the UDF wrongly.
+        if hint.split("[")[0].rsplit(".", 1)[-1] in _ANY_CONTAINER:
+            raise UdfError(
+                f"the hint {hint!r} of parameter {parameter!r} of UDF {name!r} does not evaluate; "
+                "import its module at run time, not only under TYPE_CHECKING"
+            )
+        return "python"
+    if get_origin(hint) in {typing.Union, types.UnionType} and type(None) in get_args(hint):
+        rest = [arg for arg in get_args(hint) if arg is not type(None)]
+        return _container(name, parameter, rest[0]) if len(rest) == 1 else "python"
+    while hasattr(hint, "__metadata__"):
+        hint = hint.__origin__
+    kind = get_origin(hint) or hint
+    if not isinstance(kind, type):
+        return "python"
+    if issubclass(kind, pa.RecordBatch):
+        return "batch"
+    if issubclass(kind, pa.ChunkedArray | pa.Table):
+        raise UdfError(
+            f"parameter {parameter!r} of UDF {name!r} is hinted {kind.__name__}; a batch is one "
+            "chunk: write pa.Array or pa.RecordBatch"
+        )
+    if issubclass(kind, pa.Array):
+        return "arrow"
+    if issubclass(kind, np.ndarray):
+        return "numpy"
+    if kind.__name__ == "Series" and kind.__module__.split(".")[0] == "pandas":
+        return "pandas"
+    return "python"
+
+
+def _kind(
+    name: str, call: Callable[..., Any], containers: list[str | None], returns: Any
+) -> tuple[UdfKind, Container]:
+    known = {container for container in containers if container}
+    if not known:
+        # Without any hint on a parameter, the hint of the result is all there is to go by.
+        returned = _container(name, "return", returns)
+        known = {returned} if returned in {"arrow", "numpy", "pandas"} else {"python"}
+    if len(known) > 1:
+        raise UdfError(
+            f"UDF {name!r} mixes {', '.join(sorted(map(str, known)))} parameters; a batch UDF "
+            "takes all its columns in one form"
+        )
+    container = known.pop()
+    is_async = inspect.iscoroutinefunction(call)
+    if is_async and container != "python":
+        raise UdfError(f"UDF {name!r} is async, so it takes one row at a time, not arrays")
+    if container == "batch":
+        if len(containers) > 1:
+            raise UdfError(f"UDF {name!r} takes a pa.RecordBatch, so it takes nothing else")
+        return UdfKind.RECORD_BATCH, "arrow"
+    if container == "python":
+        return (UdfKind.ASYNC if is_async else UdfKind.SCALAR), "python"
+    return UdfKind.BATCH, typing.cast(Container, container)
+
+
+def _data_type(name: str, kind: UdfKind, hint: Any) -> tuple[pa.DataType | None, str]:
+    """Return the type that the result's hint gives, and else why it gives none."""
+    if hint is _UNKNOWN:
+        return None, "it has no hint for its result"
+    if isinstance(hint, str):
+        return None, f"the hint {hint!r} of its result does not evaluate"
+    if kind in {UdfKind.SCALAR, UdfKind.ASYNC}:
+        try:
+            return arrow_type(hint), ""
+        except UdfError as error:
+            return None, str(error)
+    if _container(name, "return", hint) == "python" and _is_one_value(hint):
+        raise UdfError(
+            f"UDF {name!r} takes arrays, so it must return one value per row, but its result is "
+            f"hinted {hint!r}; hint it pa.Array, np.ndarray or pd.Series"
+        )
+    return element_type(hint), "its hints do not say what its arrays hold"
+
+
+def _is_one_value(hint: Any) -> bool:
+    try:
+        kind = arrow_type(hint)
+    except UdfError:
+        return False
+    return not (pa.types.is_list(kind) or pa.types.is_struct(kind))

@@ -1,0 +1,203 @@
+"""The rules of the house: sizes, names, pins, links, and that the import contracts bite."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[2]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES = ("geneva", "udfs")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+MODULE_LINES = 500
+FUNCTION_LINES = 50
+FORBIDDEN_NAMES = {"utils", "helpers", "common", "manager", "core"}
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+# ------------------------------------------------------------------------------ import contracts
+
+CONTRACTS = {
+    contract["id"]: contract for contract in PYPROJECT["tool"]["importlinter"]["contracts"]
+}
+
+# (the contract, what is appended to which module of a copy of the packages)
+VIOLATIONS = {
+    "lower_layer_imports_upper": ("layers", {"geneva/errors.py": "import geneva.storage"}),
+    "layers_side_by_side_know_each_other": (
+        "layers",
+        {"geneva/plan/__init__.py": "import geneva.commit", "geneva/commit/__init__.py": ""},
+    ),
+    "module_outside_every_layer": ("layers", {"geneva/planted.py": ""}),
+    "ray_in_a_stage": ("ray", {"geneva/types.py": "import ray"}),
+    "ray_beside_the_ray_executor": (
+        "ray",
+        {"geneva/execute/__init__.py": "", "geneva/execute/planted.py": "from ray.util import x"},
+    ),
+    "lance_in_a_stage": ("lance", {"geneva/types.py": "def f():\n    import lance"}),
+    "lancedb_in_a_stage": ("lance", {"geneva/types.py": "from lancedb.table import Table"}),
+    "lance_in_a_ready_udf": ("lance", {"udfs/planted.py": "import lance"}),
+    "cycle_in_a_folder": (
+        "cycles",
+        {
+            "geneva/storage/one.py": "import geneva.storage.two",
+            "geneva/storage/two.py": "import geneva.storage.one",
+        },
+    ),
+    "udf_reaches_inside": ("surface", {"udfs/planted.py": "from geneva.types import Progress"}),
+    "udf_reaches_inside_udf": (
+        "surface",
+        {
+            "geneva/udf/__init__.py": "",
+            "geneva/udf/planted.py": "",
+            "udfs/planted.py": "import geneva.udf.planted",
+        },
+    ),
+    "geneva_imports_a_ready_udf": ("udfs", {"geneva/types.py": "import udfs"}),
+}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Return a copy of the packages and of the contracts, to plant violations in."""
+    for package in PACKAGES:
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def plant(tree: Path, violation: dict[str, str]) -> None:
+    for name, text in violation.items():
+        path = tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(f"\n{text}\n")
+
+
+def lint_imports(tree: Path, *contract_ids: str) -> subprocess.CompletedProcess[str]:
+    """Run import-linter over the copy, in a fresh process that sees the copy first."""
+    chosen = [argument for name in contract_ids for argument in ("--contract", name)]
+    # With -c the working folder comes first on the path, before the editable install.
+    program = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    return subprocess.run(
+        [sys.executable, "-c", program, "--no-cache", *chosen],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_tree_keeps_every_contract(tree: Path):
+    done = lint_imports(tree)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"Contracts: {len(CONTRACTS)} kept, 0 broken." in done.stdout
+
+
+@pytest.mark.parametrize("name", VIOLATIONS)
+def test_contract_that_does_not_bite(tree: Path, name: str):
+    contract_id, violation = VIOLATIONS[name]
+    plant(tree, violation)
+    done = lint_imports(tree, contract_id)
+    # A crash of the linter also ends with 1: only the verdict on this contract counts.
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"{CONTRACTS[contract_id]['name']} BROKEN" in done.stdout, done.stdout + done.stderr
+
+
+def test_contract_without_a_planted_violation():
+    assert {contract_id for contract_id, _ in VIOLATIONS.values()} == set(CONTRACTS)
+
+
+def test_public_surface_is_not_refused_to_a_udf(tree: Path):
+    # The folder geneva/udf makes `from geneva import udf` look like an import of its inside.
+    surface = "import geneva\nfrom geneva import Retry, udf"
+    plant(tree, {"geneva/udf/__init__.py": "", "udfs/planted.py": surface})
+    done = lint_imports(tree, "surface")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# -------------------------------------------------------------------------------- sizes and names
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of the body, from the first statement that is not the docstring."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+@pytest.mark.parametrize("path", MODULES, ids=named)
+def test_module_or_function_that_outgrew_its_reader(path: Path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= MODULE_LINES
+    long = {
+        node.name: code_lines(node)
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and code_lines(node) > FUNCTION_LINES
+    }
+    assert long == {}
+
+
+def test_module_with_a_name_that_says_nothing():
+    parts = {named(path): path.relative_to(ROOT).with_suffix("").parts for path in MODULES}
+    assert {name: found for name, found in parts.items() if FORBIDDEN_NAMES & {*found}} == {}
+
+
+def test_folder_nested_more_than_two_deep():
+    assert [named(path) for path in MODULES if len(path.relative_to(ROOT).parts) > 3] == []
+
+
+# ------------------------------------------------------------------------------------------- pins
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    kept = [line for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in (pin.split("==") for pin in kept)}
+
+
+def requirements() -> list[Requirement]:
+    project = PYPROJECT["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    return [Requirement(text) for group in groups for text in group]
+
+
+def test_constraint_that_names_a_host_or_a_path():
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        assert re.fullmatch(r"(#.*|[A-Za-z0-9._-]+==[A-Za-z0-9.]+)?", line), line
+        assert "://" not in line
+
+
+@pytest.mark.parametrize("requirement", requirements(), ids=str)
+def test_range_that_excludes_the_pinned_version(requirement: Requirement):
+    pinned = pins()
+    assert canonicalize_name(requirement.name) in pinned
+    assert pinned[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+# ------------------------------------------------------------------------------------------ links
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_of_a_page_that_lead_nowhere(page: Path):
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose)
+    local = [target.partition("#")[0] for target in targets if "://" not in target]
+    assert [target for target in local if not (page.parent / target).exists()] == []

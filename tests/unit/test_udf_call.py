@@ -1,0 +1,344 @@
+"""One batch through a UDF: what fails, what is called how often, and who is blamed."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from geneva.errors import SettingError
+from geneva.udf import BadResult, Caller, Retry, RowFailed, udf
+
+
+def batch(**columns: list[Any]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def picky(bad: set[int], calls: list[int]) -> Any:
+    """A batch UDF that raises when a bad value is in its batch, and counts its calls."""
+
+    @udf(data_type=pa.int64())
+    def double(x: pa.Array) -> pa.Array:
+        calls.append(len(x))
+        if bad & set(x.to_pylist()):
+            raise ValueError("bad value")
+        return pa.compute.multiply(x, 2)
+
+    return double
+
+
+@pytest.mark.parametrize("where", range(8))
+def test_one_bad_row_of_a_batch_costs_one_row_and_bounded_calls(where: int) -> None:
+    calls: list[int] = []
+    applied = Caller(picky({where}, calls), "null")(batch(x=list(range(8))))
+    assert applied.values.to_pylist() == [None if i == where else 2 * i for i in range(8)]
+    assert [failure.row for failure in applied.failures] == [where]
+    assert len(calls) == 1 + 2 * 3
+
+
+def test_every_row_bad_ends_with_a_call_per_node_of_the_halving() -> None:
+    calls: list[int] = []
+    applied = Caller(picky(set(range(8)), calls), "null")(batch(x=list(range(8))))
+    assert applied.values.null_count == len(applied.failures) == 8
+    assert [failure.row for failure in applied.failures] == list(range(8))
+    assert len(calls) == 15
+
+
+@pytest.mark.parametrize("where", [0, 1, 499, 998, 999])
+def test_naming_the_bad_row_of_a_batch_takes_few_calls(where: int) -> None:
+    calls: list[int] = []
+    with pytest.raises(RowFailed) as caught:
+        Caller(picky({where}, calls))(batch(x=list(range(1000))))
+    assert caught.value.failure.row == where
+    assert caught.value.failure.input == f"x={where}"
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert len(calls) <= math.ceil(math.log2(1000)) + 2
+
+
+def test_batch_that_fails_only_as_a_whole_blames_no_single_row() -> None:
+    calls: list[int] = []
+
+    @udf(data_type=pa.int64())
+    def small(x: pa.Array) -> pa.Array:
+        calls.append(len(x))
+        if len(x) > 3:
+            raise RuntimeError("too many")
+        return x
+
+    rows = batch(x=list(range(8)))
+    with pytest.raises(RowFailed, match="no row fails alone: the batch of 8 rows does") as caught:
+        Caller(small)(rows)
+    assert caught.value.failure.row == 0
+    assert len(calls) <= 5
+    applied = Caller(small, "null")(rows)
+    assert applied.values.to_pylist() == list(range(8))
+    assert not applied.failures
+
+
+def test_failing_row_is_null_and_the_rows_behind_it_are_not_shifted() -> None:
+    calls: list[Any] = []
+
+    @udf
+    def inverse(x: int) -> float:
+        calls.append(x)
+        return 1 / x
+
+    applied = Caller(inverse, "null")(batch(x=[1, 0, 2, 0, 4]))
+    assert applied.values.to_pylist() == [1.0, None, 0.5, None, 0.25]
+    assert [(f.row, f.error, f.input) for f in applied.failures] == [
+        (1, "ZeroDivisionError", "x=0"),
+        (3, "ZeroDivisionError", "x=0"),
+    ]
+    assert "in inverse" in applied.failures[0].traceback
+    assert calls == [1, 0, 2, 0, 4]
+
+
+def test_stop_iteration_of_a_row_does_not_end_the_batch() -> None:
+    @udf
+    def first(x: list[int]) -> int:
+        return next(iter(x))
+
+    applied = Caller(first, "null")(batch(x=[[1], [], [3]]))
+    assert applied.values.to_pylist() == [1, None, 3]
+    assert applied.failures[0].row == 1
+    with pytest.raises(RowFailed, match="StopIteration"):
+        Caller(first)(batch(x=[[1], []]))
+
+
+def test_fail_stops_at_the_first_row_and_says_which() -> None:
+    calls: list[int] = []
+
+    @udf
+    def check(x: int, y: str) -> int:
+        calls.append(x)
+        if x == 2:
+            raise ValueError("two")
+        return x
+
+    with pytest.raises(RowFailed, match="row 1 with input x=2, y='b'") as caught:
+        Caller(check)(batch(x=[1, 2, 3], y=["a", "b", "c" * 999]))
+    assert calls == [1, 2]
+    assert isinstance(caught.value.__cause__, ValueError)
+    back = pickle.loads(pickle.dumps(caught.value))
+    assert back.failure == caught.value.failure
+
+
+def test_long_input_is_shortened_in_the_report() -> None:
+    @udf
+    def fail(x: str, y: list[float]) -> int:
+        raise ValueError(x)
+
+    applied = Caller(fail, "null")(batch(x=["a" * 10_000], y=[[0.5] * 10_000]))
+    assert len(applied.failures[0].input) <= 210
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
+@pytest.mark.parametrize("form", ["row", "batch", "async"])
+def test_interruption_is_no_failed_row(error: type[BaseException], form: str) -> None:
+    def scalar(x: int) -> int:
+        raise error
+
+    def arrays(x: pa.Array) -> pa.Array:
+        raise error
+
+    async def awaited(x: int) -> int:
+        raise error
+
+    function: Any = {"row": scalar, "batch": arrays, "async": awaited}[form]
+    with Caller(udf(function, data_type=pa.int64()), "null") as caller, pytest.raises(error):
+        caller(batch(x=[1]))
+
+
+@pytest.mark.parametrize("on_error", ["fail", "null"])
+def test_result_of_wrong_length_is_an_error_even_where_failures_are_null(on_error: Any) -> None:
+    @udf(data_type=pa.int64())
+    def short(x: pa.Array) -> pa.Array:
+        return x[:-1]
+
+    with pytest.raises(BadResult, match=r"'short'.*expected 3 values, one per row, got 2"):
+        Caller(short, on_error)(batch(x=[1, 2, 3]))
+
+
+def test_lossy_result_names_row_and_input_even_where_failures_are_null() -> None:
+    @udf(data_type=pa.int64())
+    def half(x: int) -> Any:
+        return x / 2
+
+    with pytest.raises(BadResult, match=r"1\.5.*row 2 of the batch, input x=3"):
+        Caller(half, "null")(batch(x=[2, 4, 3]))
+
+
+def test_transient_failure_is_tried_again_just_as_often_as_said() -> None:
+    calls: list[int] = []
+
+    @udf(retry=Retry(attempts=3, wait=0.0, on=(ConnectionError,)))
+    def flaky(x: int) -> int:
+        calls.append(x)
+        if x == 1 and calls.count(1) < 3:
+            raise ConnectionError
+        if x in {2, 3}:
+            raise ConnectionError("down") if x == 2 else ValueError("wrong")
+        return x
+
+    applied = Caller(flaky, "null")(batch(x=[0, 1, 2, 3]))
+    assert applied.values.to_pylist() == [0, 1, None, None]
+    assert [calls.count(x) for x in range(4)] == [1, 3, 3, 1]
+    assert [(f.row, f.attempts) for f in applied.failures] == [(2, 3), (3, 1)]
+
+
+def test_transient_failure_of_a_batch_costs_no_row() -> None:
+    calls: list[int] = []
+
+    @udf(data_type=pa.int64(), retry=Retry(attempts=2, wait=0.0))
+    def flaky(x: pa.Array) -> pa.Array:
+        calls.append(len(x))
+        if len(calls) == 1:
+            raise ConnectionError
+        return x
+
+    applied = Caller(flaky, "null")(batch(x=[1, 2]))
+    assert applied.values.to_pylist() == [1, 2]
+    assert not applied.failures
+    assert calls == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"attempts": 0},
+        {"attempts": 1.5},
+        {"wait": -1},
+        {"backoff": 0.5},
+        {"max_wait": math.nan},
+        {"on": ()},
+        {"on": (KeyboardInterrupt,)},
+        {"on": ("x",)},
+    ],
+)
+def test_senseless_retry_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match=f"Retry\\({next(iter(wrong))}="):
+        Retry(**wrong)
+
+
+def test_wait_between_attempts_grows_to_its_limit() -> None:
+    assert Retry(attempts=5, wait=1, backoff=3, max_wait=10).waits_s() == (1, 3, 9, 10)
+
+
+def test_async_results_keep_the_order_of_their_rows() -> None:
+    running, most = 0, 0
+
+    @udf
+    async def later(x: int) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.01 * (5 - x))
+        running -= 1
+        if x == 3:
+            raise ValueError("three")
+        return 10 * x
+
+    with Caller(later, "null", awaits=3) as caller:
+        for _ in range(2):
+            applied = caller(batch(x=list(range(5))))
+            assert applied.values.to_pylist() == [0, 10, 20, None, 40]
+            assert [f.row for f in applied.failures] == [3]
+    assert most == 3
+
+
+def test_async_failure_stops_the_rows_behind_it() -> None:
+    begun: list[int] = []
+
+    @udf
+    async def fails(x: int) -> int:
+        begun.append(x)
+        await asyncio.sleep(0.01)
+        raise ValueError(x)
+
+    with Caller(fails, awaits=2) as caller, pytest.raises(RowFailed) as caught:
+        caller(batch(x=list(range(100))))
+    assert caught.value.failure.row == 0
+    assert begun == [0, 1]
+
+
+@pytest.mark.parametrize(("instances", "expected"), [("applier", 1), ("thread", 3)])
+def test_stateful_udf_is_built_as_often_as_said(instances: Any, expected: int) -> None:
+    built: list[int] = []
+    together = threading.Barrier(3)
+
+    @udf(instances=instances)
+    class Count:
+        def __init__(self) -> None:
+            built.append(1)
+
+        def __call__(self, x: int) -> int:
+            return x + 1
+
+    counter = Count()
+    assert not built
+    caller = Caller(counter)
+
+    def work(_: int) -> list[int]:
+        together.wait(5)
+        return [caller(batch(x=[i])).values[0].as_py() for i in range(3)]
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(work, range(3))) == [[1, 2, 3]] * 3
+    assert len(built) == expected
+
+
+def test_parameters_reach_the_function_beside_its_columns() -> None:
+    @udf(params={"by": 2})
+    def scale(by: int, x: int) -> int:
+        return by * x
+
+    assert Caller(scale)(batch(x=[1, 2])).values.to_pylist() == [2, 4]
+    tripled = scale.with_params({"by": 3})
+    assert Caller(tripled)(batch(x=[1, 2])).values.to_pylist() == [3, 6]
+    assert tripled(x=5) == 15
+
+
+def test_each_container_arrives_as_annotated() -> None:
+    seen: list[Any] = []
+
+    @udf(data_type=pa.float64())
+    def numpy(x: np.ndarray, v: np.ndarray) -> np.ndarray:
+        seen.append((type(x), v.shape))
+        return x + v.sum(axis=1)
+
+    @udf(data_type=pa.int64())
+    def pandas(x: pd.Series) -> pd.Series:
+        seen.append(type(x))
+        return x + 1
+
+    @udf(data_type=pa.int64(), input_columns=["x", "meta.n"])
+    def record(rows: pa.RecordBatch) -> pa.Array:
+        seen.append(rows.schema.names)
+        return pa.compute.add(rows.column(0), rows.column("meta.n"))
+
+    vectors = pa.array([[1.0, 2.0], [3.0, 4.0]], pa.list_(pa.float64(), 2))
+    both = pa.RecordBatch.from_arrays([pa.array([1.0, 2.0]), vectors], ["x", "v"])
+    assert Caller(numpy)(both).values.to_pylist() == [4.0, 9.0]
+    assert Caller(pandas)(batch(x=[1, 2])).values.to_pylist() == [2, 3]
+    nested = pa.RecordBatch.from_arrays([pa.array([1]), pa.array([5])], ["x", "meta.n"])
+    assert Caller(record)(nested).values.to_pylist() == [6]
+    assert seen == [(np.ndarray, (2, 2)), pd.Series, ["x", "meta.n"]]
+
+
+def test_empty_batch_calls_nothing() -> None:
+    @udf
+    def never(x: int) -> int:
+        raise AssertionError
+
+    empty = pa.RecordBatch.from_arrays([pa.array([], pa.int64())], ["x"])
+    applied = Caller(never)(empty)
+    assert len(applied.values) == 0
+    assert applied.values.type == pa.int64()
