@@ -337,7 +337,7 @@ def _fits(literal: pa.Scalar, column: pa.DataType) -> bool:
     if value is None or literal.type == column:
         return True
     if pa.types.is_string(literal.type):
-        return pa.types.is_large_string(column) or pa.types.is_string_view(column)
+        return bool(pa.types.is_large_string(column) or pa.types.is_string_view(column))
     if pa.types.is_integer(column) and isinstance(value, int) and not isinstance(value, bool):
         bounds = np.iinfo(column.to_pandas_dtype())
         return bool(bounds.min <= value <= bounds.max)
@@ -345,7 +345,7 @@ def _fits(literal: pa.Scalar, column: pa.DataType) -> bool:
         # 2**24: integers above it lose digits on one of DataFusion's ways to compare them.
         with np.errstate(over="ignore"):
             exact: bool = float(column.to_pandas_dtype()(value)) == value
-        return exact and (isinstance(value, float) or bool(abs(value) < 2**24))
+        return exact and (isinstance(value, float) or abs(value) < 2**24)
     return False
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import time
 import traceback
@@ -135,14 +136,17 @@ class Caller:
                 raise
             except Exception as error:
                 row = len(results)
-                arguments = [column[row] for column in columns]
-                outcome = self._again(lambda a=arguments: call(*a), error, self._retry)
+                repeat = functools.partial(call, *(column[row] for column in columns))
+                outcome = self._again(repeat, error, self._retry)
                 results.append(self._settle(batch, row, outcome, failures))
         return self._applied(batch, results, failures)
 
     def _awaited(self, batch: pa.RecordBatch) -> Applied:
         columns = python_columns(batch)
-        outcomes = self._runner().run(self._await_all(self._instance(), columns, batch.num_rows))
+        work = self._await_all(self._instance(), columns, batch.num_rows)
+        outcomes, fatal = self._runner().run(work)
+        if fatal:
+            raise fatal[0]
         failures: list[RowError] = []
         results = [
             self._settle(batch, row, outcome, failures) for row, outcome in enumerate(outcomes)
@@ -151,29 +155,31 @@ class Caller:
 
     async def _await_all(
         self, call: Callable[..., Any], columns: Sequence[list[Any]], rows: int
-    ) -> list[Any]:
+    ) -> tuple[list[Any], list[BaseException]]:
         outcomes: list[Any] = [None] * rows
+        # Taken out of the loop as values: raised inside, they would leave its tasks half done.
+        fatal: list[BaseException] = []
         order = iter(enumerate(zip(*columns, strict=True)))
         stop = False
 
         async def work(order: Iterator[tuple[int, tuple[Any, ...]]]) -> None:
             nonlocal stop
             for row, arguments in order:
-                outcomes[row] = await self._await_one(call, arguments)
+                try:
+                    outcomes[row] = await self._await_one(call, arguments)
+                except (MemoryError, KeyboardInterrupt, SystemExit) as error:
+                    fatal.append(error)
                 # Calls under way are left to end, so that the first failing row is the lowest
                 # one and not the quickest one; later rows are not begun.
-                stop = stop or (self._on_error == "fail" and isinstance(outcomes[row], _Failure))
+                failed = isinstance(outcomes[row], _Failure)
+                stop = stop or bool(fatal) or (failed and self._on_error == "fail")
                 if stop:
                     return
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(self._awaits, rows)):
-                    group.create_task(work(order))
-        except BaseExceptionGroup as several:
-            # Only what is no failure of a row gets here, such as MemoryError.
-            raise several.exceptions[0] from several
-        return outcomes
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self._awaits, rows)):
+                group.create_task(work(order))
+        return outcomes, fatal
 
     async def _await_one(self, call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         waits = self._retry.waits_s()

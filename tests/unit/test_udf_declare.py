@@ -1,0 +1,313 @@
+"""A declaration says what it means, or says what to write instead."""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import subprocess
+import sys
+import textwrap
+import typing
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NewType, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+
+from geneva.errors import SettingError, UdfError
+from geneva.udf import UDF, UdfKind, arrow_type, as_udf, udf
+
+if TYPE_CHECKING:
+    import pandas as unloaded
+
+
+@dataclass
+class Point:
+    x: int
+    y: float | None
+
+
+class Pair(NamedTuple):
+    a: str
+    b: list[Point]
+
+
+class Doc(TypedDict, total=False):
+    title: str
+    tags: typing.Required[list[str]]
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+UserId = NewType("UserId", int)
+POINT = pa.struct([("x", pa.int64()), ("y", pa.float64())])
+
+
+@pytest.mark.parametrize(
+    ("hint", "expected"),
+    [
+        (int, pa.int64()),
+        (float, pa.float64()),
+        (bool, pa.bool_()),
+        (str, pa.string()),
+        (bytes, pa.binary()),
+        (int | None, pa.int64()),
+        (typing.Optional[str], pa.string()),  # noqa: UP045  the old spelling must work, too
+        (np.float32, pa.float32()),
+        (np.float16, pa.float16()),
+        (np.uint8, pa.uint8()),
+        (np.bool_, pa.bool_()),
+        (dt.datetime, pa.timestamp("us")),
+        (dt.date, pa.date32()),
+        (dt.time, pa.time64("us")),
+        (dt.timedelta, pa.duration("us")),
+        (list[float], pa.list_(pa.float64())),
+        (list[np.float32 | None], pa.list_(pa.float32())),
+        (tuple[int, ...], pa.list_(pa.int64())),
+        (typing.Sequence[str], pa.list_(pa.string())),
+        (dict[str, list[int]], pa.map_(pa.string(), pa.list_(pa.int64()))),
+        (Point, POINT),
+        (Pair, pa.struct([("a", pa.string()), ("b", pa.list_(POINT))])),
+        (Doc, pa.struct([("title", pa.string()), ("tags", pa.list_(pa.string()))])),
+        (Literal["a", "b"], pa.string()),
+        (Literal["a", None], pa.string()),
+        (UserId, pa.int64()),
+        (Annotated[int, "doc"], pa.int64()),
+        (Annotated[list[float], pa.list_(pa.float32(), 3)], pa.list_(pa.float32(), 3)),
+    ],
+    ids=str,
+)
+def test_hint_gives_its_type(hint: Any, expected: pa.DataType) -> None:
+    assert arrow_type(hint) == expected
+
+
+@pytest.mark.parametrize(
+    "hint",
+    [
+        Any,
+        object,
+        None,
+        type(None),
+        list,
+        dict,
+        int | str,
+        Color,
+        Decimal,
+        Literal["a", 1],
+        np.ndarray,
+        tuple[int, str],
+        complex,
+        set[int],
+        list[Color],
+        typing.TypeVar("T"),
+        dict[str, Any],
+    ],
+    ids=str,
+)
+def test_hint_that_says_too_little_is_refused_with_advice(hint: Any) -> None:
+    with pytest.raises(UdfError, match=r"data_type=pa\."):
+        arrow_type(hint)
+
+
+def test_hints_of_local_classes_work_as_text() -> None:
+    @dataclass
+    class Local:
+        n: int
+
+    @udf
+    def f(x: int) -> Local:
+        return Local(x)
+
+    @udf()
+    def g(x: int) -> list[Local]:
+        return [Local(x)]
+
+    assert f.data_type == pa.struct([("n", pa.int64())])
+    assert g.data_type == pa.list_(f.data_type)
+
+
+def test_kind_follows_from_the_parameters() -> None:
+    import pandas as pd
+
+    def scalar(x: int) -> int: ...
+    async def awaited(x: int) -> int: ...
+    def arrow(x: pa.Array) -> pa.Array: ...
+    def strings(x: pa.StringArray, y) -> pa.Array: ...
+    def numpy(x: np.ndarray) -> np.ndarray: ...
+    def typed(x: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]: ...
+    def optional(x: pd.Series | None) -> pd.Series: ...
+    def record(x: pa.RecordBatch) -> pa.Array: ...
+    def bare(x) -> pa.Array: ...
+
+    kind = pa.int64()
+    for function, expected, container in (
+        (scalar, UdfKind.SCALAR, "python"),
+        (awaited, UdfKind.ASYNC, "python"),
+        (arrow, UdfKind.BATCH, "arrow"),
+        (strings, UdfKind.BATCH, "arrow"),
+        (numpy, UdfKind.BATCH, "numpy"),
+        (typed, UdfKind.BATCH, "numpy"),
+        (optional, UdfKind.BATCH, "pandas"),
+        (record, UdfKind.RECORD_BATCH, "arrow"),
+        (bare, UdfKind.BATCH, "arrow"),
+    ):
+        columns = ["x", "y"][: 2 if function in (strings, record) else 1]
+        made = udf(function, data_type=kind, input_columns=columns)
+        assert (made.kind, made.container) == (expected, container), function
+    assert udf(typed).data_type == pa.float32()
+
+
+def no_hint(x: int): ...
+def no_column() -> int: ...
+def record(x: pa.RecordBatch) -> pa.Array: ...
+def mixed(x: pa.Array, y: np.ndarray) -> pa.Array: ...
+def chunked(x: pa.ChunkedArray) -> pa.Array: ...
+def one_for_many(x: pa.Array) -> float: ...
+def unloaded_hint(x: unloaded.Series) -> unloaded.Series: ...
+async def async_batch(x: pa.Array) -> pa.Array: ...
+def generator(x: int) -> int:
+    yield x
+
+
+def gives_none(x: int) -> None: ...
+
+
+class NoCall:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("target", "settings", "says"),
+    [
+        (no_hint, {}, r"no column type: it has no hint.*@udf\(data_type=pa.float32\(\)\)"),
+        (gives_none, {}, "nothing but nulls"),
+        (no_column, {}, "reads no column"),
+        (record, {"data_type": pa.int64()}, "its columns must be named"),
+        (record, {"input_columns": ["x"]}, "what its arrays hold"),
+        (mixed, {}, "mixes arrow, numpy"),
+        (chunked, {}, "write pa.Array"),
+        (one_for_many, {}, "one value per row"),
+        (unloaded_hint, {}, "does not evaluate"),
+        (async_batch, {}, "one row at a time"),
+        (generator, {}, "is a generator"),
+        (NoCall, {}, "no __call__"),
+        (no_hint, {"data_type": int}, "pyarrow type"),
+        (no_hint, {"data_type": pa.int8(), "input_columns": "x"}, "list of names"),
+        (no_hint, {"data_type": pa.int8(), "input_columns": ["x", "y"]}, "names 2 columns"),
+        (
+            no_hint,
+            {"data_type": pa.int8(), "params": {"z": 1}},
+            r"declares the params 'z'.*parameters x",
+        ),
+        (5, {}, "not on int"),
+    ],
+)
+def test_declaration_that_cannot_work_is_refused_with_advice(
+    target: Any, settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UdfError, match=says):
+        udf(**settings)(target)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 0),
+        ("batch_size", 1.5),
+        ("num_cpus", -1),
+        ("num_gpus", "1"),
+        ("memory", 0),
+        ("instances", "process"),
+        ("retry", 3),
+        ("params", ["x"]),
+        ("version", 2),
+        ("name", ""),
+    ],
+)
+def test_senseless_setting_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(SettingError, match=rf"@udf\({name}="):
+        udf(**{name: value})
+
+
+def test_decorated_things_stay_callable() -> None:
+    @udf
+    def area(width: int, height: int) -> int:
+        """Doc."""
+        return width * height
+
+    built: list[str] = []
+
+    @udf(data_type=pa.int64(), params={"start": 5})
+    class Add:
+        STEP = 10
+
+        def __init__(self, start: int, *, step: int = 1) -> None:
+            built.append("x")
+            self.total = start + step * Add.STEP
+
+        def __call__(self, x: int) -> int:
+            return x + self.total
+
+    assert area(3, 4) == area(height=4, width=3) == 12
+    assert (area.__name__, area.__doc__) == ("area", "Doc.")
+    add = Add(step=2)
+    assert add.params == {"start": 5, "step": 2}
+    assert not built
+    assert [add(1), add(2)] == [26, 27]
+    assert built == ["x"]
+    assert add.with_params({"start": 0})(1) == 21
+    assert as_udf(Add).stateful
+    with pytest.raises(UdfError, match="unexpected keyword"):
+        Add(steps=2)
+    with pytest.raises(SettingError, match="no params 'stop'; it has 'start', 'step'"):
+        add.with_params({"stop": 1})
+
+
+def test_default_columns_leave_out_the_parameters() -> None:
+    @udf(params={"k": 1})
+    def f(x: int, k: int, y: int = 2) -> int:
+        return x + k + y
+
+    assert f.input_columns == ("x", "y")
+    assert f(1) == 4
+    assert f(1, 5) == 8
+
+
+def test_plain_callables_are_udfs_too() -> None:
+    made = udf(len, data_type=pa.int64(), input_columns=["text"])
+    assert made("abc") == 3
+    assert as_udf(made) is made
+    assert made.reference is None
+
+
+def test_import_is_light() -> None:
+    heavy = "{'ray', 'torch', 'pandas', 'lance', 'lancedb'}"
+    code = f"import sys, geneva.udf.declare; sys.exit(str({heavy} & set(sys.modules) or ''))"
+    # A package of that name alone, because `geneva` itself may load lancedb.
+    code = textwrap.dedent(f"""
+        import importlib.util, pathlib, sys, types
+        import pyarrow, numpy, cloudpickle
+        root = pathlib.Path(importlib.util.find_spec("pyarrow").origin)
+        package = types.ModuleType("geneva"); package.__path__ = sys.argv[1:]
+        sys.modules["geneva"] = package
+        import geneva.udf
+        sys.exit(", ".join({heavy} & set(sys.modules)))
+    """)
+    import geneva.errors
+
+    folder = str(__import__("pathlib").Path(geneva.errors.__file__).parent)
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_repr_says_inputs_and_type() -> None:
+    @udf
+    def area(width: int, height: int) -> int: ...
+
+    assert repr(area) == "UDF(area(width, height) -> int64)"
+    assert isinstance(area, UDF)
