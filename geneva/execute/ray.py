@@ -450,8 +450,9 @@ def start_ray(options: Mapping[str, Any]) -> None:
         chosen.setdefault("include_dashboard", False)
         chosen.setdefault("object_store_memory", _OBJECT_STORE_BYTES)
         with warnings.catch_warnings():
-            # Ray forks its daemons with a preexec function; lancedb warns of every fork.
-            warnings.filterwarnings("ignore", message="lancedb fork support", category=RuntimeWarning)
+            # Ray forks its daemons with a preexec function and execs; Lance warns of any fork.
+            warnings.filterwarnings("ignore", message="lancedb fork support")
+            warnings.filterwarnings("ignore", message="lance is not fork-safe")
             ray.init(address="local", **chosen)
         atexit.register(_shutdown)
     else:

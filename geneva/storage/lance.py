@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -470,6 +469,3 @@ def check_uri(uri: str) -> None:
             f"{uri} is a remote database: Geneva works on the table's files; "
             "connect to its path or bucket (a directory, s3://, gs:// or az://)"
         )
-
-
-warnings.filterwarnings("ignore", message=".*lance is not fork-safe.*")

@@ -2,7 +2,8 @@
 
 from geneva.udf.call import Applied, Caller
 from geneva.udf.convert import to_arrow
-from geneva.udf.declare import UDF, UdfFactory, as_udf, from_reference, udf
+from geneva.udf.declare import UdfFactory, as_udf, from_reference, udf
+from geneva.udf.definition import UDF
 from geneva.udf.failures import BadResult, RowError, RowFailed
 from geneva.udf.infer import arrow_type
 from geneva.udf.retry import Retry

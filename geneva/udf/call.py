@@ -1,3 +1,4 @@
+# ruff: noqa: ANN401  what users pass and return may be of any type
 """Calling a UDF on one batch: retry, bisection, and what to do with a row that fails."""
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from geneva.types import OnError
 from geneva.udf.convert import to_arrow
-from geneva.udf.declare import UDF
+from geneva.udf.definition import UDF
 from geneva.udf.failures import BadResult, RowError, RowFailed, shorten, shorten_text
 from geneva.udf.inputs import batch_arguments, python_columns
 from geneva.udf.retry import Retry

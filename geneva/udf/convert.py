@@ -1,3 +1,4 @@
+# ruff: noqa: ANN401  what users pass and return may be of any type
 """A UDF's result -> an Arrow array of its column's type, exactly or not at all.
 
 A value is accepted when the column holds it exactly. So ``2.0`` fits an integer column and
@@ -21,9 +22,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from geneva.udf.failures import BadResult, shorten
 from geneva.udf.recast import Inexact, recast
 from geneva.udf.values import from_numpy, from_values
-from geneva.udf.failures import BadResult, shorten
 
 
 def to_arrow(values: Any, data_type: pa.DataType, rows: int) -> pa.Array:
@@ -84,17 +85,20 @@ def _as_array(values: Any, data_type: pa.DataType) -> Any:
     if isinstance(values, pa.Array | np.ndarray):
         return values
     if isinstance(values, pa.ChunkedArray):
-        return values.combine_chunks() if values.num_chunks != 1 else values.chunk(0)
+        return values.combine_chunks()
     if isinstance(values, pa.Scalar):
         return [values]
-    if isinstance(values, pa.RecordBatch) and pa.types.is_struct(data_type):
-        return values.to_struct_array()
-    if isinstance(values, pa.Table) and pa.types.is_struct(data_type):
-        return values.to_struct_array().combine_chunks()
+    if isinstance(values, pa.RecordBatch | pa.Table) and pa.types.is_struct(data_type):
+        return pa.table(values).to_struct_array().combine_chunks()
     if module == "pandas":
         return _from_pandas(values, data_type)
     if isinstance(values, tuple | range) and not hasattr(values, "_fields"):
         return list(values)
+    return _through_protocol(values)
+
+
+def _through_protocol(values: Any) -> Any:
+    """Take what a foreign array offers: polars, torch and others need not be known here."""
     if hasattr(values, "__arrow_c_stream__"):
         return pa.chunked_array(values).combine_chunks()
     if hasattr(values, "__arrow_c_array__"):

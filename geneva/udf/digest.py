@@ -1,3 +1,4 @@
+# ruff: noqa: ANN401  what users pass and return may be of any type
 """What a UDF is, as one hash.
 
 With an explicit `version`, that stands for the code. Else the code is written out as its syntax
@@ -18,6 +19,7 @@ import functools
 import hashlib
 import pathlib
 import re
+import sys
 import types
 import uuid
 import warnings
@@ -33,7 +35,7 @@ from geneva.udf import source
 from geneva.udf.project import is_own_module
 
 if TYPE_CHECKING:
-    from geneva.udf.declare import UDF
+    from geneva.udf.definition import UDF
 
 _AS_TEXT = (Decimal, Fraction, dt.date, dt.time, dt.timedelta, pathlib.PurePath, uuid.UUID, range)
 
@@ -112,7 +114,7 @@ class _Writer:
         if isinstance(value, float) and not isinstance(value, np.generic):
             return f"float:{value.hex()}"
         if isinstance(value, str):
-            return f"str:{ascii(str.__str__(value))}"
+            return f"str:{str.__str__(value)!a}"
         if isinstance(value, bytes | bytearray):
             return f"bytes:{bytes(value).hex()}"
         if isinstance(value, _AS_TEXT):
@@ -159,7 +161,8 @@ class _Writer:
         if isinstance(value, types.ModuleType):
             return f"module:{value.__name__}"
         if isinstance(value, functools.partial):
-            return f"partial({self.value(value.func)},{self.value(value.args)},{self.value(value.keywords)})"
+            parts = (value.func, value.args, value.keywords)
+            return f"partial({','.join(map(self.value, parts))})"
         if isinstance(value, types.MethodType):
             return f"method({self.value(value.__func__)},{self.value(value.__self__)})"
         if isinstance(value, types.FunctionType | type):
@@ -168,8 +171,8 @@ class _Writer:
             if value.version is not None:
                 return f"udf({value.code_digest},{self.value(value.params)})"
             return f"udf({self.value(value.target)},{self.value(value.params)})"
-        if type(value).__name__ == "UdfFactory" and hasattr(value, "cls"):
-            return self.value(value.cls)
+        if type(value).__name__ == "UdfFactory" and hasattr(value, "target"):
+            return self.value(value.target)
         wrapped = getattr(value, "__wrapped__", None)
         if isinstance(wrapped, types.FunctionType) and callable(value):  # functools.cache
             return f"wrapped({type(value).__qualname__},{self.value(wrapped)})"
@@ -312,8 +315,6 @@ def _closure(function: types.FunctionType) -> dict[str, Any]:
 
 
 def _module_names(cls: type) -> dict[str, Any]:
-    import sys
-
     module = sys.modules.get(cls.__module__)
     return vars(module) if module else {}
 

@@ -1,3 +1,4 @@
+# ruff: noqa: ANN401  what users pass and return may be of any type
 """What can go wrong with one row, as values that cross processes."""
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class RowError:
     input: str = ""
 
 
-class RowFailed(Exception):  # noqa: N818  an outcome of a row, not one of the library's errors
+class RowFailed(Exception):
     """The UDF raised on a row; `failure` says which and why.
 
     The original exception is the ``__cause__`` in the process that raised it; across processes

@@ -1,3 +1,4 @@
+# ruff: noqa: ANN401  what users pass and return may be of any type
 """A UDF -> bytes that a worker without the user's modules can read, and back."""
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import cloudpickle  # type: ignore[import-untyped]
+import cloudpickle
 
 from geneva.errors import UdfError
 from geneva.udf.failures import shorten
@@ -119,28 +120,29 @@ def _pickles(thing: Any) -> bool:
 
 
 def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what a thing consists of, each with the words that say where it sits."""
     if isinstance(thing, types.FunctionType):
-        seen = inspect.getclosurevars(thing)
-        yield from ((f"closure variable {name!r}", value) for name, value in seen.nonlocals.items())
-        yield from ((f"global {name!r}", value) for name, value in seen.globals.items())
-        for name, parameter in inspect.signature(thing).parameters.items():
-            if parameter.default is not parameter.empty:
-                yield f"default of parameter {name!r}", parameter.default
+        yield from _function_parts(thing)
     elif isinstance(thing, types.MethodType):
-        yield "", thing.__self__
-        yield "", thing.__func__
+        yield from (("", thing.__self__), ("", thing.__func__))
     elif isinstance(thing, functools.partial):
-        yield "function", thing.func
-        yield from ((f"argument {name!r}", value) for name, value in thing.keywords.items())
-        yield from ((f"argument {i}", value) for i, value in enumerate(thing.args))
+        yield from (("function", thing.func), ("arguments", (thing.args, thing.keywords)))
     elif isinstance(thing, type):
-        for name, member in vars(thing).items():
-            yield f"attribute {name!r}", getattr(member, "__func__", member)
-    elif isinstance(thing, types.ModuleType):
-        yield from ((f"global {name!r}", value) for name, value in vars(thing).items())
+        members = vars(thing).items()
+        yield from ((f"attribute {n!r}", getattr(m, "__func__", m)) for n, m in members)
     elif isinstance(thing, Mapping):
         yield from ((f"item {shorten(key, 40)}", value) for key, value in thing.items())
     elif isinstance(thing, list | tuple | set | frozenset):
         yield from ((f"element {i}", value) for i, value in enumerate(thing))
     elif hasattr(thing, "__dict__"):
-        yield from ((f"attribute {name!r}", value) for name, value in vars(thing).items())
+        word = "global" if isinstance(thing, types.ModuleType) else "attribute"
+        yield from ((f"{word} {name!r}", value) for name, value in vars(thing).items())
+
+
+def _function_parts(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    seen = inspect.getclosurevars(function)
+    yield from ((f"closure variable {name!r}", value) for name, value in seen.nonlocals.items())
+    yield from ((f"global {name!r}", value) for name, value in seen.globals.items())
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.default is not parameter.empty:
+            yield f"default of parameter {name!r}", parameter.default

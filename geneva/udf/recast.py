@@ -1,3 +1,4 @@
+# ruff: noqa: ANN401  what users pass and return may be of any type
 """Arrow array -> Arrow array of another type, exactly or not at all."""
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from geneva.udf.failures import shorten
 _t = pa.types
 
 
-class Inexact(Exception):  # noqa: N818  caught inside the package, never shown
+class Inexact(Exception):
     """A value does not fit the type.
 
     `index` is its position, or ``None`` when the form of the whole is wrong.
@@ -32,11 +33,8 @@ def recast(array: pa.Array, target: pa.DataType) -> pa.Array:
         return array
     if _t.is_null(source):
         return pa.nulls(len(array), target)
-    if isinstance(target, pa.BaseExtensionType):
-        storage = array.storage if isinstance(array, pa.ExtensionArray) else array
-        return pa.ExtensionArray.from_storage(target, recast(storage, target.storage_type))
-    if isinstance(array, pa.ExtensionArray):
-        return recast(array.storage, target)
+    if isinstance(target, pa.BaseExtensionType) or isinstance(array, pa.ExtensionArray):
+        return _recast_extension(array, target)
     if _t.is_dictionary(source):
         return recast(array.dictionary_decode(), target)
     if _t.is_dictionary(target):
@@ -47,9 +45,8 @@ def recast(array: pa.Array, target: pa.DataType) -> pa.Array:
         return _recast_struct(array, target)
     if _t.is_map(source) and _t.is_map(target):
         return _recast_map(array, target)
-    if _family(source) != _family(target):
-        return _recast_across(array, target)
-    return _recast_leaf(array, target)
+    same = _family(source) == _family(target)
+    return _recast_leaf(array, target) if same else _recast_across(array, target)
 
 
 def is_listlike(kind: pa.DataType) -> bool:
@@ -140,6 +137,13 @@ def check_finite(before: Any, after: pa.Array) -> None:
         value = value.as_py() if isinstance(value, pa.Scalar) else value
         if not np.isinf(float(value)):
             raise Inexact(int(index), f"{value!r}, which is out of its range")
+
+
+def _recast_extension(array: pa.Array, target: pa.DataType) -> pa.Array:
+    storage = array.storage if isinstance(array, pa.ExtensionArray) else array
+    if not isinstance(target, pa.BaseExtensionType):
+        return recast(storage, target)
+    return pa.ExtensionArray.from_storage(target, recast(storage, target.storage_type))
 
 
 def _recast_lists(array: pa.Array, target: pa.DataType) -> pa.Array:

@@ -1,3 +1,4 @@
+# ruff: noqa: ANN401  what users pass and return may be of any type
 """What a callable's parameters and hints say: its kind, its inputs, its type."""
 
 from __future__ import annotations
@@ -146,28 +147,28 @@ def _container(name: str, parameter: str, hint: Any) -> str | None:
                 "import its module at run time, not only under TYPE_CHECKING"
             )
         return "python"
-    if get_origin(hint) in {typing.Union, types.UnionType} and type(None) in get_args(hint):
-        rest = [arg for arg in get_args(hint) if arg is not type(None)]
-        return _container(name, parameter, rest[0]) if len(rest) == 1 else "python"
-    while hasattr(hint, "__metadata__"):
-        hint = hint.__origin__
-    kind = get_origin(hint) or hint
+    kind = _bare(hint)
     if not isinstance(kind, type):
         return "python"
-    if issubclass(kind, pa.RecordBatch):
-        return "batch"
     if issubclass(kind, pa.ChunkedArray | pa.Table):
         raise UdfError(
             f"parameter {parameter!r} of UDF {name!r} is hinted {kind.__name__}; a batch is one "
             "chunk: write pa.Array or pa.RecordBatch"
         )
-    if issubclass(kind, pa.Array):
-        return "arrow"
-    if issubclass(kind, np.ndarray):
-        return "numpy"
     if kind.__name__ == "Series" and kind.__module__.split(".")[0] == "pandas":
         return "pandas"
-    return "python"
+    known = ((pa.RecordBatch, "batch"), (pa.Array, "arrow"), (np.ndarray, "numpy"))
+    return next((word for form, word in known if issubclass(kind, form)), "python")
+
+
+def _bare(hint: Any) -> Any:
+    """Strip ``| None``, ``Annotated`` and type arguments."""
+    if get_origin(hint) in {typing.Union, types.UnionType}:
+        rest = [arg for arg in get_args(hint) if arg is not type(None)]
+        return _bare(rest[0]) if len(rest) == 1 else None
+    if hasattr(hint, "__metadata__"):
+        return _bare(hint.__origin__)
+    return get_origin(hint) or hint
 
 
 def _kind(

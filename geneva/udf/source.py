@@ -1,3 +1,4 @@
+# ruff: noqa: ANN401  what users pass and return may be of any type
 """The syntax tree of a function or class, in a form that no Python version changes."""
 
 from __future__ import annotations
@@ -192,7 +193,7 @@ class _Writer:
         return self._node(item, record) if isinstance(item, ast.AST) else self._constant(item)
 
     def _hinted(self, node: ast.AnnAssign, in_record: bool) -> str:
-        """A hinted name is a plain assignment, except where hints make fields."""
+        """Write a plain assignment, except where hints make fields."""
         value = self._node(node.value) if node.value is not None else ""
         target = self._node(node.target)
         if in_record:

@@ -1,3 +1,4 @@
+# ruff: noqa: ANN401  what users pass and return may be of any type
 """Python values -> Arrow array, exactly or not at all.
 
 `pyarrow.array` truncates silently: 1.5 to 1 for int64, microseconds to seconds, a time of day to
@@ -32,7 +33,9 @@ from geneva.udf.recast import (
 
 _t = pa.types
 _NONE = type(None)
-_FLOATS = {float, np.float64, np.float32, np.float16, _NONE}
+_FLOATS: set[type] = {float, np.float64, np.float32, np.float16, _NONE}
+# The Python types that `pyarrow.array` converts exactly, and what makes other values into them.
+_Rule = tuple[set[type], Callable[[Any], Any]]
 
 
 def from_values(values: list[Any], target: pa.DataType) -> pa.Array:
@@ -139,28 +142,14 @@ def _culprit(values: list[Any], target: pa.DataType, error: Exception) -> Inexac
 # -- which Python types hold a leaf type exactly, and how others are made into them -------------
 
 
-def _leaf_rule(target: pa.DataType) -> tuple[set[type], Callable[[Any], Any]]:
-    if _t.is_integer(target):
-        return {int, _NONE}, _to_int
+def _leaf_rule(target: pa.DataType) -> _Rule:
     if _t.is_floating(target):
         return (_FLOATS if _t.is_float16(target) else _FLOATS | {int}), _to_float(target)
-    if _t.is_boolean(target):
-        return {bool, np.bool_, _NONE}, _refuse
-    if _t.is_string(target) or _t.is_large_string(target) or _t.is_string_view(target):
-        return {str, _NONE}, lambda v: str.__str__(v) if isinstance(v, str) else NotImplemented
-    if _t.is_decimal(target):
-        return {Decimal, int, _NONE}, lambda v: _to_int(v) if _is_int(v) else NotImplemented
-    if _t.is_date(target):
-        return {dt.date, _NONE}, _to_date
     if _t.is_timestamp(target):
         return {dt.datetime, _NONE}, lambda v: _to_timestamp(v, target)
-    if _t.is_time(target):
-        return {dt.time, _NONE}, _refuse
     if _t.is_duration(target):
         return {dt.timedelta, _NONE}, lambda v: _from_numpy_time(v, np.timedelta64, target)
-    if _t.is_null(target):
-        return {_NONE}, _refuse
-    return {bytes, _NONE}, _to_bytes
+    return next((rule for belongs, rule in _RULES if belongs(target)), _BYTES_RULE)
 
 
 def _refuse(_: Any) -> Any:
@@ -240,6 +229,26 @@ def _nanoseconds(value: Any) -> int:
     return int(getattr(value, "nanosecond", 0))
 
 
+def _to_text(value: Any) -> Any:
+    return str.__str__(value) if isinstance(value, str) else NotImplemented
+
+
+def _to_decimal(value: Any) -> Any:
+    return int(value) if _is_int(value) else NotImplemented
+
+
+_BYTES_RULE: _Rule = ({bytes, _NONE}, _to_bytes)
+_RULES: tuple[tuple[Callable[[pa.DataType], bool], _Rule], ...] = (
+    (_t.is_integer, ({int, _NONE}, _to_int)),
+    (_t.is_boolean, ({bool, np.bool_, _NONE}, _refuse)),
+    (_t.is_string, ({str, _NONE}, _to_text)),
+    (_t.is_large_string, ({str, _NONE}, _to_text)),
+    (_t.is_string_view, ({str, _NONE}, _to_text)),
+    (_t.is_decimal, ({Decimal, int, _NONE}, _to_decimal)),
+    (_t.is_date, ({dt.date, _NONE}, _to_date)),
+    (_t.is_time, ({dt.time, _NONE}, _refuse)),
+    (_t.is_null, ({_NONE}, _refuse)),
+)
 _STEP_US = {"s": 1_000_000, "ms": 1_000, "us": 1, "ns": 1}
 
 

@@ -7,9 +7,7 @@ import itertools
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -339,4 +337,4 @@ def test_digest_is_the_same_in_every_process_and_python_version(tmp_path: Path) 
         )
         seen.add(done.stdout.strip())
     # Pinned, so that the same test under another Python shows a digest that depends on it.
-    assert seen == {"PINNED"}
+    assert seen == {"e0e0dbcfb44686428e014f145bda5634721ae4b9b19e2dc1c18afaeef8b88fc7"}

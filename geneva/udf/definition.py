@@ -1,0 +1,218 @@
+# ruff: noqa: ANN401  what users pass and return may be of any type
+"""What a UDF is, once it has been declared."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from geneva.errors import SettingError
+from geneva.udf import digest as _digest
+from geneva.udf import pickling
+from geneva.udf.retry import Retry
+from geneva.udf.signature import Container, UdfKind
+
+Instances = Literal["applier", "thread"]
+_UNSET = "\0unset"
+_BUILD_LOCK = threading.RLock()
+
+
+# No slots: a UDF carries the function's __name__, __doc__ and __wrapped__, as a decorator's
+# result should. No equality but identity: parameters need not be comparable.
+@dataclass(frozen=True, eq=False, repr=False)
+class UDF:
+    """A function of a row or of a batch, with all that is needed to run it elsewhere.
+
+    Made by `udf`; stays callable like the function that it was made of.
+
+    Attributes
+    ----------
+    name
+        Name for people; the function's or class's own unless given.
+    kind, container
+        What one call takes: Python values, or arrays in which form.
+    data_type
+        Arrow type of the results.
+    input_columns
+        Columns, or paths such as ``meta.lang``, in the order of the parameters.
+    batch_size
+        Rows per call, or ``None`` to let the engine choose.
+    num_cpus, num_gpus, memory, runtime_env
+        Resources of one applier, in Ray's units (`memory` in bytes).
+    params
+        Declared parameters: keyword arguments of a function, constructor arguments of a class.
+    stateful
+        Whether `instantiate` builds an object of the user's class.
+    """
+
+    target: Callable[..., Any]
+    name: str
+    kind: UdfKind
+    container: Container
+    data_type: pa.DataType
+    input_columns: tuple[str, ...]
+    batch_size: int | None = None
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    memory: int | None = None
+    runtime_env: Mapping[str, Any] | None = None
+    retry: Retry | None = None
+    instances: Instances = "applier"
+    version: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
+    stateful: bool = False
+    reads_own_output: bool = False
+    _digests: dict[str, str] = field(default_factory=dict)
+    _reference: str | None = _UNSET
+
+    def __post_init__(self) -> None:
+        """Look like the function that this was made of."""
+        look = {name: getattr(self.target, name, None) for name in functools.WRAPPER_ASSIGNMENTS}
+        self.__dict__.update({name: value for name, value in look.items() if value is not None})
+        self.__dict__["__wrapped__"] = self.target
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function, or the object of a stateful UDF, which is built at the first call."""
+        if self.stateful:
+            return self._own_instance()(*args, **kwargs)
+        if not self.params:
+            return self.target(*args, **kwargs)
+        given = inspect.signature(self.target).bind_partial(*args, **kwargs).arguments
+        rest = {name: value for name, value in self.params.items() if name not in given}
+        return self.target(*args, **(rest | kwargs))
+
+    def __repr__(self) -> str:
+        """Show name, inputs and type."""
+        return f"UDF({self.name}({', '.join(self.input_columns)}) -> {self.data_type})"
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of what the UDF is; computed once, and carried through pickling."""
+        if "all" not in self._digests:
+            self._digests["all"] = _digest.complete(self, self.code_digest)
+        return self._digests["all"]
+
+    @property
+    def code_digest(self) -> str:
+        """The part of `digest` that does not depend on parameters and type."""
+        if "code" not in self._digests:
+            self._digests["code"] = _digest.of_code(self)
+        return self._digests["code"]
+
+    @property
+    def reference(self) -> str | None:
+        """``module:qualname`` that imports back to this, or ``None`` if nothing does."""
+        if self._reference == _UNSET:
+            object.__setattr__(self, "_reference", _find_reference(self))
+        return self._reference
+
+    def with_params(self, overrides: Mapping[str, Any]) -> UDF:
+        """Return the same UDF with other values for declared parameters, and so another digest.
+
+        Raises
+        ------
+        SettingError
+            If a name was not declared; the message lists those that were.
+        """
+        unknown = [name for name in overrides if name not in self.params]
+        if unknown:
+            raise SettingError(
+                f"UDF {self.name!r} has no params {', '.join(map(repr, unknown))}; "
+                f"it has {', '.join(map(repr, self.params)) or 'none'}"
+            )
+        # The code's digest is taken over, because its source may not be at hand here.
+        return replace(
+            self,
+            params={**self.params, **overrides},
+            _digests={"code": self.code_digest},
+            _reference=self.reference,
+        )
+
+    def instantiate(self) -> Callable[..., Any]:
+        """Return a callable that takes just the columns; builds the user's class if stateful."""
+        if self.stateful:
+            bound = inspect.signature(self.target).bind_partial()
+            bound.arguments.update(self.params)
+            return self.target(*bound.args, **bound.kwargs)  # type: ignore[no-any-return]
+        if not self.params:
+            return self.target
+        return _with_keywords(self.target, self.params)
+
+    def dumps(self) -> bytes:
+        """Pickle the UDF with the user's modules by value.
+
+        Raises
+        ------
+        UdfError
+            If something in it cannot be pickled; the message names it.
+        """
+        return pickling.dumps(self)
+
+    @staticmethod
+    def loads(data: bytes) -> UDF:
+        """Return the UDF that `dumps` pickled.
+
+        Raises
+        ------
+        UdfError
+            If the bytes come from another minor version of Python, or need what is not here.
+        """
+        return pickling.loads(data, UDF)
+
+    def _own_instance(self) -> Callable[..., Any]:
+        if "_built" not in self.__dict__:
+            with _BUILD_LOCK:
+                if "_built" not in self.__dict__:
+                    self.__dict__["_built"] = self.instantiate()
+        return self.__dict__["_built"]  # type: ignore[no-any-return]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Fix digest and reference before leaving; leave the built object behind."""
+        # Taken here, because neither can be found again where the source is not.
+        _ = self.digest, self.reference
+        return {name: value for name, value in self.__dict__.items() if name != "_built"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore past the freeze."""
+        self.__dict__.update(state)
+
+
+def _with_keywords(target: Callable[..., Any], params: Mapping[str, Any]) -> Callable[..., Any]:
+    """Bind the parameters by name, so that the columns can be passed by position."""
+    parameters = inspect.signature(target).parameters.values()
+    columns = [p for p in parameters if p.name not in params]
+    leading = list(parameters)[: len(columns)]
+    if columns == leading and all(p.kind is not p.KEYWORD_ONLY for p in columns):
+        return functools.partial(target, **params)
+    names = [p.name for p in columns]
+
+    def by_name(*values: Any) -> Any:
+        return target(**dict(zip(names, values, strict=False)), **params)
+
+    return by_name
+
+
+def _find_reference(udf: UDF) -> str | None:
+    module_name = getattr(udf.target, "__module__", None)
+    module = sys.modules.get(module_name or "")
+    if module is None or module_name == "__main__" or getattr(module, "__spec__", None) is None:
+        return None
+    for name, value in list(vars(module).items()):
+        if value is udf:
+            return f"{module_name}:{name}"
+    qualname = getattr(udf.target, "__qualname__", "<locals>")
+    if "<" in qualname:
+        return None
+    found: Any = module
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    # A UDF or a factory of one; a bare function would lack the settings.
+    same = getattr(found, "target", None) is udf.target
+    return f"{module_name}:{qualname}" if same else None

@@ -1,0 +1,43 @@
+# ruff: noqa: ANN401  what users pass and return may be of any type
+"""Whether the settings of a declaration make sense."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from geneva.errors import SettingError
+from geneva.udf.retry import Retry
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise `SettingError` for the first setting of ``@udf`` whose value makes no sense."""
+    for key in ("batch_size", "memory"):
+        _require(
+            settings, key, "a whole number of at least 1", lambda v: _is_number(v, int) and v >= 1
+        )
+    for key in ("num_cpus", "num_gpus"):
+        _require(
+            settings, key, "a number of at least 0", lambda v: _is_number(v, int | float) and v >= 0
+        )
+    _require(settings, "instances", '"applier" or "thread"', lambda v: v in ("applier", "thread"))
+    _require(settings, "retry", "a Retry(...)", lambda v: isinstance(v, Retry))
+    for key in ("params", "runtime_env"):
+        _require(settings, key, "a mapping", lambda v: isinstance(v, Mapping))
+    for key in ("version", "name"):
+        _require(settings, key, "a text", lambda v: isinstance(v, str) and bool(v))
+
+
+def _require(
+    settings: Mapping[str, Any], key: str, what: str, is_right: Callable[[Any], bool]
+) -> None:
+    value = settings[key]
+    if (value is not None or key in _NEEDED) and not is_right(value):
+        raise SettingError(f"@udf({key}=) is {what}, not {value!r}")
+
+
+_NEEDED = {"num_cpus", "num_gpus", "instances"}
+
+
+def _is_number(value: Any, kinds: Any) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)

@@ -1,0 +1,1 @@
+"""What tests share: tables, call logs, invariants, storage that fails."""

@@ -1,0 +1,81 @@
+"""Small real Lance tables, and what must hold of any table after any backfill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+
+import geneva
+from geneva.column.binding import bindings_of
+from geneva.column.file import read_row_map
+from geneva.column.name import ColumnFileName
+
+
+def make_table(
+    path: Path,
+    *,
+    rows: int = 100,
+    fragments: int = 4,
+    stable: bool = False,
+    data: pa.Table | None = None,
+    ray: dict[str, Any] | None = None,
+    name: str = "t",
+) -> geneva.Table:
+    """Create a table with columns x (0..rows), s (text) and so many fragments."""
+    if data is None:
+        data = pa.table(
+            {"x": pa.array(range(rows), pa.int64()), "s": [f"{'abc'[i % 3]}{i}" for i in range(rows)]}
+        )
+    per_file = -(-data.num_rows // fragments)
+    lance.write_dataset(
+        data,
+        str(path / f"{name}.lance"),
+        max_rows_per_file=per_file,
+        max_rows_per_group=per_file,
+        enable_stable_row_ids=stable,
+        data_storage_version="stable",
+    )
+    return geneva.connect(str(path), ray=ray or {}).open_table(name)
+
+
+def column(table: geneva.Table, name: str) -> list[Any]:
+    """Return a column's values as every reader sees them now."""
+    return lance.dataset(table.storage.uri).to_table(columns=[name])[name].to_pylist()
+
+
+def pairs(table: geneva.Table, key: str, value: str) -> dict[Any, Any]:
+    """Return key -> value of the latest version."""
+    t = lance.dataset(table.storage.uri).to_table(columns=[key, value])
+    return dict(zip(t[key].to_pylist(), t[value].to_pylist(), strict=True))
+
+
+def assert_table_invariants(
+    table: geneva.Table, expected: dict[str, Callable[[dict[str, Any]], Any]] | None = None
+) -> None:
+    """Check what must hold whatever happened.
+
+    The table reads whole, Lance finds it valid, every column file has its fragment's rows and a
+    row map of that length, and computed values (``expected``: column -> function of a row) are
+    right wherever they are not null.
+    """
+    dataset = lance.dataset(table.storage.uri)
+    dataset.validate()
+    content = dataset.to_table()
+    assert content.num_rows == dataset.count_rows()
+    snapshot = table.storage.open()
+    for fragment in snapshot.fragments.values():
+        for file in fragment.files:
+            if ColumnFileName.parse(file.path) is not None:
+                footer = table.storage.read_footer(file.path)
+                assert footer.rows == fragment.rows
+                row_map = read_row_map(table.storage, file.path)
+                assert row_map.rows == fragment.rows
+    for name, function in (expected or {}).items():
+        assert name in bindings_of(snapshot.schema)
+        for row in content.to_pylist():
+            if row[name] is not None:
+                assert row[name] == function(row), (name, row)
