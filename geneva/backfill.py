@@ -23,7 +23,6 @@ from geneva.errors import (
     GenevaError,
     JobCancelledError,
     JobTimeoutError,
-    ResourceError,
     StorageError,
     TableChangedError,
     TooManyFailuresError,
@@ -147,7 +146,17 @@ def backfill(
     try:
         return job.run()
     except KeyboardInterrupt as error:
+        job.report(JobState.CANCELLED)
         raise JobCancelledError(job.how_to_continue("interrupted")) from error
+    except JobCancelledError:
+        job.report(JobState.CANCELLED)
+        raise
+    except OSError as error:
+        job.report(JobState.FAILED)
+        raise StorageError(
+            f"reading or writing {storage.uri} failed: {error}; "
+            "run the same command again when the cause is gone: nothing is computed twice"
+        ) from error
     except BaseException:
         job.report(JobState.FAILED)
         raise
@@ -294,9 +303,7 @@ class _Job:
         stuck = False
         if schedule.running:
             self.report(
-                JobState.PAUSING
-                if self._control.wanted is Wanted.PAUSE
-                else JobState.CANCELLING
+                JobState.PAUSING if self._control.wanted is Wanted.PAUSE else JobState.CANCELLING
             )
             self._executor.cancel()
             deadline = time.monotonic() + _GRACE_S
@@ -457,7 +464,9 @@ class _Job:
     def _discard(self, lost: Discarded) -> None:
         self._again.add(lost.file.fragment_id)
         self._compacted |= "compacted" in lost.reason
-        self._tally.notes.append(f"fragment {lost.file.fragment_id} was planned again: {lost.reason}")
+        self._tally.notes.append(
+            f"fragment {lost.file.fragment_id} was planned again: {lost.reason}"
+        )
         self._storage.delete_file(lost.file.name)
         for log in lost.file.logs:
             self._storage.objects.delete(log)
@@ -476,7 +485,9 @@ class _Job:
                 self._options,
                 force,
             )
-            done = {f.fragment_id: f for f in self._tally.committed}
+            done = {
+                f.fragment_id: f for f in self._tally.committed if not self._waits(f.fragment_id)
+            }
             ledger.mark_done(later.settled(snapshot, done))
         if not ledger.changed:
             return

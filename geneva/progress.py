@@ -14,15 +14,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from geneva.types import JobState, Progress
+
+if TYPE_CHECKING:
+    from rich.console import Group, RenderableType
+    from rich.progress_bar import ProgressBar
 
 _LINE_EVERY_S = 5.0
 _NOTEBOOK_EVERY_S = 0.5
 _QUIET_S = 0.25  # a job that ends sooner, such as one with nothing to do, draws nothing
 _FRAMES_PER_S = 8
 _BAR_COLUMNS = 40
+_NARROW, _WIDE = 70, 100  # columns: below, no bar; from here on, a bar of fixed width
 
 
 class _Display(Protocol):
@@ -128,14 +133,9 @@ def _rows(progress: Progress) -> str:
     total = progress.rows_total
     if total is None:
         return f"{done} rows"
-    share = 100.0 * progress.rows_computed / total if total else 100.0
-    # 99.96 % of a billion rows is not the end; only the end is called 100 %.
-    shown = min(share, 99.9) if progress.rows_computed < total else 100.0
-    return (
-        f"{done}/{total:,} rows {shown:.0f}%"
-        if shown < 99
-        else f"{done}/{total:,} rows {shown:.3g}%"
-    )
+    # Only the end is called 100 %, not 99.96 % of a billion rows.
+    share = 100 if progress.rows_computed >= total else int(100 * progress.rows_computed / total)
+    return f"{done}/{total:,} rows {share}%"
 
 
 def _speed(progress: Progress) -> list[str]:
@@ -223,37 +223,45 @@ class _Terminal:
     def close(self) -> None:
         self._live.stop()
 
-    def _frame(self) -> Any:
+    def _frame(self) -> Group:
         from rich.console import Group
 
         with self._lock:
             latest = list(self._latest.values())
         return Group(*(part for p in latest for part in self._parts(p, last=p is latest[-1])))
 
-    def _parts(self, progress: Progress, *, last: bool) -> Iterator[Any]:
-        from rich.progress_bar import ProgressBar
+    def _parts(self, progress: Progress, *, last: bool) -> Iterator[RenderableType]:
         from rich.table import Table
         from rich.text import Text
 
-        ended = progress.state.ended
-        total = progress.rows_total
-        bar = ProgressBar(
-            total=total or 1,
-            completed=min(progress.rows_computed, total) if total else float(ended or total == 0),
-            width=_BAR_COLUMNS if self._live.console.width >= 100 else None,
-            pulse=total is None and not ended,
-        )
-        grid = Table.grid(padding=(0, 1), expand=self._live.console.width < 100)
-        grid.add_column(no_wrap=True, overflow="ellipsis", max_width=24)
-        grid.add_column(ratio=1, min_width=4)
-        grid.add_column(no_wrap=True, justify="right")
+        width = self._live.console.width
+        grid = Table.grid(padding=(0, 1), expand=_NARROW <= width < _WIDE)
         name = Text(", ".join(progress.columns).ljust(self._width), "bold")
-        grid.add_row(name, bar, Text("  ".join([_rows(progress), *_speed(progress)])))
+        numbers = Text("  ".join([_rows(progress), *_speed(progress)]))
+        grid.add_column(no_wrap=True, overflow="ellipsis", max_width=width // 3)
+        if width >= _NARROW:
+            grid.add_column(ratio=1, min_width=4)
+            grid.add_column(no_wrap=True, justify="right")
+            grid.add_row(name, _bar(progress, _BAR_COLUMNS if width >= _WIDE else None), numbers)
+        else:
+            grid.add_row(name, numbers)
         yield grid
         facts = _facts(progress)
         if facts and (last or progress.rows_failed):
             style = "red" if progress.state is JobState.FAILED else "dim"
-            yield Text("  " + " · ".join(facts), style, overflow="ellipsis", no_wrap=True)
+            yield Text("  " + " · ".join(facts), style)
+
+
+def _bar(progress: Progress, width: int | None) -> ProgressBar:
+    from rich.progress_bar import ProgressBar
+
+    ended, total = progress.state.ended, progress.rows_total
+    return ProgressBar(
+        total=total or 1,
+        completed=min(progress.rows_computed, total) if total else float(ended or total == 0),
+        width=width,
+        pulse=total is None and not ended,
+    )
 
 
 class _Notebook:

@@ -108,8 +108,10 @@ class BackfillResult:
             ("rows waiting for a computed input", self.rows_waiting),
             ("rows kept that somebody else wrote", self.rows_foreign),
             ("rows trusted without history", self.rows_unverified),
-            ("rows that failed earlier (retry_failed=True tries them again)",
-             self.rows_failed_before),
+            (
+                "rows that failed earlier (retry_failed=True tries them again)",
+                self.rows_failed_before,
+            ),
             ("fragments left for the next call", self.fragments_left),
         ]
         facts[1:1] = [(name, f"{n:,}") for name, n in optional[:3] if n]

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import fields as dataclass_fields
 from typing import Any, Literal
 from uuid import uuid4
 
-import pyarrow as pa
-
+from geneva.arguments import checked_options, chosen_options, with_defaults
 from geneva.backfill import Observer, backfill, plan, prepare
+from geneva.bind import bind, is_udf, rebind
 from geneva.column.binding import (
     Binding,
     binding_of,
     bindings_of,
     dependency_order,
-    group_of,
-    new_incarnation,
-    python_version,
-    top_level,
     unknown_column,
 )
-from geneva.column.pickles import load, store
+from geneva.column.pickles import load
 from geneva.coverage import Coverage, coverage
-from geneva.errors import ColumnError, SettingError, TableError, UdfError
+from geneva.errors import ColumnError, SettingError, TableError
 from geneva.execute.executor import Executor
 from geneva.execute.local import LocalExecutor
 from geneva.jobs.control import Control
@@ -32,21 +26,9 @@ from geneva.jobs.handle import Job
 from geneva.plan.report import Plan
 from geneva.progress import observer_for
 from geneva.result import BackfillResult, combined
-from geneva.storage.lance import CommitConflict, TableStorage, check_uri
+from geneva.storage.lance import TableStorage, check_uri
 from geneva.types import Options
 from geneva.udf import UDF, as_udf
-
-_BIND_TRIES = 20
-_POSITIVE = ("concurrency", "intra_applier_concurrency", "num_frags", "commit_granularity",
-             "batch_size", "checkpoint_size")  # fmt: skip
-_CHOICES = {
-    "on_error": ("fail", "null"),
-    "unverified": ("trust", "recompute"),
-    "foreign": ("keep", "recompute"),
-    "inputs": ("wait", "as_is"),
-}
-
-Udfs = Mapping[str | tuple[str, ...], Any]
 
 
 def connect(
@@ -185,13 +167,13 @@ class Table:
         storage: TableStorage | None = None,
     ) -> None:
         if isinstance(inner, Table):
-            inner = inner._inner
+            inner = inner.unwrap()
         if not hasattr(inner, "to_lance"):
             raise TableError(
                 f"{type(inner).__name__} is not a table of a LanceDB database of files; "
                 "connect to its path or bucket"
             )
-        self._inner = inner
+        self._inner: Any = inner
         self._ray = dict(ray or {})
         self.storage = storage or TableStorage(str(inner.uri), storage_options)
 
@@ -199,6 +181,10 @@ class Table:
         if name.startswith("__"):
             raise AttributeError(name)
         return getattr(self._inner, name)
+
+    def unwrap(self) -> Any:
+        """Return lancedb's own table."""
+        return self._inner
 
     def __len__(self) -> int:
         return int(self._inner.count_rows())
@@ -224,14 +210,15 @@ class Table:
             A type does not fit, an input does not exist, a circle, a UDF that reads what it
             writes.
         """
-        if not isinstance(transforms, Mapping) or not any(_is_udf(v) for v in transforms.values()):
+        if not isinstance(transforms, Mapping) or not any(is_udf(v) for v in transforms.values()):
             return self._inner.add_columns(transforms, **options)
-        plain = {k: v for k, v in transforms.items() if not _is_udf(v)}
+        plain = {k: v for k, v in transforms.items() if not is_udf(v)}
         if plain:
             self._inner.add_columns(plain, **options)
         for name, udf in transforms.items():
-            if _is_udf(udf):
-                self._bind_new((name,) if isinstance(name, str) else tuple(name), as_udf(udf))
+            if is_udf(udf):
+                names = (name,) if isinstance(name, str) else tuple(name)
+                bind(self.storage, names, as_udf(udf))
         self._inner.checkout_latest()
         return None
 
@@ -243,7 +230,7 @@ class Table:
         """
         for alteration in alterations:
             if "udf" in alteration:
-                self._rebind(str(alteration["path"]), as_udf(alteration["udf"]))
+                rebind(self.storage, str(alteration["path"]), as_udf(alteration["udf"]))
         plain = [dict(a) for a in alterations if "udf" not in a]
         result = self._inner.alter_columns(*plain) if plain else None
         self._inner.checkout_latest()
@@ -256,72 +243,6 @@ class Table:
     def load_udf(self, column: str) -> UDF:
         """Load a column's UDF. This runs its author's code: trust it as you trust the code."""
         return load(self.storage, self._binding(column))
-
-    def _bind_new(self, names: tuple[str, ...], udf: UDF) -> None:
-        types = _output_types(names, udf)
-        binding = self._new_binding(names, udf, new_incarnation())
-        for attempt in range(_BIND_TRIES):
-            schema = self.storage.open().schema
-            _check_binding(schema, names, binding)
-            fresh = [n for n in names if n not in schema.names]
-            for name, data_type in zip(names, types, strict=True):
-                if name in schema.names and schema.field(name).type != data_type:
-                    raise ColumnError(
-                        f"column {name!r} is {schema.field(name).type}, but UDF {udf.name!r} "
-                        f"returns {data_type}; give the UDF data_type={schema.field(name).type}"
-                    )
-            metadata = {n: binding.metadata(k) for k, n in enumerate(names)}
-            try:
-                if fresh:
-                    self.storage.add_columns(
-                        [
-                            pa.field(n, t, metadata=metadata[n])
-                            for n, t in zip(names, types, strict=True)
-                            if n in fresh
-                        ]
-                    )
-                bound = {n: m for n, m in metadata.items() if n not in fresh}
-                if bound:
-                    self.storage.set_field_metadata(bound)
-                return
-            except CommitConflict:
-                if attempt == _BIND_TRIES - 1:
-                    raise
-
-    def _rebind(self, column: str, udf: UDF) -> None:
-        schema = self.storage.open().schema
-        old = binding_of(schema.field(column)) if column in schema.names else None
-        if column not in schema.names:
-            raise ColumnError(unknown_column(column, schema.names))
-        group = group_of(schema, old) if old else [(column, 0)]
-        names = tuple(n for n, _ in group)
-        fields = _struct_types(udf) if old and old.grouped else [udf.data_type]
-        for name, position in group:
-            data_type = fields[position] if position < len(fields) else None
-            if schema.field(name).type != data_type:
-                raise ColumnError(
-                    f"column {name!r} is {schema.field(name).type}, but UDF {udf.name!r} returns "
-                    f"{data_type}; drop the column and add it again to change its type"
-                )
-        incarnation = old.incarnation if old else new_incarnation()
-        binding = self._new_binding(names, udf, incarnation, grouped=bool(old and old.grouped))
-        _check_binding(schema, names, binding)
-        self.storage.set_field_metadata({n: binding.metadata(p) for n, p in group})
-
-    def _new_binding(
-        self, names: tuple[str, ...], udf: UDF, incarnation: str, *, grouped: bool | None = None
-    ) -> Binding:
-        return Binding(
-            incarnation=incarnation,
-            udf=udf.name,
-            digest=udf.digest,
-            inputs=udf.input_columns,
-            pickle=store(self.storage, udf),
-            reference=udf.reference or "",
-            python=python_version(),
-            grouped=len(names) > 1 if grouped is None else grouped,
-            reads_own_output=udf.reads_own_output,
-        )
 
     def _binding(self, column: str) -> Binding:
         schema = self.storage.open().schema
@@ -423,13 +344,13 @@ class Table:
         JobError
             It ended before it was complete; what was finished is kept.
         """
-        job = self._prepare(columns, _arguments(locals()), executor, params)
+        job = self._prepare(columns, chosen_options(locals()), executor, params)
         with observer_for(progress, job.names) as observe:
             return job.run(observe)
 
     def backfill_async(self, columns: str | Sequence[str], **arguments: Any) -> Job:
         """Begin a backfill in a thread of this process; takes what `backfill` takes."""
-        known = _with_defaults(arguments)
+        known = with_defaults(Table.backfill, arguments)
         observe = known.pop("progress")
         job = self._prepare(columns, known, known.pop("executor"), known.pop("params"))
 
@@ -444,9 +365,9 @@ class Table:
 
         Several columns are planned one by one; the plan of the first that has work is returned.
         """
-        known = _with_defaults(arguments)
+        known = with_defaults(Table.backfill, arguments)
         params = known.pop("params")
-        options = _options(known)
+        options = checked_options(known)
         plans = [
             plan(self.storage, prepare(self.storage, self.storage.open(), name, options, params))
             for name in self._ordered(columns)
@@ -465,7 +386,7 @@ class Table:
         executor: str | Executor | None,
         params: Mapping[str, Any] | None,
     ) -> _Run:
-        options = _options(arguments)
+        options = checked_options(arguments)
         names = self._ordered(columns)
         runner = self._executor(executor, options)
         return _Run(self, names, options, dict(params or {}), runner)
@@ -520,100 +441,7 @@ class _Run:
         results = []
         try:
             for request in self._requests:
-                results.append(
-                    backfill(storage, request, self._executor, self.control, observe)
-                )
+                results.append(backfill(storage, request, self._executor, self.control, observe))
         finally:
-            self._table._inner.checkout_latest()  # noqa: SLF001 - same module
+            self._table.unwrap().checkout_latest()
         return combined(results)
-
-
-def _is_udf(value: Any) -> bool:
-    return not isinstance(value, str) and callable(value)
-
-
-def _struct_types(udf: UDF) -> list[pa.DataType]:
-    if not pa.types.is_struct(udf.data_type):
-        raise UdfError(
-            f"UDF {udf.name!r} fills several columns, so it must return a struct, "
-            f"not {udf.data_type}"
-        )
-    return [udf.data_type.field(i).type for i in range(udf.data_type.num_fields)]
-
-
-def _output_types(names: tuple[str, ...], udf: UDF) -> list[pa.DataType]:
-    if len(names) == 1:
-        return [udf.data_type]
-    types = _struct_types(udf)
-    if len(types) != len(names):
-        raise UdfError(
-            f"UDF {udf.name!r} returns {len(types)} fields ({udf.data_type}) for "
-            f"{len(names)} columns ({', '.join(names)})"
-        )
-    return types
-
-
-def _check_binding(schema: pa.Schema, names: tuple[str, ...], binding: Binding) -> None:
-    after = dict(bindings_of(schema))
-    after |= dict.fromkeys(names, binding)
-    for path in binding.inputs:
-        known = {*schema.names, *names}
-        head = path if path in known else path.split(".")[0]
-        if head in names:
-            if not binding.reads_own_output:
-                raise UdfError(
-                    f"UDF {binding.udf!r} reads {head!r}, the column that it writes; declare "
-                    "reads_own_output=True if that is meant"
-                )
-            continue
-        top_level(schema, path)
-    dependency_order(after, list(after))
-
-
-def _arguments(names: dict[str, Any]) -> dict[str, Any]:
-    """Return the options among a function's local names."""
-    return {f.name: names[f.name] for f in dataclass_fields(Options)}
-
-
-def _with_defaults(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Fill in the defaults of `Table.backfill`; unknown names are refused as Python would."""
-    known = {
-        p.name: p.default
-        for p in inspect.signature(Table.backfill).parameters.values()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    unknown = sorted(set(arguments) - set(known))
-    if unknown:
-        raise SettingError(f"unknown argument {unknown[0]!r}; arguments: {', '.join(known)}")
-    return known | arguments
-
-
-def _options(arguments: Mapping[str, Any]) -> Options:
-    """Check values.
-
-    Raises
-    ------
-    SettingError
-        One makes no sense.
-    """
-    names = {f.name for f in dataclass_fields(Options)}
-    chosen = {k: v for k, v in arguments.items() if k in names}
-    for name in _POSITIVE:
-        value = chosen.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise SettingError(f"{name}={value!r} must be a whole number")
-        if value is not None and value < 1:
-            raise SettingError(f"{name}={value} must be at least 1")
-    for name, choices in _CHOICES.items():
-        if chosen.get(name, choices[0]) not in choices:
-            listed = " or ".join(repr(c) for c in choices)
-            raise SettingError(f"{name}={chosen[name]!r} is unknown; choose {listed}")
-    for name in ("timeout", "resource_timeout", "max_failures"):
-        value = chosen.get(name)
-        if value is not None and (not isinstance(value, int | float) or value < 0):
-            raise SettingError(f"{name}={value!r} must be a number that is not negative")
-    if chosen.get("where") is not None and not isinstance(chosen["where"], str):
-        raise SettingError(f"where={chosen['where']!r} must be SQL text")
-    if chosen.get("max_failures") is not None and chosen.get("on_error") != "null":
-        raise SettingError("max_failures counts the failures that on_error='null' records; set it")
-    return Options(**chosen)

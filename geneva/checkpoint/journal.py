@@ -33,7 +33,9 @@ from geneva.types import stored_type
 
 _HEADER = struct.Struct("<4sB3xIIq")  # magic, kind, payload bytes, crc32, first row
 _MAGIC = b"GVJ1"
-_ROWS, _ERRORS, _FINISH = 1, 2, 4  # kind: explicit row numbers | error texts | finish frame
+_ROWS, _ERRORS = 1, 2  # kinds of records: with explicit row numbers, with error texts
+_FINISH, _BEGIN = 4, 8  # frames that are no records
+_RANGE = struct.Struct("<qq")
 
 
 def _schema(types: Sequence[pa.DataType], kind: int) -> pa.Schema:
@@ -80,6 +82,10 @@ class Journal:
         batch = pa.record_batch(arrays, schema=self._schemas[kind])
         self._write(kind, memoryview(batch.serialize()), int(rows[0]))
 
+    def begin(self, first_row: int, last_row: int) -> None:
+        """Record that a batch is about to be computed, so that its worker's death names it."""
+        self._write(_BEGIN, memoryview(_RANGE.pack(first_row, last_row)), first_row)
+
     def finish(self, fact: Mapping[str, Any]) -> None:
         """Record that the column file is complete and synced."""
         self._write(_FINISH, memoryview(json.dumps(fact).encode()), 0)
@@ -123,11 +129,14 @@ class Replay:
         Position in ``rows`` -> error text of a row that failed.
     finish
         What the finish frame said, if there was one.
+    fatal
+        (first, last) row of each batch that was begun and never recorded: its worker died.
     """
 
     rows: IntArray
     errors: Mapping[int, str]
     finish: Mapping[str, Any] | None
+    fatal: tuple[tuple[int, int], ...]
     _columns: tuple[pa.ChunkedArray, ...]
     _order: IntArray
 
@@ -155,6 +164,7 @@ def replay(
     rows: list[IntArray] = []
     batches: list[pa.RecordBatch] = []
     errors: list[np.ndarray[Any, Any]] = []
+    fatal: list[tuple[int, int]] = []
     finish = None
     schema = _schema(types, 0)
     for path in paths:
@@ -162,10 +172,15 @@ def replay(
             content = objects.read_log(path)
         except FileNotFoundError:
             continue  # its owner committed and removed it meanwhile
+        begun: tuple[int, int] | None = None
         for kind, first_row, payload in _frames(content):
             if kind == _FINISH:
                 finish = json.loads(bytes(payload))
                 continue
+            if kind == _BEGIN:
+                begun = _RANGE.unpack(payload)
+                continue
+            begun = None
             batch = pa.ipc.read_record_batch(pa.py_buffer(payload), _schema(types, kind))
             n = batch.num_rows
             explicit = kind & _ROWS
@@ -177,6 +192,8 @@ def replay(
             text = batch.column("error").to_pylist() if kind & _ERRORS else [None] * n
             errors.append(np.array(text, object))
             batches.append(pa.record_batch(batch.columns[: len(types)], schema=schema))
+        if begun is not None:
+            fatal.append(begun)
     all_rows = np.concatenate(rows) if rows else np.zeros(0, np.int64)
     all_errors = np.concatenate(errors) if errors else np.zeros(0, object)
     unique, order = np.unique(all_rows, return_index=True)
@@ -185,7 +202,7 @@ def replay(
         unique, order = unique[done], order[done]
     columns = pa.Table.from_batches(batches, schema).columns
     failed = {int(i): str(all_errors[o]) for i, o in enumerate(order) if all_errors[o] is not None}
-    return Replay(unique, failed, finish, tuple(columns), order.astype(np.int64))
+    return Replay(unique, failed, finish, tuple(fatal), tuple(columns), order.astype(np.int64))
 
 
 def _frames(content: bytes | memoryview) -> Iterator[tuple[int, int, memoryview]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -177,9 +178,7 @@ class ColumnFileBuilder:
             pieces.append(batch.slice(0, count))
             self._left = batch.slice(count) if batch.num_rows > count else None
             count -= pieces[-1].num_rows
-        return [
-            pa.concat_arrays([p.column(i) for p in pieces]) for i in range(len(self._types))
-        ]
+        return [pa.concat_arrays([p.column(i) for p in pieces]) for i in range(len(self._types))]
 
 
 class _Classes:
@@ -224,7 +223,7 @@ def _spans(rows: IntArray, cursor: int) -> Iterator[tuple[int, int]]:
         return
     cuts = np.flatnonzero(np.diff(rows // _SPAN_ROWS)) + 1
     edges = [0, *cuts.tolist(), len(rows)]
-    yield from zip(edges[:-1], edges[1:], strict=True)
+    yield from itertools.pairwise(edges)
 
 
 def _scatter(values: list[pa.Array], index: IntArray, present: list[pa.Array]) -> list[pa.Array]:
@@ -236,9 +235,7 @@ def _scatter(values: list[pa.Array], index: IntArray, present: list[pa.Array]) -
     filled = index.copy()
     filled[gaps] = np.flatnonzero(gaps) + len(values[0])
     where = pa.array(filled)
-    return [
-        pa.concat_arrays([v, p]).take(where) for v, p in zip(values, present, strict=True)
-    ]
+    return [pa.concat_arrays([v, p]).take(where) for v, p in zip(values, present, strict=True)]
 
 
 def _decoded(array: pa.Array, data_type: pa.DataType) -> pa.Array:

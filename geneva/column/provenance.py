@@ -159,16 +159,14 @@ class History:
         self, snapshot: Snapshot, fragment: FragmentInfo, column: str, valued: RowClass
     ) -> RowMap:
         """Say of every row with a value that it is of one class; nulls are missing."""
-        present = np.ones(0, np.bool_)
         chunks = [
-            b.column("v").to_numpy(zero_copy_only=False)
+            b.column("v").fill_null(False).to_numpy(zero_copy_only=False)
             for b in self._storage.scan(
                 snapshot, fragment.id, {"v": f"`{column}` is not null"}, batch_rows=65_536
             )
         ]
-        present = np.concatenate(chunks) if chunks else present
-        mask = np.array([v is True or v == 1 for v in present], np.bool_)
-        return RowMap.from_ids([MISSING, valued], mask.astype(np.int64))
+        present = np.concatenate(chunks) if chunks else np.ones(0, np.bool_)
+        return RowMap.from_ids([MISSING, valued], present.astype(np.int64))
 
     # --- compaction --------------------------------------------------------------------
 
@@ -190,9 +188,7 @@ class History:
                 continue
             old = [before.fragments[i] for i in old_ids]
             moved = RowMap.concat(
-                self._translated(column, f, before, fragment, after).take(
-                    self.live_mask(before, f)
-                )
+                self._translated(column, f, before, fragment, after).take(self.live_mask(before, f))
                 for f in old
             )
             start = 0
@@ -222,9 +218,7 @@ class History:
                 name = names.get(mark.field)
                 same = name is not None and self.mark(before, old, name) == mark
                 there = same and name in after.fields
-                kept[mark] = (
-                    self.mark(after, new, str(name)) if there else replace(mark, file=GONE)
-                )
+                kept[mark] = self.mark(after, new, str(name)) if there else replace(mark, file=GONE)
             return kept[mark]
 
         return self.row_map(before, old, column).replace(lambda c: _with_marks(c, translate))
@@ -255,7 +249,7 @@ class History:
         missing, foreign = len(old.classes), len(old.classes) + 1
         for row, (a, b) in enumerate(zip(was, now, strict=True)):
             if a != b:
-                ids[row] = missing if b == _NULL else foreign
+                ids[row] = missing if b[0] == _NULL else foreign
         return RowMap.from_ids(classes, ids)
 
     def _moved(
@@ -269,7 +263,9 @@ class History:
         """
         removed = self._removed(column, before, after)
         marked = {
-            m.field for _, _, c in removed for m in (*c.inputs, *(m for _, ms in c.wheres for m in ms))
+            m.field
+            for _, _, c in removed
+            for m in (*c.inputs, *(m for _, ms in c.wheres for m in ms))
         }
         names = [n for n, f in before.fields.items() if f.id in marked and n in after.fields]
         columns = [column, *[n for n in names if n != column]]

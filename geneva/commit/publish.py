@@ -86,7 +86,7 @@ def publish(
             if faults >= _FAULTS:
                 raise StorageError(f"committing to {storage.uri} failed: {error}") from error
         wait = min(0.01 * 2**attempt, _MAX_WAIT_S)
-        time.sleep(wait * random.uniform(0.5, 1.0))  # noqa: S311 - spreads writers, no secret
+        time.sleep(wait * random.uniform(0.5, 1.0))
     raise ConflictError(
         f"{_CONFLICTS} tries to commit column {target.name!r} lost against other writers of "
         f"{storage.uri}; run the same command again: nothing is computed twice"

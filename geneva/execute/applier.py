@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,13 +24,24 @@ from geneva.column.file import WORK_KEY, ColumnFileBuilder, check_file, read_row
 from geneva.errors import CorruptFileError
 from geneva.execute.batches import MAX_ROWS, BatchSizer
 from geneva.execute.reader import read
+from geneva.execute.units import Unit, Units, split
 from geneva.rows import IntArray
 from geneva.storage.lance import Snapshot, TableStorage
-from geneva.types import ColumnFile, Counts, Failure, JobSettings, Task, TaskDone
+from geneva.types import (
+    ColumnFile,
+    Counts,
+    Failure,
+    JobSettings,
+    Task,
+    TaskDone,
+    stored_type,
+)
 from geneva.udf import UDF, Applied, Caller, RowError, RowFailed, UdfKind
 
 _UNJOURNALED_S = 0.2  # a fragment done in one quicker batch goes straight to its column file
 _SMALL_LOG_BYTES = 1 << 20
+_CAREFUL_ROWS = 1024
+_REPLAYED_ROWS = 8192
 _FAILURES_KEPT = 1000  # per task, in the result; the row map records all of them
 
 
@@ -44,15 +55,6 @@ class TaskRowError(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure)
         self.failure = failure
-
-
-@dataclass(frozen=True, slots=True)
-class _Unit:
-    """Rows that are computed and checkpointed together."""
-
-    rows: IntArray
-    inputs: pa.RecordBatch
-    only: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class Applier:
         self._rows_done = 0
         self._settings: JobSettings | None = None
         self._pool: ThreadPoolExecutor | None = None
+        self._threads = 0
 
     def begin(self, settings: JobSettings) -> None:
         """Prepare for a job's tasks: build the UDF's instance, start threads."""
@@ -138,7 +141,7 @@ class Applier:
         assert self._settings is not None
         return _TaskRun(self, self._storage, self._settings, task).run()
 
-    def compute(self, run: _TaskRun, unit: _Unit) -> _Computed:
+    def compute(self, run: _TaskRun, unit: Unit) -> _Computed:
         """Call the UDF on a unit, in batches, and checkpoint it (in a pool thread)."""
         assert self._settings is not None
         started = time.perf_counter()
@@ -151,7 +154,7 @@ class Applier:
                 raise TaskRowError(run.failure(int(unit.rows[at]), error.failure)) from error
         called = time.perf_counter()
         computed = run.gather(unit, applied)
-        if not unit.only or called - started > _UNJOURNALED_S:
+        if run.careful or not unit.only or called - started > _UNJOURNALED_S:
             run.checkpoint(computed, applied)
         now = time.perf_counter()
         self._rows_done += len(unit.rows)
@@ -189,7 +192,7 @@ class Applier:
         """Whether `cancel` was called."""
         return self._cancelled.is_set()
 
-    def submit(self, run: _TaskRun, unit: _Unit) -> Future[_Computed]:
+    def submit(self, run: _TaskRun, unit: Unit) -> Future[_Computed]:
         """Queue a unit for the UDF threads."""
         assert self._pool is not None
         return self._pool.submit(self.compute, run, unit)
@@ -219,10 +222,19 @@ class _TaskRun:
         self._failures: list[Failure] = []
         self._builder: ColumnFileBuilder | None = None
         self._pending: deque[Future[_Computed] | _Computed] = deque()
+        self._fatal: tuple[tuple[int, int], ...] = ()
+        self._snapshot: Snapshot | None = None
+
+    @property
+    def careful(self) -> bool:
+        """Whether a worker died of this task before."""
+        return self._task.attempt > 0
 
     def run(self) -> TaskDone:
         task = self._task
-        snapshot = self._storage.open(task.version)
+        if self._applier.cancelled:
+            raise TaskCancelledError
+        snapshot = self._snapshot = self._storage.open(task.version)
         earlier = replay(
             self._storage.objects,
             task.resume,
@@ -232,6 +244,8 @@ class _TaskRun:
         adopted = self._adopt(snapshot, earlier)
         if adopted is not None:
             return adopted
+        if task.attempt and self._settings.on_error == "null":
+            earlier = self._skip_deadly(earlier)
         if task.assemble:
             self._builder = ColumnFileBuilder(self._storage, snapshot, self._settings.target, task)
         try:
@@ -283,12 +297,31 @@ class _TaskRun:
             task.key, task.fragment_id, task.start, task.stop, file, counts, (), task.resume
         )
 
+    def _skip_deadly(self, earlier: Replay) -> Replay:
+        """Record rows as failed that two workers died of, each alone with that one row."""
+        alone = Counter(first for first, last in earlier.fatal if first == last)
+        deadly = sorted(row for row, deaths in alone.items() if deaths > 1)
+        for row in deadly:
+            error = RowError(0, "WorkerDied", f"{alone[row]} workers died of this row", attempts=2)
+            text = json.dumps({f: getattr(error, f) for f in error.__slots__})
+            nulls = [pa.nulls(1, stored_type(t)) for t in self._types]
+            self._journal.append(np.array([row], np.int64), nulls, [text])
+        if not deadly:
+            return earlier
+        self._journal.sync()
+        logs = (*self._task.resume, self._journal.path)
+        return replay(self._storage.objects, logs, self._types, with_failed=True)
+
     def _stream(self, snapshot: Snapshot, earlier: Replay) -> None:
-        units = _Units(self._applier, self._task.stop)
+        self._fatal = earlier.fatal
+        if len(earlier.rows) == self._task.checkpointed:
+            self._replay_all(earlier)
+            return
+        units = Units(self._unit_rows, self._task.stop)
         started = time.perf_counter()
         for rows, batch, stop in read(self._storage, snapshot, self._task, self._settings):
             self._add_seconds(read=time.perf_counter() - started)
-            for piece in _split(rows, earlier):
+            for piece in split(rows, earlier):
                 if piece.positions is not None:
                     self._push_all(units.flush())
                     self._replay(rows[piece.at], piece.positions, earlier)
@@ -299,12 +332,35 @@ class _TaskRun:
         while self._pending:
             self._drain()
 
-    def _push_all(self, units: Iterator[_Unit]) -> None:
+    def _replay_all(self, earlier: Replay) -> None:
+        """Lay out what spans computed; no input is read."""
+        for at in range(0, len(earlier.rows), _REPLAYED_ROWS):
+            positions = np.arange(at, min(at + _REPLAYED_ROWS, len(earlier.rows)))
+            self._replay(earlier.rows[positions], positions, earlier)
+        while self._pending:
+            self._drain()
+
+    def _unit_rows(self, first_row: int) -> int:
+        """Return how many rows the unit that begins with a row should hold.
+
+        After a worker died, batches are small, and those that it died of are cut into eighths:
+        running out of memory is not simply repeated, and a deadly row is soon alone.
+        """
+        size = self._applier.unit_rows
+        if not self._task.attempt:
+            return size
+        suspect = [last - first + 1 for first, last in self._fatal if first <= first_row <= last]
+        return max(1, min(suspect) // 8) if suspect else min(size, _CAREFUL_ROWS)
+
+    def _push_all(self, units: Iterator[Unit]) -> None:
         for unit in units:
             if self._applier.cancelled:
                 raise TaskCancelledError
+            if self._task.attempt:
+                self._journal.begin(int(unit.rows[0]), int(unit.rows[-1]))
             self._pending.append(self._applier.submit(self, unit))
-            while len(self._pending) > self._applier.window:
+            window = 0 if self._task.attempt else self._applier.window
+            while len(self._pending) > window:
                 self._drain()
 
     def _replay(self, rows: IntArray, positions: IntArray, earlier: Replay) -> None:
@@ -360,7 +416,7 @@ class _TaskRun:
                 item.exception()
         self._journal.sync()
 
-    def gather(self, unit: _Unit, applied: list[Applied]) -> _Computed:
+    def gather(self, unit: Unit, applied: list[Applied]) -> _Computed:
         """Join the batches of a unit; split structs that fill several columns."""
         joined = (
             applied[0].values
@@ -384,9 +440,7 @@ class _TaskRun:
         if fields:
             flat = values.flatten()
             columns = [flat[k] for k in fields]
-        return [
-            c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c for c in columns
-        ]
+        return [c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c for c in columns]
 
     def checkpoint(self, done: _Computed, applied: list[Applied]) -> None:
         """Append a unit to the journal."""
@@ -403,7 +457,7 @@ class _TaskRun:
         return Failure(
             self._task.fragment_id,
             row,
-            self._task.fragment_id << 32 | row,
+            self._row_id(row),
             error.error,
             error.message,
             error.traceback,
@@ -411,67 +465,17 @@ class _TaskRun:
             error.input,
         )
 
+    def _row_id(self, row: int) -> int:
+        """Return what ``_rowid`` is for a physical row; an address unless ids are stable."""
+        task = self._task
+        address = task.fragment_id << 32 | row
+        if self._snapshot is None or not self._snapshot.stable_row_ids:
+            return address
+        found = self._storage.scan(
+            self._snapshot, task.fragment_id, [], batch_rows=1, start=row, stop=row + 1
+        )
+        ids = [i for b in found for i in b.column("_rowid").to_pylist()]
+        return int(ids[0]) if ids and ids[0] is not None else address
+
     def _add_seconds(self, read: float = 0.0, write: float = 0.0) -> None:
         self._counts += Counts(seconds_read=read, seconds_write=write)
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A run of rows read together: to compute, or at these positions of the replay."""
-
-    at: slice
-    positions: IntArray | None
-
-    @property
-    def span(self) -> tuple[int, int]:
-        return self.at.start, self.at.stop - self.at.start
-
-
-def _split(rows: IntArray, earlier: Replay) -> Iterator[_Piece]:
-    if not len(earlier.rows):
-        yield _Piece(slice(0, len(rows)), None)
-        return
-    positions = np.searchsorted(earlier.rows, rows)
-    known = earlier.rows[np.minimum(positions, len(earlier.rows) - 1)] == rows
-    edges = [0, *(np.flatnonzero(known[1:] != known[:-1]) + 1).tolist(), len(rows)]
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
-        yield _Piece(slice(start, stop), positions[start:stop] if known[start] else None)
-
-
-class _Units:
-    """Collects rows into units of the size that the applier wants at that moment."""
-
-    def __init__(self, applier: Applier, stop: int) -> None:
-        self._applier, self._stop = applier, stop
-        self._rows: list[IntArray] = []
-        self._inputs: list[pa.RecordBatch] = []
-        self._held = 0
-        self._made = 0
-
-    def add(self, rows: IntArray, inputs: pa.RecordBatch, read_to: int) -> Iterator[_Unit]:
-        """Yield the units that are full once these rows are in."""
-        self._rows.append(rows)
-        self._inputs.append(inputs)
-        self._held += len(rows)
-        while self._held >= (size := self._applier.unit_rows):
-            yield self._cut(size, last=read_to >= self._stop)
-
-    def flush(self) -> Iterator[_Unit]:
-        """Yield what is left as one unit."""
-        if self._held:
-            yield self._cut(self._held, last=True)
-
-    def _cut(self, size: int, *, last: bool) -> _Unit:
-        rows = self._rows[0] if len(self._rows) == 1 else np.concatenate(self._rows)
-        inputs = self._inputs[0] if len(self._inputs) == 1 else _concat(self._inputs)
-        only = last and not self._made and size == self._held
-        unit = _Unit(rows[:size], inputs.slice(0, size), only)
-        self._held -= size
-        self._made += 1
-        self._rows = [rows[size:]] if self._held else []
-        self._inputs = [inputs.slice(size)] if self._held else []
-        return unit
-
-
-def _concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]

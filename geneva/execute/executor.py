@@ -12,9 +12,7 @@ from geneva.udf import UDF
 class Executor(Protocol):
     """Runs the tasks of one job at a time on appliers."""
 
-    def start(
-        self, storage: TableStorage, udf: UDF, settings: JobSettings, appliers: int
-    ) -> None:
+    def start(self, storage: TableStorage, udf: UDF, settings: JobSettings, appliers: int) -> None:
         """Ask for appliers; returns at once, they join as resources allow.
 
         Raises

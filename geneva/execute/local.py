@@ -27,9 +27,7 @@ class LocalExecutor:
         """Every thread can run."""
         return appliers
 
-    def start(
-        self, storage: TableStorage, udf: UDF, settings: JobSettings, appliers: int
-    ) -> None:
+    def start(self, storage: TableStorage, udf: UDF, settings: JobSettings, appliers: int) -> None:
         """Start the threads."""
         self._cancelled = False
         for k in range(appliers):

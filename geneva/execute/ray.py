@@ -186,9 +186,7 @@ class RayExecutor:
                 slots += int(min(has.get(r, 0.0) // n for r, n in needs.items()))
         return max(1, min(appliers, slots))
 
-    def start(
-        self, storage: TableStorage, udf: UDF, settings: JobSettings, appliers: int
-    ) -> None:
+    def start(self, storage: TableStorage, udf: UDF, settings: JobSettings, appliers: int) -> None:
         """Take warm actors, ask for the rest; returns at once."""
         start_ray(self._options)
         needs = _resources(udf)
@@ -221,8 +219,8 @@ class RayExecutor:
 
     def _new_actor(self) -> _Actor:
         options = {k: v for k, v in self._actor_options.items() if v is not None}
-        handle = _actor_class().options(**options).remote(
-            self._storage, self._reference, self._probe
+        handle = (
+            _actor_class().options(**options).remote(self._storage, self._reference, self._probe)
         )
         actor = _Actor(handle, self._key)
         actor.beginning = self._begin(actor)
@@ -378,8 +376,8 @@ _CLASS: list[Any] = []
 
 def _actor_class() -> Any:
     if not _CLASS:
-        groups = {"work": 1, "control": 1}
-        _CLASS.append(ray.remote(concurrency_groups=groups)(_Applier))
+        options: dict[str, Any] = {"concurrency_groups": {"work": 1, "control": 1}}
+        _CLASS.append(ray.remote(**options)(_Applier))
     return _CLASS[0]
 
 
@@ -419,7 +417,9 @@ def _missing_resource(needs: Mapping[str, float]) -> str:
     if any(all(n.get(r, 0.0) >= v for r, v in needs.items()) for n in nodes):
         return ""
     most = {r: max((n.get(r, 0.0) for n in nodes), default=0.0) for r in needs}
-    short = [f"{v:g} {r} (the largest node has {most[r]:g})" for r, v in needs.items() if most[r] < v]
+    short = [
+        f"{v:g} {r} (the largest node has {most[r]:g})" for r, v in needs.items() if most[r] < v
+    ]
     wanted = ", ".join(short) or "the combination of " + ", ".join(
         f"{v:g} {r}" for r, v in needs.items()
     )

@@ -82,13 +82,14 @@ def _selected(
     if deleted:
         chosen = batch.column("_rowaddr").is_valid().to_numpy(zero_copy_only=False)
     if masked:
-        true = batch.column("m").fill_null(False).to_numpy(zero_copy_only=False)  # noqa: FBT003
+        true = batch.column("m").fill_null(False).to_numpy(zero_copy_only=False)
         chosen = true if chosen is None else chosen & true
     return None if chosen is not None and chosen.all() else chosen
 
 
 def _addresses(batch: pa.RecordBatch) -> IntArray:
-    return batch.column("_rowaddr").to_numpy(zero_copy_only=False).astype(np.int64)
+    addresses: IntArray = batch.column("_rowaddr").to_numpy(zero_copy_only=False)
+    return addresses.astype(np.int64)
 
 
 def _inputs(batch: pa.RecordBatch, names: list[str]) -> pa.RecordBatch:

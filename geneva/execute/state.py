@@ -24,6 +24,7 @@ class _Fragment:
     left: int
     logs: tuple[str, ...] = ()
     rows: int = 0
+    replayed: int = 0
 
 
 class Schedule:
@@ -51,6 +52,7 @@ class Schedule:
         self._running: dict[tuple[str, int, int], Task] = {}
         self._deaths: dict[tuple[str, int, int], int] = {}
         self._begun: set[int] = set()
+        self._dropped: set[int] = set()
         self._finished: list[ColumnFile] = []
         self._last_commit = (0.0, 0.0)
         self.hits = 0
@@ -103,6 +105,8 @@ class Schedule:
     def done(self, event: TaskDone) -> None:
         """Take in a finished task."""
         del self._running[event.key, event.start, event.stop]
+        if event.fragment_id in self._dropped:
+            return  # a span of a fragment that is planned again
         fragment = self._open.get(event.fragment_id)
         if fragment is not None and fragment.left:
             self._span_done(fragment, event)
@@ -111,7 +115,7 @@ class Schedule:
         spanned = self._open.pop(event.fragment_id, None)
         counts = event.counts
         if spanned is not None:
-            counts = replace(counts, replayed=max(0, counts.replayed - spanned.rows))
+            counts = replace(counts, replayed=spanned.replayed)
         self.counts += counts
         self.failures += event.failures
         self._begun.discard(event.fragment_id)
@@ -125,14 +129,16 @@ class Schedule:
     def _span_done(self, fragment: _Fragment, event: TaskDone) -> None:
         fragment.left -= 1
         fragment.logs = tuple(dict.fromkeys([*fragment.logs, *event.logs]))
-        fragment.rows += event.counts.computed - event.counts.replayed
+        fragment.rows += event.counts.computed
+        fragment.replayed += event.counts.replayed
         self.counts += Counts(
             seconds_read=event.counts.seconds_read,
             seconds_udf=event.counts.seconds_udf,
             seconds_checkpoint=event.counts.seconds_checkpoint,
         )
         if not fragment.left:
-            self._queue.appendleft(replace(fragment.base, resume=fragment.logs))
+            rows = fragment.rows
+            self._queue.appendleft(replace(fragment.base, resume=fragment.logs, checkpointed=rows))
 
     def lost(self, event: TaskLost, logs: tuple[str, ...], *, isolate: bool) -> bool:
         """Queue the task of a dead worker again; return whether it killed too many.
@@ -161,6 +167,7 @@ class Schedule:
     def dropped(self, task: Task) -> None:
         """Take in a task whose fragment is not to be computed after all."""
         self._running.pop(_id(task), None)
+        self._dropped.add(task.fragment_id)
         self._begun.discard(task.fragment_id)
         self._open.pop(task.fragment_id, None)
         self._queue = deque(t for t in self._queue if t.fragment_id != task.fragment_id)

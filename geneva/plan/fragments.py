@@ -23,7 +23,6 @@ from geneva.rows import BoolArray, IntArray, Mark, Marks, RowClass, RowMap, RowS
 from geneva.storage.lance import FragmentInfo, Snapshot, TableStorage
 from geneva.types import ColumnFile, Options, Target, Task
 
-
 _OTHER = ("stale", "missing", "failed", "foreign", "unverified")
 
 
@@ -149,7 +148,7 @@ class Planner:
             self._snapshot, plan.fragment_id, columns, batch_rows=65_536
         ):
             live = batch.column("_rowaddr").is_valid().to_numpy(zero_copy_only=False)
-            true = batch.column("m").fill_null(False).to_numpy(zero_copy_only=False)  # noqa: FBT003
+            true = batch.column("m").fill_null(False).to_numpy(zero_copy_only=False)
             found.append(live & true)
         selected = np.concatenate(found)
         if plan.task.need is not None:
@@ -223,9 +222,7 @@ class Planner:
             and name.class_hash == class_hash(self._target.digest, inputs)
         )
 
-    def _needed(
-        self, fragment: FragmentInfo, row_map: RowMap, now: dict[int, Mark]
-    ) -> BoolArray:
+    def _needed(self, fragment: FragmentInfo, row_map: RowMap, now: dict[int, Mark]) -> BoolArray:
         """Return the rows that no record proves done, deleted ones included."""
         done = [self._done(c, fragment, now) for c in row_map.classes]
         if all(isinstance(d, bool) for d in done):
@@ -236,9 +233,7 @@ class Planner:
             need[ids == k] = ~np.broadcast_to(d, fragment.rows)[ids == k]
         return need
 
-    def _done(
-        self, c: RowClass, fragment: FragmentInfo, now: dict[int, Mark]
-    ) -> bool | BoolArray:
+    def _done(self, c: RowClass, fragment: FragmentInfo, now: dict[int, Mark]) -> bool | BoolArray:
         """Whether rows of a class are done, for all or row by row."""
         o = self._options
         match c.status:
@@ -375,8 +370,7 @@ class Planner:
         """Return a key that changes whenever there may be something to do again."""
         o = self._options
         settled = [
-            supplier(fragment, self._snapshot.fields[c].subtree)
-            for c in self._transitive_inputs()
+            supplier(fragment, self._snapshot.fields[c].subtree) for c in self._transitive_inputs()
         ]
         return work_key(
             entry_key(self._target.incarnation, file, fragment.id),

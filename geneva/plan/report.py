@@ -85,7 +85,11 @@ class Plan:
         return [(a, r, n, rows[a, r], compute[a, r]) for (a, r), n in groups.most_common()]
 
     def __str__(self) -> str:
-        lines = [self._head(), "", f"{'action':8} {'fragments':>9} {'rows':>12} {'compute':>12}  why"]
+        lines = [
+            self._head(),
+            "",
+            f"{'action':8} {'fragments':>9} {'rows':>12} {'compute':>12}  why",
+        ]
         for action, reason, n, rows, compute in self._groups()[:_ROWS_SHOWN]:
             lines.append(f"{action:8} {n:>9,} {rows:>12,} {compute:>12,}  {reason}")
         notes = [

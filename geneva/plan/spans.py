@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,5 +37,5 @@ def _spans(task: Task, share: float, smallest: int) -> tuple[Task, ...]:
     edges = [task.rows * k // pieces for k in range(pieces + 1)]
     return tuple(
         replace(task, start=a, stop=b, assemble=False)
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
+        for a, b in itertools.pairwise(edges)
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from geneva.storage.objects import LocalObjects, Objects, RemoteObjects, sync_di
 
 os.environ.setdefault("LANCE_LOG", "error")  # its own warnings interleave with progress bars
 
-import lance  # noqa: E402 - LANCE_LOG is read when lance is loaded
-import lance.commit  # noqa: E402
-from lance import LanceOperation  # noqa: E402
-from lance.file import LanceFileReader, LanceFileSession, LanceFileWriter  # noqa: E402
-from lance.fragment import DataFile  # noqa: E402
+import lance
+import lance.commit
+from lance import LanceOperation
+from lance.file import LanceFileReader, LanceFileSession, LanceFileWriter
+from lance.fragment import DataFile
 
 TOMBSTONE = -2  # Lance's mark for a field that a data file no longer supplies
 
@@ -35,7 +35,7 @@ if LanceOperation.RewrittenIndex.__init__.__defaults__ is None:
     LanceOperation.RewrittenIndex.__init__.__defaults__ = ("", b"", 0)
 
 
-class CommitConflict(Exception):  # noqa: N818 - an outcome between stages, never shown
+class CommitConflict(Exception):
     """Another writer committed first; ``retryable`` says whether a rebuild can succeed."""
 
     def __init__(self, message: str, *, retryable: bool) -> None:
@@ -88,7 +88,7 @@ class Field:
 class Snapshot:
     """One version of the table, immutable."""
 
-    def __init__(self, dataset: Any) -> None:  # noqa: ANN401 - lance ships no types
+    def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
         self.version: int = dataset.version
         self.schema: pa.Schema = dataset.schema
@@ -121,13 +121,13 @@ class Snapshot:
         return str(self.dataset.data_storage_version)
 
 
-def _subtree(node: Any) -> Iterator[int]:  # noqa: ANN401
+def _subtree(node: Any) -> Iterator[int]:
     yield node.id()
     for child in node.children():
         yield from _subtree(child)
 
 
-def _fragment_info(meta: Any) -> FragmentInfo:  # noqa: ANN401
+def _fragment_info(meta: Any) -> FragmentInfo:
     deletion = meta.deletion_file
     return FragmentInfo(
         id=meta.id,
@@ -258,7 +258,7 @@ class TableStorage:
         fragment = snapshot.dataset.get_fragment(fragment_id)
         if fragment is None:
             raise TableChangedError(f"fragment {fragment_id} is not in version {snapshot.version}")
-        wanted = list(columns) if isinstance(columns, list | tuple) else dict(columns)  # type: ignore[call-overload]
+        wanted = dict(columns) if isinstance(columns, Mapping) else list(columns)
         options: dict[str, Any] = {"columns": wanted, "fragments": [fragment]}
         if not live_only:
             options |= {"include_deleted_rows": True, "with_row_id": True}
@@ -392,7 +392,7 @@ class TableStorage:
             ) from error
         return Snapshot(dataset)
 
-    def _replaced(self, snapshot: Snapshot, new: Replacement, ids: Sequence[int]) -> Any:  # noqa: ANN401
+    def _replaced(self, snapshot: Snapshot, new: Replacement, ids: Sequence[int]) -> Any:
         """Return the fragment's metadata with the fields moved to the new file."""
         meta = snapshot.dataset.get_fragment(new.fragment_id).metadata
         kept = []
@@ -417,9 +417,7 @@ class TableStorage:
         """Set metadata of top-level fields by name, other keys kept."""
         dataset = self.open().dataset
         try:
-            dataset.update_field_metadata(
-                {name: dict(values) for name, values in metadata.items()}
-            )
+            dataset.update_field_metadata({name: dict(values) for name, values in metadata.items()})
         except lance.commit.CommitConflictError as error:
             raise CommitConflict(str(error), retryable=True) from error
         return Snapshot(dataset)
@@ -441,7 +439,7 @@ class TableStorage:
 class ColumnWriter:
     """A data file in the making."""
 
-    def __init__(self, writer: Any) -> None:  # noqa: ANN401
+    def __init__(self, writer: Any) -> None:
         self._writer = writer
 
     def write(self, batch: pa.RecordBatch) -> None:

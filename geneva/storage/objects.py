@@ -181,7 +181,7 @@ class RemoteObjects:
         A ``lance.file.LanceFileSession`` opened on the prefix.
     """
 
-    def __init__(self, session: Any) -> None:  # noqa: ANN401 - lance ships no types
+    def __init__(self, session: Any) -> None:
         self._session = session
 
     def put(self, path: str, data: bytes) -> None:

@@ -1,4 +1,4 @@
-# ruff: noqa: ANN401  what users pass and return may be of any type
+
 """Calling a UDF on one batch: retry, bisection, and what to do with a row that fails."""
 
 from __future__ import annotations

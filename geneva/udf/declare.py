@@ -1,4 +1,4 @@
-# ruff: noqa: ANN401  what users pass and return may be of any type
+
 """``@udf``: from a function or class to a UDF."""
 
 from __future__ import annotations

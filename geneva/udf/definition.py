@@ -1,4 +1,4 @@
-# ruff: noqa: ANN401  what users pass and return may be of any type
+
 """What a UDF is, once it has been declared."""
 
 from __future__ import annotations
@@ -96,14 +96,20 @@ class UDF:
     def digest(self) -> str:
         """Hex SHA-256 of what the UDF is; computed once, and carried through pickling."""
         if "all" not in self._digests:
-            self._digests["all"] = _digest.complete(self, self.code_digest)
+            self._digests["all"] = _digest.complete(
+                self.code_digest, self.data_type, self.input_columns, self.params
+            )
         return self._digests["all"]
 
     @property
     def code_digest(self) -> str:
         """The part of `digest` that does not depend on parameters and type."""
         if "code" not in self._digests:
-            self._digests["code"] = _digest.of_code(self)
+            self._digests["code"] = (
+                _digest.of_code(self.name, self.target, f"{self.kind}:{self.container}")
+                if self.version is None
+                else _digest.of_version(self.name, self.target, self.version)
+            )
         return self._digests["code"]
 
     @property

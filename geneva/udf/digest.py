@@ -1,4 +1,4 @@
-# ruff: noqa: ANN401  what users pass and return may be of any type
+
 """What a UDF is, as one hash.
 
 With an explicit `version`, that stands for the code. Else the code is written out as its syntax
@@ -23,10 +23,10 @@ import sys
 import types
 import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,37 +34,37 @@ import pyarrow as pa
 from geneva.udf import source
 from geneva.udf.project import is_own_module
 
-if TYPE_CHECKING:
-    from geneva.udf.definition import UDF
-
 _AS_TEXT = (Decimal, Fraction, dt.date, dt.time, dt.timedelta, pathlib.PurePath, uuid.UUID, range)
 
 
-def of_code(udf: UDF) -> str:
-    """Return the hash of the code, or of the version that stands for it."""
-    if udf.version is not None:
-        qualname = getattr(udf.target, "__qualname__", udf.name).rpartition("<locals>.")[2]
-        return _sha256("version", qualname, udf.version)
+def of_version(name: str, target: Any, version: str) -> str:
+    """Return the hash of the version that stands for the code."""
+    qualname = getattr(target, "__qualname__", name).rpartition("<locals>.")[2]
+    return _sha256("version", qualname, version)
+
+
+def of_code(name: str, target: Any, form: str) -> str:
+    """Return the hash of the code; `form` says in what form it is given its inputs."""
     writer = _Writer()
-    root = writer.value(udf.target)
+    root = writer.value(target)
     if writer.without_source:
         names = ", ".join(sorted(writer.without_source))
         warnings.warn(
-            f"UDF {udf.name!r}: no source for {names}, so its digest is that of the bytecode and "
+            f"UDF {name!r}: no source for {names}, so its digest is that of the bytecode and "
             "changes with Python's version; give it @udf(version=...)",
-            stacklevel=3,
+            stacklevel=4,
         )
-    return _sha256("code", udf.kind, udf.container, root, *writer.lines())
+    return _sha256("code", form, root, *writer.lines())
 
 
-def complete(udf: UDF, code_digest: str) -> str:
-    """Return the hash of the whole UDF: code, parameters, inputs and type."""
-    params = _Writer()
-    values = [f"{name}={params.value(value)}" for name, value in sorted(udf.params.items())]
-    return _sha256(
-        "udf", code_digest, str(udf.data_type), *udf.input_columns, "params", *values,
-        *params.lines(),
-    )  # fmt: skip
+def complete(
+    code_digest: str, data_type: pa.DataType, columns: Sequence[str], params: Mapping[str, Any]
+) -> str:
+    """Return the hash of the whole UDF: code, type, inputs and parameters."""
+    writer = _Writer()
+    values = [f"{name}={writer.value(value)}" for name, value in sorted(params.items())]
+    parts = ("udf", code_digest, str(data_type), *columns, "params", *values, *writer.lines())
+    return _sha256(*parts)
 
 
 def _sha256(*parts: str) -> str:

@@ -1,4 +1,4 @@
-# ruff: noqa: ANN401  what users pass and return may be of any type
+
 """What can go wrong with one row, as values that cross processes."""
 
 from __future__ import annotations

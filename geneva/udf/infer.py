@@ -1,4 +1,4 @@
-# ruff: noqa: ANN401  what users pass and return may be of any type
+
 """Type hints -> Arrow types.
 
 ``int`` is int64 and ``float`` is float64, because that is what Python's own values hold; a

@@ -1,4 +1,4 @@
-# ruff: noqa: ANN401  what users pass and return may be of any type
+
 """A UDF -> bytes that a worker without the user's modules can read, and back."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# ruff: noqa: ANN401  what users pass and return may be of any type
+
 """Arrow array -> Arrow array of another type, exactly or not at all."""
 
 from __future__ import annotations

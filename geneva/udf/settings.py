@@ -1,4 +1,4 @@
-# ruff: noqa: ANN401  what users pass and return may be of any type
+
 """Whether the settings of a declaration make sense."""
 
 from __future__ import annotations

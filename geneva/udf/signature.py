@@ -1,4 +1,4 @@
-# ruff: noqa: ANN401  what users pass and return may be of any type
+
 """What a callable's parameters and hints say: its kind, its inputs, its type."""
 
 from __future__ import annotations

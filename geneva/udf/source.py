@@ -1,4 +1,4 @@
-# ruff: noqa: ANN401  what users pass and return may be of any type
+
 """The syntax tree of a function or class, in a form that no Python version changes."""
 
 from __future__ import annotations

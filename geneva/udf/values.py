@@ -1,4 +1,4 @@
-# ruff: noqa: ANN401  what users pass and return may be of any type
+
 """Python values -> Arrow array, exactly or not at all.
 
 `pyarrow.array` truncates silently: 1.5 to 1 for int64, microseconds to seconds, a time of day to
@@ -313,20 +313,30 @@ def _child(
 
 
 def _lists(values: list[Any], target: pa.DataType) -> pa.Array:
+    kinds = set(map(type, values))
     valid = _valid(values)
-    rows = [_row(index, value) for index, value in enumerate(values)]
-    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-    present = (
-        rows
-        if valid is None
-        else [row for row, is_valid in zip(rows, valid, strict=True) if is_valid]
-    )
-    kinds = {(row.dtype, row.ndim) if isinstance(row, np.ndarray) else None for row in present}
-    if len(kinds) == 1 and None not in kinds and present[0].ndim == 1:
-        child = _child(from_numpy, np.concatenate(present), target, lengths)
+    rows = values
+    if not kinds <= {list, np.ndarray}:
+        rows = [_row(index, value) for index, value in enumerate(values)]
+        kinds = set(map(type, rows)) - {tuple}
+    vectors = _vectors(rows, values) if kinds == {np.ndarray} else None
+    try:
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+    except TypeError:  # a NumPy array without dimensions, which `_row` refuses by its position
+        lengths = np.array([len(_row(index, value)) for index, value in enumerate(values)])
+    if vectors is not None:
+        child = _child(from_numpy, vectors, target, lengths)
     else:
         child = _child(from_values, list(chain.from_iterable(rows)), target, lengths)
     return make_lists(child, lengths, valid, target)
+
+
+def _vectors(rows: list[Any], values: list[Any]) -> np.ndarray[Any, Any] | None:
+    """Join rows of one dtype and one dimension; of several, NumPy would promote and lose."""
+    present = [row for row, value in zip(rows, values, strict=True) if value is not None]
+    if len({row.dtype for row in present}) != 1 or {row.ndim for row in present} != {1}:
+        return None
+    return np.concatenate(present)
 
 
 def _row(index: int, value: Any) -> Any:

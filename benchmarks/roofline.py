@@ -1,0 +1,82 @@
+"""The limit: scan, x*2, one column file per fragment, one commit; one thread, nothing else.
+
+Every other report says how far from this it is. No checkpoint, no fsync, no validation, no
+provenance: the distance is what those cost.
+"""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import lance
+import pyarrow as pa
+import pyarrow.compute as pc
+from lance import LanceOperation
+from lance.file import LanceFileWriter
+from lance.fragment import DataFile
+
+from benchmarks import tables
+from benchmarks.measure import Answer, Scale, alternate, slope
+
+_BATCH_ROWS = 65_536
+
+
+def loop(uri: str) -> None:
+    """Fill a new int64 column ``r`` with x*2."""
+    dataset = lance.dataset(uri)
+    dataset.add_columns([pa.field("r", pa.int64())])
+    field_id = next(f.id() for f in dataset.lance_schema.fields() if f.name() == "r")
+    schema = pa.schema([pa.field("r", pa.int64())])
+    updated = []
+    for fragment in dataset.get_fragments():
+        name = f"{uuid4().hex}.lance"
+        writer = LanceFileWriter(
+            f"{uri}/data/{name}", schema, version=dataset.data_storage_version
+        )
+        scanner = dataset.scanner(columns=["x"], fragments=[fragment], batch_size=_BATCH_ROWS)
+        for batch in scanner.to_batches():
+            values = pc.multiply(batch.column(0), 2)
+            writer.write_batch(pa.record_batch([values], schema=schema))
+        writer.close()
+        meta = fragment.metadata
+        meta.files = [*meta.files, DataFile.create(dataset, name)]
+        updated.append(meta)
+    operation = LanceOperation.Update(
+        updated_fragments=updated, fields_modified=[field_id], update_mode="rewrite_columns"
+    )
+    lance.LanceDataset.commit(uri, lance.Transaction(dataset.version, operation, str(uuid4())))
+
+
+def reset(uri: str) -> None:
+    """Take the column away again."""
+    dataset = lance.dataset(uri)
+    if "r" in dataset.schema.names:
+        dataset.drop_columns(["r"])
+
+
+def run(scale: Scale) -> list[Answer]:
+    """Say how fast this machine is today."""
+    sizes = [scale.rows(n) for n in (1_000_000, 3_000_000, 10_000_000)]
+    points: dict[float, float] = {}
+    for rows in sizes:
+        with tables.folder() as path:
+            uri = tables.write(path, tables.numbers(rows), 20)
+            rounds = alternate({"R": _side(uri)}, scale.rounds)
+            points[rows] = rounds.median("R")
+    figure = ", ".join(f"{rows:,} rows {s:.3f} s" for rows, s in points.items())
+    return [
+        Answer(
+            "roofline R: scan, x*2, write, commit in one thread",
+            "(the limit)",
+            figure,
+            None,
+            f"twice the rows take {slope(points):.2f} times as long",
+            tuple(points.items()),
+        )
+    ]
+
+
+def _side(uri: str):
+    from benchmarks.measure import Side
+
+    return Side(lambda: loop(uri), before=lambda: reset(uri))

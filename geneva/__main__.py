@@ -1,0 +1,6 @@
+"""``python -m geneva`` is ``geneva``."""
+
+from geneva.cli import main
+
+if __name__ == "__main__":
+    main()

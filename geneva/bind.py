@@ -1,0 +1,137 @@
+"""Bind UDFs to columns: check types, inputs and circles, store the pickle, write the metadata."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from geneva.column.binding import (
+    Binding,
+    binding_of,
+    bindings_of,
+    dependency_order,
+    group_of,
+    new_incarnation,
+    python_version,
+    top_level,
+    unknown_column,
+)
+from geneva.column.pickles import store
+from geneva.errors import ColumnError, UdfError
+from geneva.storage.lance import CommitConflict, TableStorage
+from geneva.udf import UDF
+
+_BIND_TRIES = 20
+
+
+def bind(storage: TableStorage, names: tuple[str, ...], udf: UDF) -> None:
+    """Bind a UDF to columns; those that do not exist are added, empty."""
+    types = _output_types(names, udf)
+    binding = _new_binding(storage, udf, new_incarnation(), grouped=len(names) > 1)
+    for attempt in range(_BIND_TRIES):
+        schema = storage.open().schema
+        _check_binding(schema, names, binding)
+        fresh = [n for n in names if n not in schema.names]
+        for name, data_type in zip(names, types, strict=True):
+            if name in schema.names and schema.field(name).type != data_type:
+                raise ColumnError(
+                    f"column {name!r} is {schema.field(name).type}, but UDF {udf.name!r} "
+                    f"returns {data_type}; give the UDF data_type={schema.field(name).type}"
+                )
+        metadata = {n: binding.metadata(k) for k, n in enumerate(names)}
+        try:
+            if fresh:
+                storage.add_columns(
+                    [
+                        pa.field(n, t, metadata=metadata[n])
+                        for n, t in zip(names, types, strict=True)
+                        if n in fresh
+                    ]
+                )
+            bound = {n: m for n, m in metadata.items() if n not in fresh}
+            if bound:
+                storage.set_field_metadata(bound)
+            return
+        except CommitConflict:
+            if attempt == _BIND_TRIES - 1:
+                raise
+
+
+def rebind(storage: TableStorage, column: str, udf: UDF) -> None:
+    """Bind another UDF to a column, or to the group that it belongs to."""
+    schema = storage.open().schema
+    old = binding_of(schema.field(column)) if column in schema.names else None
+    if column not in schema.names:
+        raise ColumnError(unknown_column(column, schema.names))
+    group = group_of(schema, old) if old else [(column, 0)]
+    names = tuple(n for n, _ in group)
+    fields = _struct_types(udf) if old and old.grouped else [udf.data_type]
+    for name, position in group:
+        data_type = fields[position] if position < len(fields) else None
+        if schema.field(name).type != data_type:
+            raise ColumnError(
+                f"column {name!r} is {schema.field(name).type}, but UDF {udf.name!r} returns "
+                f"{data_type}; drop the column and add it again to change its type"
+            )
+    incarnation = old.incarnation if old else new_incarnation()
+    binding = _new_binding(storage, udf, incarnation, grouped=bool(old and old.grouped))
+    _check_binding(schema, names, binding)
+    storage.set_field_metadata({n: binding.metadata(p) for n, p in group})
+
+
+def _new_binding(storage: TableStorage, udf: UDF, incarnation: str, *, grouped: bool) -> Binding:
+    return Binding(
+        incarnation=incarnation,
+        udf=udf.name,
+        digest=udf.digest,
+        inputs=udf.input_columns,
+        pickle=store(storage, udf),
+        reference=udf.reference or "",
+        python=python_version(),
+        grouped=grouped,
+        reads_own_output=udf.reads_own_output,
+    )
+
+
+def is_udf(value: Any) -> bool:
+    """Whether a value given to ``add_columns`` is a UDF or can be made one."""
+    return not isinstance(value, str) and callable(value)
+
+
+def _struct_types(udf: UDF) -> list[pa.DataType]:
+    if not pa.types.is_struct(udf.data_type):
+        raise UdfError(
+            f"UDF {udf.name!r} fills several columns, so it must return a struct, "
+            f"not {udf.data_type}"
+        )
+    return [udf.data_type.field(i).type for i in range(udf.data_type.num_fields)]
+
+
+def _output_types(names: tuple[str, ...], udf: UDF) -> list[pa.DataType]:
+    if len(names) == 1:
+        return [udf.data_type]
+    types = _struct_types(udf)
+    if len(types) != len(names):
+        raise UdfError(
+            f"UDF {udf.name!r} returns {len(types)} fields ({udf.data_type}) for "
+            f"{len(names)} columns ({', '.join(names)})"
+        )
+    return types
+
+
+def _check_binding(schema: pa.Schema, names: tuple[str, ...], binding: Binding) -> None:
+    after = dict(bindings_of(schema))
+    after |= dict.fromkeys(names, binding)
+    for path in binding.inputs:
+        known = {*schema.names, *names}
+        head = path if path in known else path.split(".")[0]
+        if head in names:
+            if not binding.reads_own_output:
+                raise UdfError(
+                    f"UDF {binding.udf!r} reads {head!r}, the column that it writes; declare "
+                    "reads_own_output=True if that is meant"
+                )
+            continue
+        top_level(schema, path)
+    dependency_order(after, list(after))

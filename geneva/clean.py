@@ -1,0 +1,222 @@
+"""Remove what abandoned work left under a table: checkpoints, column files, torn writes.
+
+Nothing that a reader can see is touched. What a running job may still need is told by its age.
+
+A job may commit while this runs, so the order counts:
+
+1. list the old files; 2. read every version's manifest; 3. delete what is listed and not named.
+
+A file committed between 1 and 2 is named by then; one that appears later is not listed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from geneva.column.name import ColumnFileName
+from geneva.errors import SettingError, TableChangedError
+from geneva.storage.lance import TableStorage
+
+WEEK_S = 7 * 24 * 3600.0
+_TEMPORARY = ".tmp"
+_TAIL_BYTES = 64 << 10  # the frame that names a finished column file is a log's last
+_NAME = re.compile(rb"gv\.[0-9a-f]{8}\.[0-9a-f]{16}\.[am]\.\d+\.[0-9a-f]{32}\.lance")
+
+
+@dataclass(frozen=True, slots=True)
+class Cleaned:
+    """What was removed, or would be.
+
+    Attributes
+    ----------
+    logs, log_bytes
+        Checkpoint logs; their rows are computed again if the work is taken up after all.
+    files, file_bytes
+        Column files that no version of the table names.
+    leftovers, leftover_bytes
+        Files that a killed process was in the middle of writing.
+    kept
+        Checkpoint logs that are too young to be called abandoned.
+    dry_run
+        Whether everything is still there.
+    """
+
+    logs: int = 0
+    log_bytes: int = 0
+    files: int = 0
+    file_bytes: int = 0
+    leftovers: int = 0
+    leftover_bytes: int = 0
+    kept: int = 0
+    dry_run: bool = False
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all that was removed; object stores do not tell, so 0 there."""
+        return self.log_bytes + self.file_bytes + self.leftover_bytes
+
+    def __str__(self) -> str:
+        done = "would remove" if self.dry_run else "removed"
+        text = (
+            f"{done} {self.logs:,} checkpoint logs, {self.files:,} column files of no version "
+            f"and {self.leftovers:,} torn writes: {self.total_bytes / 1e6:,.1f} MB"
+        )
+        return text + (f"; {self.kept:,} younger logs stay" if self.kept else "")
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file as it was listed; ``name`` is what its owner deletes it by."""
+
+    name: str
+    size_bytes: int
+    modified_s: float
+
+
+def clean(storage: TableStorage, older_than_s: float = WEEK_S, *, dry_run: bool = False) -> Cleaned:
+    """Remove checkpoints and files that no job has touched for some time.
+
+    Parameters
+    ----------
+    older_than_s
+        Seconds since a file was last written. 0 takes everything: make sure that no backfill
+        of this table is running then, or it will have to compute rows again.
+    dry_run
+        Only count.
+
+    Returns
+    -------
+    Cleaned
+        Counts and bytes.
+
+    Raises
+    ------
+    SettingError
+        The table lies on an object store, which does not tell a file's age, and
+        ``older_than_s`` is not 0.
+    """
+    if older_than_s and not storage.local:
+        raise SettingError(
+            f"{storage.uri} lies on an object store, where the age of a file is not known to "
+            "Geneva: use an age of 0 at a time when no backfill of this table runs"
+        )
+    before = time.time() - older_than_s
+    all_logs, all_data, torn = _logs(storage), _data(storage), _torn(storage)
+    logs, young = _split(all_logs, before)
+    data, _ = _split(all_data, before)
+    leftovers = [f for f in data if f.name.startswith(_TEMPORARY)]
+    files = [f for f in data if ColumnFileName.parse(f.name) is not None]
+    if files:
+        kept = _finished_files(storage, young) | _named_by_versions(storage)
+        files = [f for f in files if f.name not in kept]
+    old_torn, _ = _split(torn, before)
+    if not dry_run:
+        # Logs first: one that outlived its column file would be read in vain.
+        for log in logs:
+            storage.objects.delete(log.name)
+        for file in [*files, *leftovers]:
+            _delete_data(storage, file.name)
+        for file in old_torn:
+            Path(file.name).unlink(missing_ok=True)
+    return Cleaned(*_sum(logs), *_sum(files), *_sum([*leftovers, *old_torn]), len(young), dry_run)
+
+
+def _split(files: Iterable[_File], before_s: float) -> tuple[list[_File], list[_File]]:
+    old: list[_File] = []
+    young: list[_File] = []
+    for file in files:
+        (old if file.modified_s <= before_s else young).append(file)
+    return old, young
+
+
+def _sum(files: Iterable[_File]) -> tuple[int, int]:
+    sizes = [f.size_bytes for f in files]
+    return len(sizes), sum(sizes)
+
+
+# --- what is there ---------------------------------------------------------------------------
+
+
+def _logs(storage: TableStorage) -> list[_File]:
+    names = storage.objects.list("work")
+    if not storage.local:
+        return [_File(n, 0, 0.0) for n in names]
+    return list(_stat(storage.path / "_backfill", names))
+
+
+def _data(storage: TableStorage) -> list[_File]:
+    names = storage.list_files()
+    if not storage.local:
+        return [_File(n, 0, 0.0) for n in names]
+    return list(_stat(storage.path / "data", names))
+
+
+def _torn(storage: TableStorage) -> list[_File]:
+    """Return half-written small files of the engine; uploads to object stores leave none."""
+    if not storage.local:
+        return []
+    root = storage.path / "_backfill"
+    found = [
+        str(Path(folder) / n)
+        for folder, _, names in os.walk(root)
+        for n in names
+        if n.startswith(".tmp-")
+    ]
+    return list(_stat(Path(), found))
+
+
+def _stat(folder: Path, names: Iterable[str]) -> Iterator[_File]:
+    for name in names:
+        try:
+            status = (folder / name).stat()
+        except FileNotFoundError:
+            continue  # its job committed and removed it meanwhile
+        yield _File(name, status.st_size, status.st_mtime)
+
+
+# --- what is needed --------------------------------------------------------------------------
+
+
+def _finished_files(storage: TableStorage, logs: Iterable[_File]) -> set[str]:
+    """Return the column files that wait for a commit, as the logs that stay name them."""
+    found: set[str] = set()
+    for log in logs:
+        try:
+            content = storage.objects.read_log(log.name)
+        except FileNotFoundError:
+            continue
+        found.update(m.decode() for m in _NAME.findall(content[-_TAIL_BYTES:]))
+    return found
+
+
+def _named_by_versions(storage: TableStorage) -> set[str]:
+    """Return the data files of every version that can still be opened, on every branch."""
+    latest = storage.open().dataset
+    found: set[str] = set()
+    for branch in [None, *latest.branches.list()]:
+        head = latest if branch is None else latest.checkout_version((branch, None))
+        for version in head.versions():
+            try:
+                found |= _data_files(latest.checkout_version((branch, version["version"])))
+            except (TableChangedError, ValueError, OSError) as error:
+                if "not found" not in str(error).lower():
+                    raise
+                # Cleaned up since it was listed: nobody can read it any more.
+    return found
+
+
+def _data_files(dataset: Any) -> set[str]:
+    return {f.path for fragment in dataset.get_fragments() for f in fragment.metadata.files}
+
+
+def _delete_data(storage: TableStorage, name: str) -> None:
+    if storage.local:
+        (storage.path / "data" / name).unlink(missing_ok=True)
+    else:
+        storage.delete_file(name)

@@ -1,0 +1,140 @@
+"""What the commands print: text for people, one JSON object for programs, and exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import typer
+
+from geneva.column.binding import Binding
+from geneva.coverage import Coverage
+from geneva.errors import (
+    GenevaError,
+    JobCancelledError,
+    JobError,
+    OperatorError,
+    RequestError,
+    RetryableError,
+    TableChangedError,
+)
+from geneva.plan.report import Plan
+from geneva.result import BackfillResult
+
+OK, JOB_FAILED, BAD_REQUEST, RETRY, OPERATOR, INTERRUPTED = 0, 1, 2, 3, 4, 130
+_CODES: tuple[tuple[type[BaseException], int], ...] = (
+    (JobCancelledError, INTERRUPTED),
+    (KeyboardInterrupt, INTERRUPTED),
+    (JobError, JOB_FAILED),
+    (RequestError, BAD_REQUEST),
+    (TableChangedError, RETRY),
+    (RetryableError, RETRY),
+    (OperatorError, OPERATOR),
+)
+_FAILURES_SHOWN = 5
+
+
+@contextlib.contextmanager
+def answering(as_json: bool, debug: bool) -> Iterator[Callable[[str, dict[str, Any]], None]]:
+    """Yield what prints the answer; turn an error into one paragraph and an exit code."""
+    stdout = sys.stdout
+    try:
+        # What a UDF prints must not end up inside the JSON.
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            yield lambda text, facts: print(
+                json.dumps(facts, default=str) if as_json else text, file=stdout
+            )
+    except typer.Exit:
+        raise
+    except (Exception, KeyboardInterrupt) as error:
+        code = next((c for kind, c in _CODES if isinstance(error, kind)), OPERATOR)
+        message = _message(error)
+        if debug:
+            traceback.print_exc()
+        print(f"geneva: {message}", file=sys.stderr)
+        if as_json:
+            facts = {"error": type(error).__name__, "message": message, "exit_code": code}
+            print(json.dumps(facts), file=stdout)
+        raise typer.Exit(code) from error
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, GenevaError):
+        return " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the same command continues where it stopped"
+    return (
+        f"unexpected {type(error).__name__}: {' '.join(str(error).split())} "
+        "(--debug shows where; finished work is kept)"
+    )
+
+
+def result_text(result: BackfillResult) -> str:
+    failures = result.failures.slice(0, _FAILURES_SHOWN).to_pylist()
+    lines = [
+        f"  failed: fragment {f['fragment']} row {f['row']}: {f['error']}: {f['message']}"
+        for f in failures
+    ]
+    more = result.rows_failed - len(failures)
+    if failures and more > 0:
+        lines.append(f"  and {more:,} more; --json lists them")
+    return "\n".join([str(result), *lines])
+
+
+def result_facts(result: BackfillResult) -> dict[str, Any]:
+    names = [n for n in result.__dataclass_fields__ if n != "recorded_failures"]
+    facts = {n: getattr(result, n) for n in names}
+    return facts | {"failures": result.failures.to_pylist()}
+
+
+def plan_facts(plan: Plan) -> dict[str, Any]:
+    chosen = {f.fragment_id for f in plan.to_compute}
+    hidden = ("task", "work")
+    fragments = [
+        {n: getattr(f, n) for n in f.__dataclass_fields__ if n not in hidden}
+        | {"this_call": f.fragment_id in chosen}
+        for f in plan.fragments
+    ]
+    names: tuple[str, ...] = (
+        "columns",
+        "version",
+        "where",
+        "num_frags",
+        "rows_compute",
+        "rows_waiting",
+    )
+    names += ("rows_foreign", "rows_unverified", "warnings")
+    return {n: getattr(plan, n) for n in names} | {"fragments": fragments}
+
+
+def coverage_text(found: Coverage, fragments: bool) -> str:
+    if not fragments:
+        return str(found)
+    names = found.table.column_names
+    lines = ["  ".join(f"{n:>10}" for n in names)]
+    lines += ["  ".join(f"{row[n]:>10,}" for n in names) for row in found.table.to_pylist()]
+    return "\n".join([str(found), *lines])
+
+
+def column_facts(name: str, data_type: str, binding: Binding) -> dict[str, Any]:
+    return {"name": name, "type": data_type} | asdict(binding)
+
+
+def columns_text(found: Sequence[dict[str, Any]]) -> str:
+    if not found:
+        return "no computed columns"
+    head = ("column", "type", "udf", "inputs", "digest", "python")
+    rows = [
+        (c["name"], c["type"], c["udf"], ", ".join(c["inputs"]), c["digest"][:12], c["python"])
+        for c in found
+    ]
+    widths = [max(len(str(r[k])) for r in [head, *rows]) for k in range(len(head))]
+    return "\n".join(
+        "  ".join(f"{v:{w}}" for v, w in zip(r, widths, strict=True)).rstrip()
+        for r in [head, *rows]
+    )

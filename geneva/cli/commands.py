@@ -1,0 +1,259 @@
+"""The commands: each opens a table, calls the method of the same name, and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version as version_of
+from typing import Annotated, Any
+
+import typer
+
+from geneva.clean import clean as clean_table
+from geneva.cli.answers import (
+    answering,
+    column_facts,
+    columns_text,
+    coverage_text,
+    plan_facts,
+    result_facts,
+    result_text,
+)
+from geneva.cli.options import (
+    AsJson,
+    BatchSize,
+    CheckpointSize,
+    Columns,
+    CommitGranularity,
+    Concurrency,
+    Db,
+    Debug,
+    ExecutorName,
+    Force,
+    Foreign,
+    IncludeNew,
+    Inputs,
+    IntraApplierConcurrency,
+    MaxFailures,
+    NumFrags,
+    OnError,
+    Params,
+    RayOptions,
+    ResourceTimeout,
+    RetryFailed,
+    ShowProgress,
+    StorageOptions,
+    TableName,
+    Timeout,
+    Unverified,
+    Where,
+    duration_s,
+    pairs,
+    values,
+)
+from geneva.column.binding import binding_of
+from geneva.table import Table, connect
+
+app = typer.Typer(
+    name="geneva",
+    help="Backfill computed columns of LanceDB tables, resumably and at scale.",
+    epilog=(
+        "Exit codes: 0 done; 1 the job ended before it was complete; 2 the request is wrong; "
+        "3 try again; 4 somebody must mend the cluster or the files; 130 interrupted."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # its boxes cut the long options short
+)
+
+
+def _open(
+    db: str, table: str, storage: Sequence[str] | None, ray: Sequence[str] | None = None
+) -> Table:
+    options = pairs(storage, "--storage-option") or None
+    return connect(db, storage_options=options, ray=values(ray, "--ray")).open_table(table)
+
+
+@app.command()
+def backfill(
+    table: TableName,
+    columns: Columns,
+    db: Db,
+    where: Where = None,
+    concurrency: Concurrency = 8,
+    intra_applier_concurrency: IntraApplierConcurrency = 1,
+    num_frags: NumFrags = None,
+    commit_granularity: CommitGranularity = 64,
+    batch_size: BatchSize = None,
+    checkpoint_size: CheckpointSize = None,
+    on_error: OnError = "fail",
+    max_failures: MaxFailures = None,
+    force: Force = False,
+    retry_failed: RetryFailed = False,
+    unverified: Unverified = "trust",
+    foreign: Foreign = "keep",
+    inputs: Inputs = "wait",
+    include_new: IncludeNew = False,
+    params: Params = None,
+    timeout: Timeout = None,
+    resource_timeout: ResourceTimeout = 600.0,
+    executor: ExecutorName = "ray",
+    progress: ShowProgress = None,
+    storage_option: StorageOptions = None,
+    ray: RayOptions = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Compute the missing and stale rows of computed columns.
+
+    Every batch is checkpointed: after a crash, Ctrl-C or an error the same command continues
+    where it stopped.
+    """
+    given = dict(locals())
+    with answering(as_json, debug) as answer:
+        opened = _open(db, table, storage_option, ray)
+        result = opened.backfill(columns, **_arguments(given), progress=progress)
+        answer(result_text(result), result_facts(result))
+
+
+@app.command()
+def plan(
+    table: TableName,
+    columns: Columns,
+    db: Db,
+    where: Where = None,
+    concurrency: Concurrency = 8,
+    intra_applier_concurrency: IntraApplierConcurrency = 1,
+    num_frags: NumFrags = None,
+    commit_granularity: CommitGranularity = 64,
+    batch_size: BatchSize = None,
+    checkpoint_size: CheckpointSize = None,
+    on_error: OnError = "fail",
+    max_failures: MaxFailures = None,
+    force: Force = False,
+    retry_failed: RetryFailed = False,
+    unverified: Unverified = "trust",
+    foreign: Foreign = "keep",
+    inputs: Inputs = "wait",
+    include_new: IncludeNew = False,
+    params: Params = None,
+    timeout: Timeout = None,
+    resource_timeout: ResourceTimeout = 600.0,
+    executor: ExecutorName = "ray",
+    storage_option: StorageOptions = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Say per fragment what `backfill` with the same options would do; nothing runs."""
+    given = dict(locals())
+    with answering(as_json, debug) as answer:
+        found = _open(db, table, storage_option).plan_backfill(columns, **_arguments(given))
+        answer(str(found), plan_facts(found))
+
+
+_NOT_ARGUMENTS = {"table", "columns", "db", "storage_option", "ray", "as_json", "debug", "progress"}
+
+
+def _arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """Return what a command passes on to the table's method of the same name."""
+    kept = {k: v for k, v in given.items() if k not in _NOT_ARGUMENTS}
+    kept["params"] = values(given["params"], "--param") or None
+    failures = kept["max_failures"]
+    if failures is not None and failures >= 1:
+        kept["max_failures"] = int(failures)
+    return kept
+
+
+@app.command()
+def coverage(
+    table: TableName,
+    db: Db,
+    columns: Annotated[
+        list[str] | None, typer.Argument(metavar="[COLUMN...]", help="Default: all computed.")
+    ] = None,
+    fragments: Annotated[
+        bool, typer.Option("--fragments", help="A line per fragment as well.")
+    ] = False,
+    storage_option: StorageOptions = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Say how many rows of computed columns are computed, stale and missing."""
+    with answering(as_json, debug) as answer:
+        opened = _open(db, table, storage_option)
+        found = [opened.coverage(c) for c in columns or opened.computed_columns()]
+        text = "\n".join(coverage_text(c, fragments) for c in found) or "no computed columns"
+        facts = [
+            {
+                "column": c.column,
+                "version": c.version,
+                "totals": c.totals,
+                "fragments": c.table.to_pylist(),
+            }
+            for c in found
+        ]
+        answer(text, {"columns": facts})
+
+
+@app.command()
+def columns(
+    table: TableName,
+    db: Db,
+    storage_option: StorageOptions = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """List the computed columns and what they are bound to; no UDF is loaded."""
+    with answering(as_json, debug) as answer:
+        schema = _open(db, table, storage_option).storage.open().schema
+        bound = [(f.name, str(f.type), binding_of(f)) for f in schema]
+        found = [column_facts(n, t, b) for n, t, b in bound if b is not None]
+        answer(columns_text(found), {"columns": found})
+
+
+@app.command()
+def clean(
+    table: TableName,
+    db: Db,
+    older_than: Annotated[
+        str,
+        typer.Option(
+            metavar="DURATION",
+            help="Only what was not written to for so long (90s, 30m, 12h, 7d). "
+            "0 takes all: only while no backfill of this table runs.",
+        ),
+    ] = "7d",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
+    storage_option: StorageOptions = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Remove the checkpoints and files that abandoned work left behind; no value is touched."""
+    with answering(as_json, debug) as answer:
+        opened = _open(db, table, storage_option)
+        found = clean_table(opened.storage, duration_s(older_than), dry_run=dry_run)
+        answer(str(found), asdict(found) | {"total_bytes": found.total_bytes})
+
+
+@app.command()
+def demo(
+    folder: Annotated[
+        str, typer.Option("--dir", metavar="PATH", help="Where the table goes.")
+    ] = "demo-data",
+    rows: Annotated[int, typer.Option(min=200, help="Python source files to take.")] = 4000,
+    executor: ExecutorName = "ray",
+    debug: Debug = False,
+) -> None:
+    """Backfill a table of this machine's Python sources, kill a job, resume it, and search."""
+    with answering(False, debug):
+        from geneva.demo import run
+
+        run(folder, rows=rows, executor=executor)
+
+
+@app.command()
+def version() -> None:
+    """Print the versions of geneva and of what its tables depend on."""
+    names = {"geneva": "geneva-backfill", "lancedb": "lancedb", "pylance": "pylance", "ray": "ray"}
+    print(" ".join(f"{k} {version_of(v)}" for k, v in names.items()))
