@@ -7,7 +7,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from geneva.arguments import checked_options, chosen_options, with_defaults
-from geneva.backfill import Observer, backfill, plan, prepare
+from geneva.backfill import backfill, plan, prepare
 from geneva.bind import bind, is_udf, rebind
 from geneva.column.binding import (
     Binding,
@@ -18,6 +18,7 @@ from geneva.column.binding import (
 )
 from geneva.column.pickles import load
 from geneva.coverage import Coverage, coverage
+from geneva.driver import Observer
 from geneva.errors import ColumnError, SettingError, TableError
 from geneva.execute.executor import Executor
 from geneva.execute.local import LocalExecutor

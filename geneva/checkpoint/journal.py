@@ -91,7 +91,7 @@ class Journal:
         self._write(_FINISH, memoryview(json.dumps(fact).encode()), 0)
 
     def _write(self, kind: int, payload: memoryview, first_row: int) -> None:
-        crc = zlib.crc32(payload, first_row & 0xFFFFFFFF)
+        crc = _checksum(kind, payload, first_row)
         header = _HEADER.pack(_MAGIC, kind, len(payload), crc, first_row)
         with self._lock:
             if self._log is None:
@@ -196,13 +196,21 @@ def replay(
             fatal.append(begun)
     all_rows = np.concatenate(rows) if rows else np.zeros(0, np.int64)
     all_errors = np.concatenate(errors) if errors else np.zeros(0, object)
-    unique, order = np.unique(all_rows, return_index=True)
+    # A value counts before a failure, else the first attempt: of equal rows, unique takes the first.
+    valued_first = np.argsort(np.not_equal(all_errors, None).astype(np.bool_), kind="stable")
+    unique, at = np.unique(all_rows[valued_first], return_index=True)
+    order = valued_first[at]
     if not with_failed:
         done = np.array([all_errors[i] is None for i in order], np.bool_)
         unique, order = unique[done], order[done]
     columns = pa.Table.from_batches(batches, schema).columns
     failed = {int(i): str(all_errors[o]) for i, o in enumerate(order) if all_errors[o] is not None}
     return Replay(unique, failed, finish, tuple(fatal), tuple(columns), order.astype(np.int64))
+
+
+def _checksum(kind: int, payload: memoryview, first_row: int) -> int:
+    # The header is covered too: a flipped bit there would shift rows or misread the payload.
+    return zlib.crc32(payload, zlib.crc32(_HEADER.pack(_MAGIC, kind, len(payload), 0, first_row)))
 
 
 def _frames(content: bytes | memoryview) -> Iterator[tuple[int, int, memoryview]]:
@@ -213,7 +221,7 @@ def _frames(content: bytes | memoryview) -> Iterator[tuple[int, int, memoryview]
         payload = view[at + _HEADER.size : at + _HEADER.size + size]
         if magic != _MAGIC or len(payload) != size:
             return
-        if zlib.crc32(payload, first_row & 0xFFFFFFFF) != crc:
+        if _checksum(kind, payload, first_row) != crc:
             return
         yield kind, first_row, payload
         at += _HEADER.size + size

@@ -75,6 +75,7 @@ def _message(error: BaseException) -> str:
 
 
 def result_text(result: BackfillResult) -> str:
+    """Return a result and the first of its failures."""
     failures = result.failures.slice(0, _FAILURES_SHOWN).to_pylist()
     lines = [
         f"  failed: fragment {f['fragment']} row {f['row']}: {f['error']}: {f['message']}"
@@ -87,12 +88,14 @@ def result_text(result: BackfillResult) -> str:
 
 
 def result_facts(result: BackfillResult) -> dict[str, Any]:
+    """Return all of a result; the failures as a list of rows."""
     names = [n for n in result.__dataclass_fields__ if n != "recorded_failures"]
     facts = {n: getattr(result, n) for n in names}
     return facts | {"failures": result.failures.to_pylist()}
 
 
 def plan_facts(plan: Plan) -> dict[str, Any]:
+    """Return all of a plan but what only the engine reads."""
     chosen = {f.fragment_id for f in plan.to_compute}
     hidden = ("task", "work")
     fragments = [
@@ -113,6 +116,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
 
 
 def coverage_text(found: Coverage, fragments: bool) -> str:
+    """Return one line, and if wanted one more per fragment."""
     if not fragments:
         return str(found)
     names = found.table.column_names
@@ -122,10 +126,12 @@ def coverage_text(found: Coverage, fragments: bool) -> str:
 
 
 def column_facts(name: str, data_type: str, binding: Binding) -> dict[str, Any]:
+    """Return what a column is bound to."""
     return {"name": name, "type": data_type} | asdict(binding)
 
 
 def columns_text(found: Sequence[dict[str, Any]]) -> str:
+    """Return computed columns as aligned text."""
     if not found:
         return "no computed columns"
     head = ("column", "type", "udf", "inputs", "digest", "python")

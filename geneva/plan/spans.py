@@ -36,6 +36,5 @@ def _spans(task: Task, share: float, smallest: int) -> tuple[Task, ...]:
     pieces = min(math.ceil(task.rows * _PIECES_PER_APPLIER / share), task.rows // smallest)
     edges = [task.rows * k // pieces for k in range(pieces + 1)]
     return tuple(
-        replace(task, start=a, stop=b, assemble=False)
-        for a, b in itertools.pairwise(edges)
+        replace(task, start=a, stop=b, assemble=False) for a, b in itertools.pairwise(edges)
     )

@@ -52,7 +52,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """
     why = "the extra `embed` is not installed: pip install -e '.[embed]' runs this test"
     sentence_transformers = pytest.importorskip("sentence_transformers", reason=why)
-    from sentence_transformers import models
+    from sentence_transformers.sentence_transformer import modules
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder = tmp_path_factory.mktemp("model")
@@ -68,8 +68,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
         intermediate_size=64,
     )
     BertModel(config).save_pretrained(folder / "bert")
-    bert = models.Transformer(str(folder / "bert"))
-    pooling = models.Pooling(bert.get_embedding_dimension())
+    bert = modules.Transformer(str(folder / "bert"))
+    pooling = modules.Pooling(bert.get_embedding_dimension())
     saved = folder / "sentence"
     sentence_transformers.SentenceTransformer(modules=[bert, pooling]).save(str(saved))
     return str(saved)

@@ -1,0 +1,96 @@
+"""How fast are trivial UDFs: the engine's own cost, against the roofline and a bare loop."""
+
+from __future__ import annotations
+
+import lance
+
+from benchmarks import roofline, tables, udfs
+from benchmarks.measure import Answer, Rounds, Scale, Side, alternate, slope
+
+
+def run(scale: Scale) -> list[Answer]:
+    """Trivial batch UDF at three sizes, trivial scalar UDF at two."""
+    sizes = [scale.rows(n) for n in (1_000_000, 3_000_000, 10_000_000)]
+    batch = {rows: _against_roofline(rows, scale) for rows in sizes}
+    small, large = sizes[0], sizes[-1]
+    points = {float(rows): r.median("geneva") for rows, r in batch.items()}
+    ratio = batch[large].ratio("geneva", "R")
+    excess = batch[small].excess("geneva", "R")
+    return [
+        Answer(
+            f"trivial batch UDF, {large:,} rows, 20 fragments, Ray warm",
+            "<= 2.0 R",
+            f"{ratio:.2f} R",
+            ratio <= 2.0,
+            f"{batch[large].text()}; twice the rows take {slope(points):.2f} times as long",
+            tuple(points.items()),
+        ),
+        Answer(
+            f"trivial batch UDF, {small:,} rows, 20 fragments, Ray warm",
+            "<= 0.25 s more than R",
+            f"{excess:+.3f} s",
+            excess <= 0.25,
+            batch[small].text(),
+        ),
+        _scalar(small, scale, judged=True),
+        _scalar(large, Scale(scale.quick, rounds=2), judged=False),
+    ]
+
+
+def _against_roofline(rows: int, scale: Scale) -> Rounds:
+    with tables.folder() as path:
+        tbl = tables.table(path, tables.numbers(rows), 20)
+        uri = tables.write(path, tables.numbers(rows), 20, "roofline")
+        return alternate(
+            {
+                "R": roofline.side(uri),
+                "geneva": Side(
+                    lambda: tbl.backfill("c", progress=False),
+                    before=tables.fresh(tbl, udfs.double_batch),
+                ),
+            },
+            scale.rounds,
+        )
+
+
+def _scalar(rows: int, scale: Scale, *, judged: bool) -> Answer:
+    with tables.folder() as path:
+        tbl = tables.table(path, tables.numbers(rows), 20)
+        lists = [
+            lance.dataset(tbl.storage.uri).get_fragments()[k].to_table(["x"])["x"].to_pylist()
+            for k in range(20)
+        ]
+
+        def bare() -> None:
+            for values in lists:
+                [x * 2 for x in values]
+
+        called = udfs.double.__wrapped__ if hasattr(udfs.double, "__wrapped__") else _double
+
+        def calls() -> None:
+            for values in lists:
+                [called(x) for x in values]
+
+        rounds = alternate(
+            {
+                "loop": calls,
+                "loop without calls": bare,
+                "geneva": Side(
+                    lambda: tbl.backfill("c", progress=False, concurrency=2),
+                    before=tables.fresh(tbl, udfs.double),
+                ),
+            },
+            scale.rounds,
+        )
+    ratio = rounds.ratio("geneva", "loop")
+    return Answer(
+        f"trivial scalar UDF, {rows:,} rows, 2 appliers, against a bare Python loop",
+        "<= 0.8 of its time" if judged else "(no bar)",
+        f"{ratio:.2f}",
+        ratio <= 0.8 if judged else None,
+        rounds.text(),
+    )
+
+
+def _double(x: int) -> int:
+    return x * 2

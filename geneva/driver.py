@@ -1,0 +1,459 @@
+"""Drive the tasks of one round: hand out, take in, commit, stop.
+
+Whatever ends a round (the last task, a failure, a cancel, a pause, Ctrl-C), running tasks stop at
+a batch boundary, what is finished is committed, and the appliers are released.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from geneva.checkpoint.key import log_folder, logs_by_key
+from geneva.column.binding import Binding, top_level
+from geneva.commit.publish import Discarded, Published, publish
+from geneva.errors import (
+    GenevaError,
+    JobCancelledError,
+    JobTimeoutError,
+    StorageError,
+    TableChangedError,
+    TooManyFailuresError,
+    UdfFailedError,
+    WorkerDiedError,
+)
+from geneva.execute.executor import Executor
+from geneva.execute.state import Schedule
+from geneva.jobs.control import Control, Wanted
+from geneva.plan.batches import bytes_per_row, read_rows
+from geneva.plan.fragments import Action, FragmentPlan
+from geneva.plan.spans import split
+from geneva.plan.where import Where
+from geneva.result import BackfillResult
+from geneva.storage.lance import Snapshot, TableStorage
+from geneva.types import (
+    ColumnFile,
+    Counts,
+    Failure,
+    JobSettings,
+    JobState,
+    Options,
+    Progress,
+    Target,
+    TaskDone,
+    TaskEvent,
+    TaskFailed,
+    TaskLost,
+    TaskStopped,
+    Workers,
+)
+from geneva.udf import UDF
+
+Observer = Callable[[Progress], None]
+
+_TASK_FAULTS = 3
+_TICK_S = 0.1
+_GRACE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One column group to fill, checked against the table."""
+
+    target: Target
+    binding: Binding
+    udf: UDF
+    where: Where | None
+    options: Options
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the rounds of a job add up to."""
+
+    counts: Counts = field(default_factory=Counts)
+    failures: list[tuple[str, Failure]] = field(default_factory=list)
+    committed: list[ColumnFile] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    commit_s: float = 0.0
+    left: int = 0
+    done_work: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+
+class Driver:
+    """Runs the rounds of one job; the driver process's side of it."""
+
+    def __init__(
+        self,
+        storage: TableStorage,
+        request: Request,
+        executor: Executor,
+        control: Control,
+        observe: Observer,
+    ) -> None:
+        self._storage, self._request = storage, request
+        self._executor, self._control, self._observe = executor, control, observe
+        self._target, self._options = request.target, request.options
+        self._started = time.monotonic()
+        self.tally = Tally()
+        self.again: set[int] = set()  # fragments that must be planned again
+        self.compacted = False  # some of them are fragments of a compaction now
+        self._schedule = Schedule([], None, 1)
+        self._plans: list[FragmentPlan] = []
+        self._rows_total: int | None = None
+        self._fragments_total = 0
+        self._faults: dict[str, int] = {}
+        self._error: GenevaError | None = None
+        self._live = Workers(0, 0, 0)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the job began."""
+        return time.monotonic() - self._started
+
+    def run_round(self, snapshot: Snapshot, all_plans: list[FragmentPlan]) -> None:
+        """Run the tasks of one round to their end, whatever that is."""
+        self._plans = all_plans
+        plans = [p for p in all_plans if p.task is not None]
+        self.again, self.compacted = set(), False
+        self._rows_total = (
+            None
+            if any(p.action is Action.FILTER for p in plans)
+            else sum(p.rows_compute for p in plans) + self.tally.counts.computed
+        )
+        self._fragments_total = len(plans) + len(self.tally.committed)
+        limit = self._options.num_frags
+        if limit is not None:
+            limit -= len(self.tally.committed)
+        if not plans or limit == 0 or self._control.wanted is not Wanted.RUN:
+            self.stop_if_wanted()
+            self.tally.left = len(plans)
+            return
+        logs = logs_by_key(self._storage.objects.list(log_folder(self._target.incarnation)))
+        tasks = [replace(p.task, resume=logs.get(p.task.key, ())) for p in plans if p.task]
+        bound = tasks if limit is None or self._request.where else tasks[:limit]
+        appliers = self._executor.capacity(self._request.udf, self._options.concurrency)
+        pieces = split(bound, appliers, self._options.batch_size)
+        self._schedule = Schedule(
+            [*pieces, *((t,) for t in tasks[len(bound) :])],
+            limit,
+            self._options.commit_granularity,
+        )
+        wanted = min(self._options.concurrency, sum(len(p) for p in pieces))
+        settings = self._settings(snapshot, [t.fragment_id for t in tasks])
+        try:
+            self._executor.start(self._storage, self._request.udf, settings, wanted)
+            self._drive()
+        except KeyboardInterrupt:
+            self._control.want(Wanted.CANCEL)
+            self._error = JobCancelledError(self.how_to_continue("interrupted"))
+        finally:
+            self._wind_up()
+        if self._error is not None:
+            raise self._error
+
+    def _drive(self) -> None:
+        """Hand out tasks and take in events until nothing is left or the job must stop."""
+        schedule = self._schedule
+        while not schedule.idle and self._error is None:
+            while self._executor.free_slots() > 0 and (task := schedule.next_task()) is not None:
+                self._executor.submit(task)
+            for event in self._executor.wait(_TICK_S):
+                self._take(event)
+            if schedule.commit_due(time.monotonic()):
+                self._commit()
+            self.report(JobState.RUNNING if self._live.ready else JobState.STARTING)
+            if self.stop_if_wanted():
+                return
+
+    def stop_if_wanted(self) -> bool:
+        """Note why the job must stop, if it must."""
+        if self._control.expired:
+            self._error = JobTimeoutError(
+                self.how_to_continue(f"stopped by timeout={self._options.timeout} s")
+            )
+        elif self._control.wanted is Wanted.CANCEL:
+            self._error = JobCancelledError(self.how_to_continue("cancelled"))
+        return self._error is not None or self._control.wanted is Wanted.PAUSE
+
+    def _wind_up(self) -> None:
+        """Let running tasks stop, commit what is finished, release the appliers."""
+        schedule = self._schedule
+        stuck = False
+        if schedule.running:
+            self.report(
+                JobState.PAUSING if self._control.wanted is Wanted.PAUSE else JobState.CANCELLING
+            )
+            self._executor.cancel()
+            deadline = time.monotonic() + _GRACE_S
+            while schedule.running and time.monotonic() < deadline:
+                for event in self._executor.wait(_TICK_S):
+                    self._take(event)
+            stuck = bool(schedule.running)
+        try:
+            self._commit()
+        finally:
+            self._executor.close(kill=stuck)
+            self._add_up()
+
+    def _add_up(self) -> None:
+        schedule, tally = self._schedule, self.tally
+        tally.counts += schedule.counts
+        tally.failures += [(self._target.name, f) for f in schedule.failures]
+        tally.left = schedule.left_over
+        quiet = {p.fragment_id: p.work for p in self._plans}
+        self.tally.done_work |= {quiet[i] for i in schedule.nothing_to_do if not self.waits(i)}
+        self._schedule = Schedule([], None, 1)
+
+    def waits(self, fragment_id: int) -> bool:
+        """Whether rows of a fragment wait for a computed input."""
+        return any(p.fragment_id == fragment_id and p.rows_waiting for p in self._plans)
+
+    # --- events ------------------------------------------------------------------------
+
+    def _take(self, event: TaskEvent) -> None:
+        schedule = self._schedule
+        match event:
+            case TaskDone():
+                schedule.done(event)
+                self._check_failures()
+            case TaskStopped():
+                schedule.stopped(event)
+            case TaskLost():
+                isolate = self._options.on_error == "null"
+                logs = self._logs_of(event.task.key)
+                if schedule.lost(event, logs, isolate=isolate):
+                    self._fail(
+                        WorkerDiedError(
+                            f"{_died(event)} while computing {self._target.name!r}, rows "
+                            f"{event.task.start} to {event.task.stop} of fragment "
+                            f"{event.task.fragment_id}; the UDF may crash or run out of memory "
+                            "there: on_error='null' skips the rows that do it"
+                        )
+                    )
+            case TaskFailed():
+                self._failed(event)
+
+    def _failed(self, event: TaskFailed) -> None:
+        schedule, task = self._schedule, event.task
+        where = f"fragment {task.fragment_id}"
+        match event.kind:
+            case "udf":
+                schedule.stopped(TaskStopped(task))
+                if event.failure is not None:
+                    f = event.failure
+                    where += f", row {f.row} (row id {f.row_id}), input {f.input}"
+                self._fail(
+                    UdfFailedError(
+                        f"column {self._target.name!r}: UDF {self._request.udf.name!r} failed on "
+                        f"{where}: {event.message}"
+                    ),
+                    event,
+                )
+            case "table":
+                # The version that the plan was made from is being cleaned up: plan again.
+                schedule.dropped(task)
+                self.again.add(task.fragment_id)
+                self._fault(event, TableChangedError)
+            case "storage":
+                schedule.dropped(task)
+                self.again.add(task.fragment_id)
+                self._fault(event, StorageError)
+            case "setup":
+                schedule.stopped(TaskStopped(task))
+                self._fail(
+                    UdfFailedError(
+                        f"UDF {self._request.udf.name!r} could not start on its applier: "
+                        f"{event.message}"
+                    ),
+                    event,
+                )
+
+    def _fault(self, event: TaskFailed, error: type[GenevaError]) -> None:
+        key = event.task.key
+        self._faults[key] = self._faults.get(key, 0) + 1
+        if self._faults[key] >= _TASK_FAULTS:
+            self._fail(
+                error(
+                    f"fragment {event.task.fragment_id} of {self._storage.uri} failed "
+                    f"{_TASK_FAULTS} times: {event.message}"
+                ),
+                event,
+            )
+
+    def _fail(self, error: GenevaError, event: TaskFailed | None = None) -> None:
+        if self._error is None:
+            if event is not None and event.traceback:
+                error.add_note(f"on the worker:\n{event.traceback}")
+            if event is not None and event.failure is not None and event.failure.traceback:
+                error.add_note(f"in the UDF:\n{event.failure.traceback}")
+            error.__cause__ = None if event is None else event.cause
+            self._error = error
+
+    def _check_failures(self) -> None:
+        allowed = self._options.max_failures
+        failed = self.tally.counts.failed + self._schedule.counts.failed
+        if allowed is None or not failed:
+            return
+        if allowed < 1:
+            planned = self._rows_total or sum(p.rows_compute for p in self._plans)
+            allowed = allowed * planned
+        if failed > allowed:
+            self._fail(
+                TooManyFailuresError(
+                    f"column {self._target.name!r}: the UDF failed on {failed} rows, more than "
+                    f"max_failures={self._options.max_failures} allows; finished fragments are "
+                    f"committed. The last: {self._schedule.failures[-1].error}: "
+                    f"{self._schedule.failures[-1].message}"
+                )
+            )
+
+    def _logs_of(self, key: str) -> tuple[str, ...]:
+        paths = self._storage.objects.list(log_folder(self._target.incarnation))
+        return logs_by_key(paths).get(key, ())
+
+    # --- commits ------------------------------------------------------------------
+
+    def _commit(self) -> None:
+        files = self._schedule.take_finished()
+        if not files:
+            return
+        started = time.monotonic()
+        published = publish(self._storage, self._target, files, self._control.job_id)
+        self.tally.committed += published.committed
+        if published.version is not None:
+            self.tally.versions.append(published.version)
+        self._tidy(published)
+        ended = time.monotonic()
+        self.tally.commit_s += ended - started
+        self._schedule.committed(ended, ended - started)
+
+    def _tidy(self, published: Published) -> None:
+        """Remove checkpoints of committed fragments, and files that must never be committed.
+
+        A crash before this leaves logs that name a committed file; they are never adopted,
+        because the fragment's present file is then no longer the one they expect.
+        """
+        objects = self._storage.objects
+        for file in published.committed:
+            for log in file.logs:
+                objects.delete(log)
+        for lost in published.discarded:
+            self._discard(lost)
+
+    def _discard(self, lost: Discarded) -> None:
+        self.again.add(lost.file.fragment_id)
+        self.compacted |= "compacted" in lost.reason
+        self.tally.notes.append(
+            f"fragment {lost.file.fragment_id} was planned again: {lost.reason}"
+        )
+        self._storage.delete_file(lost.file.name)
+        for log in lost.file.logs:
+            self._storage.objects.delete(log)
+
+    # --- reports ------------------------------------------------------------------
+
+    def _settings(self, snapshot: Snapshot, fragments: Sequence[int]) -> JobSettings:
+        options, inputs = self._options, self._target.inputs
+        columns = list(dict.fromkeys(top_level(snapshot.schema, p) for p in inputs))
+        rows, readahead = read_rows(bytes_per_row(self._storage, snapshot, columns, fragments))
+        batch_size = options.batch_size or self._request.udf.batch_size
+        return JobSettings(
+            job_id=self._control.job_id,
+            target=self._target,
+            where=self._request.where.sql if self._request.where else None,
+            on_error=options.on_error,
+            batch_size=batch_size,
+            checkpoint_size=options.checkpoint_size,
+            threads=options.intra_applier_concurrency,
+            read_rows=rows,
+            readahead=readahead,
+            retry_failed=options.retry_failed,
+        )
+
+    def report(self, state: JobState) -> None:
+        """Tell whoever watches how the job stands."""
+        self._live = self._executor.workers()
+        counts = self.tally.counts + self._schedule.counts
+        in_memory = self._live.rows_done if self._schedule.running else 0
+        progress = Progress(
+            job_id=self._control.job_id,
+            columns=self._target.columns,
+            state=state,
+            reason=self._live.waiting_for,
+            rows_total=self._rows_total,
+            rows_computed=max(counts.computed, in_memory + self.tally.counts.computed),
+            rows_replayed=counts.replayed,
+            rows_failed=counts.failed,
+            fragments_total=self._fragments_total,
+            fragments_done=len(self.tally.committed) + self._schedule.fragments_done,
+            fragments_committed=len(self.tally.committed),
+            appliers_ready=self._live.ready,
+            appliers_wanted=self._live.wanted,
+            seconds=self.seconds,
+        )
+        self._control.report(progress)
+        self._observe(progress)
+
+    def wait_paused(self) -> None:
+        """Say that the job is paused, and wait until something else is wanted.
+
+        Raises
+        ------
+        JobError
+            It was cancelled meanwhile, or its time ran out.
+        """
+        self.report(JobState.PAUSED)
+        self._control.wait_while_paused()
+        if self.stop_if_wanted() and self._error is not None:
+            raise self._error
+
+    def how_to_continue(self, what: str) -> str:
+        """Return the message of a job that was stopped."""
+        counts = self.tally.counts + self._schedule.counts
+        done = max(counts.computed, self._live.rows_done)
+        return (
+            f"backfill of {self._target.name!r} was {what} after {done:,} rows; finished "
+            "fragments are committed and every finished batch is checkpointed: the same "
+            "command continues there"
+        )
+
+    def result(self, first: Sequence[FragmentPlan]) -> BackfillResult:
+        """Return what the job did; ``first`` is its first plan."""
+        tally = self.tally
+        counts = tally.counts
+        result = BackfillResult(
+            columns=self._target.columns,
+            job_id=self._control.job_id,
+            state=JobState.SUCCEEDED,
+            rows_computed=counts.computed,
+            rows_replayed=counts.replayed,
+            rows_failed=counts.failed,
+            rows_overwritten=counts.overwritten,
+            rows_waiting=sum(p.rows_waiting for p in first),
+            rows_foreign=sum(p.rows_foreign for p in first),
+            rows_unverified=sum(p.rows_unverified for p in first),
+            rows_failed_before=sum(p.rows_failed for p in first),
+            fragments_committed=len(tally.committed),
+            fragments_skipped=sum(p.task is None for p in first),
+            fragments_left=tally.left,
+            versions=tuple(tally.versions),
+            seconds=self.seconds,
+            stage_seconds={
+                "read": counts.seconds_read,
+                "udf": counts.seconds_udf,
+                "checkpoint": counts.seconds_checkpoint,
+                "write": counts.seconds_write,
+                "commit": tally.commit_s,
+            },
+            recorded_failures=tuple(tally.failures),
+            notes=tuple(tally.notes),
+        )
+        self.report(JobState.SUCCEEDED)
+        return result
+
+
+def _died(event: TaskLost) -> str:
+    return f"{event.task.attempt + 1} workers died one after the other ({event.reason})"

@@ -1,0 +1,321 @@
+"""The command line as a shell sees it: real processes, real tables, real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import lance
+import pyarrow as pa
+import pytest
+
+import geneva
+
+ROWS, FRAGMENTS = 40, 4
+
+
+def table(folder: Path) -> geneva.Table:
+    db = geneva.connect(str(folder))
+    per = ROWS // FRAGMENTS
+    tbl = db.create_table("t", pa.table({"x": range(per)}))
+    for k in range(1, FRAGMENTS):
+        tbl.add(pa.table({"x": range(k * per, (k + 1) * per)}))
+    return tbl
+
+
+def geneva_command(folder: Path, verb: str, *arguments: str) -> list[str]:
+    named = [] if verb == "version" else ["t"]
+    db = [] if verb == "version" else ["--db", str(folder)]
+    return [sys.executable, "-m", "geneva", verb, *named, *arguments, *db]
+
+
+def run(folder: Path, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    if verb == "backfill":
+        arguments = (*arguments, "--executor", "local")
+    return subprocess.run(
+        geneva_command(folder, verb, *arguments),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def logged(path: Path) -> list[int]:
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def doubling(x: int) -> int:
+    return 2 * x
+
+
+def failing_at_7(x: int) -> int:
+    if x == 7:
+        raise ValueError("seven is not wanted")
+    print(f"working on {x}")
+    return x
+
+
+def slow_and_logged(log: str) -> geneva.UDF:
+    def slow(x: int) -> int:
+        fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(fd, f"{x}\n".encode())
+        os.close(fd)
+        time.sleep(0.15)
+        return 2 * x
+
+    return geneva.udf(slow)
+
+
+def test_command_that_does_not_compute_what_its_json_says(tmp_path: Path):
+    tbl = table(tmp_path)
+    tbl.add_columns({"y": geneva.udf(doubling)})
+
+    planned = run(tmp_path, "plan", "y", "--where", "x < 10", "--json")
+    assert planned.returncode == 0, planned.stderr
+    assert json.loads(planned.stdout)["rows_compute"] == 10
+
+    done = run(tmp_path, "backfill", "y", "--where", "x < 10", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["rows_computed"], facts["state"], facts["failures"]) == (10, "SUCCEEDED", [])
+
+    covered = json.loads(run(tmp_path, "coverage", "--json").stdout)["columns"]
+    assert [c["column"] for c in covered] == ["y"]
+    assert (covered[0]["totals"]["computed"], covered[0]["totals"]["missing"]) == (10, 30)
+    assert len(covered[0]["fragments"]) == FRAGMENTS
+
+    tbl.checkout_latest()
+    values = {r["x"]: r["y"] for r in tbl.to_arrow().to_pylist()}
+    assert values == {x: 2 * x if x < 10 else None for x in range(ROWS)}
+
+
+def test_udf_that_prints_and_spoils_the_json(tmp_path: Path):
+    tbl = table(tmp_path)
+    tbl.add_columns({"y": geneva.udf(failing_at_7)})
+    done = run(tmp_path, "backfill", "y", "--on-error", "null", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["rows_failed"] == 1
+    assert "seven is not wanted" in facts["failures"][0]["message"]
+    assert "working on 11" in done.stderr
+
+
+def test_failed_job_that_shows_a_traceback_or_ends_with_0(tmp_path: Path):
+    tbl = table(tmp_path)
+    tbl.add_columns({"y": geneva.udf(failing_at_7)})
+    done = run(tmp_path, "backfill", "y", "--json")
+    assert done.returncode == 1
+    paragraph = [line for line in done.stderr.splitlines() if line.startswith("geneva:")]
+    assert len(paragraph) == 1
+    assert "seven is not wanted" in paragraph[0]
+    assert "'y'" in paragraph[0]
+    assert "Traceback" not in done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["error"], facts["exit_code"]) == ("UdfFailedError", 1)
+    shown = run(tmp_path, "backfill", "y", "--debug")
+    assert shown.returncode == 1
+    assert "Traceback" in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("backfill", "nothing"), "there is no column 'nothing'"),
+        (("backfill", "x"), "is not computed"),
+        (("backfill", "y", "--where", "z = 1"), "z"),
+        (("backfill", "y", "--num-frags", "0"), "num_frags=0 must be at least 1"),
+        (("backfill", "y", "--max-failures", "3"), "on_error='null'"),
+        (("backfill", "y", "--on-error", "ignore"), "--on-error"),
+        (("backfill", "y", "--param", "novalue"), "KEY=VALUE"),
+        (("plan", "y", "--where", "random() < 1"), "random"),
+        (("clean", "--older-than", "soon"), "--older-than"),
+    ],
+)
+def test_bad_request_that_does_not_end_with_2(
+    tmp_path: Path, arguments: tuple[str, ...], says: str
+):
+    table(tmp_path).add_columns({"y": geneva.udf(doubling)})
+    verb, *rest = arguments
+    done = run(tmp_path, verb, *rest)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_unknown_table_without_the_names_of_those_that_exist(tmp_path: Path):
+    table(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "geneva", "coverage", "other", "--db", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "tables: t" in done.stderr
+
+
+def test_listing_columns_that_loads_a_udf(tmp_path: Path):
+    tbl = table(tmp_path)
+    tbl.add_columns({"y": geneva.udf(doubling)})
+    for pickled in (tbl.storage.path / "_backfill" / "udfs").iterdir():
+        pickled.write_bytes(b"not a pickle")
+    done = run(tmp_path, "columns", "--json")
+    assert done.returncode == 0, done.stderr
+    (column,) = json.loads(done.stdout)["columns"]
+    assert (column["name"], column["udf"], column["inputs"]) == ("y", "doubling", ["x"])
+    assert column["type"] == "int64"
+    assert column["python"] == f"{sys.version_info.major}.{sys.version_info.minor}"
+    text = run(tmp_path, "columns").stdout
+    assert column["digest"][:12] in text
+    # The next command does load it, and says what is wrong: somebody must mend the files.
+    assert run(tmp_path, "backfill", "y").returncode == 4
+
+
+def interrupted_after(calls: int, command: list[str], log: Path) -> tuple[int, str]:
+    child = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 90
+    while len(logged(log)) < calls and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=60)
+    return child.returncode, errors
+
+
+def test_interrupt_that_loses_finished_rows_or_computes_one_twice(tmp_path: Path):
+    tbl = table(tmp_path / "db")
+    log = tmp_path / "calls"
+    tbl.add_columns({"y": slow_and_logged(str(log))})
+    options = ("--executor", "local", "--concurrency", "1", "--batch-size", "2")
+    command = geneva_command(tmp_path / "db", "backfill", "y", *options)
+
+    code, errors = interrupted_after(13, command, log)
+    assert code == 130, errors
+    assert "same command continues" in errors
+    assert "Traceback" not in errors
+    tbl.checkout_latest()
+    first = logged(log)
+    assert 13 <= len(first) < ROWS
+    # The first fragment was finished when the signal came, so readers see it now.
+    computed = [r["x"] for r in tbl.to_arrow().to_pylist() if r["y"] is not None]
+    assert len(computed) >= ROWS // FRAGMENTS
+    assert set(computed) <= set(first)
+
+    again = subprocess.run(
+        [*command, "--json"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    facts = json.loads(again.stdout)
+    assert facts["rows_computed"] == ROWS - len(computed)
+    assert facts["rows_replayed"] == len(first) - len(computed)
+    assert Counter(logged(log)) == Counter(range(ROWS))
+    tbl.checkout_latest()
+    assert all(r["y"] == 2 * r["x"] for r in tbl.to_arrow().to_pylist())
+
+
+def test_timeout_that_is_taken_for_success(tmp_path: Path):
+    tbl = table(tmp_path / "db")
+    tbl.add_columns({"y": slow_and_logged(str(tmp_path / "calls"))})
+    done = run(
+        tmp_path / "db", "backfill", "y", "--concurrency", "1", "--batch-size", "2",
+        "--timeout", "0.5",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "timeout" in done.stderr
+    assert "same command continues" in done.stderr
+
+
+def leave_work_behind(tmp_path: Path) -> geneva.Table:
+    """Kill a backfill in the middle, so that logs and files are left."""
+    tbl = table(tmp_path / "db")
+    log = tmp_path / "calls"
+    tbl.add_columns({"y": slow_and_logged(str(log))})
+    options = ("--executor", "local", "--concurrency", "1", "--batch-size", "2")
+    child = subprocess.Popen(geneva_command(tmp_path / "db", "backfill", "y", *options))
+    deadline = time.monotonic() + 90
+    while len(logged(log)) < 13 and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    return tbl
+
+
+def files_of(tbl: geneva.Table) -> set[Path]:
+    return {p for p in tbl.storage.path.rglob("*") if p.is_file()}
+
+
+def test_clean_that_takes_what_a_running_job_needs_or_leaves_what_nobody_does(tmp_path: Path):
+    tbl = leave_work_behind(tmp_path)
+    before = files_of(tbl)
+    young = run(tmp_path / "db", "clean", "--json")
+    assert young.returncode == 0, young.stderr
+    facts = json.loads(young.stdout)
+    assert (facts["logs"], facts["files"], facts["leftovers"]) == (0, 0, 0)
+    assert facts["kept"] >= 1
+    assert files_of(tbl) == before
+
+    counted = json.loads(
+        run(tmp_path / "db", "clean", "--older-than", "0", "--dry-run", "--json").stdout
+    )
+    assert files_of(tbl) == before
+    assert counted["dry_run"] is True
+
+    removed = json.loads(run(tmp_path / "db", "clean", "--older-than", "0s", "--json").stdout)
+    assert {**removed, "dry_run": True} == counted
+    assert removed["logs"] >= 2
+    assert removed["files"] >= 1  # the finished first fragment was never committed
+    assert removed["total_bytes"] > 0
+    gone = before - files_of(tbl)
+    assert len(gone) == removed["logs"] + removed["files"] + removed["leftovers"]
+    assert not list((tbl.storage.path / "_backfill" / "work").rglob("*.log"))
+    again = json.loads(run(tmp_path / "db", "clean", "--older-than", "0", "--json").stdout)
+    assert (again["logs"], again["files"], again["leftovers"]) == (0, 0, 0)
+    tbl.checkout_latest()
+    assert tbl.backfill("y", executor="local", concurrency=8).rows_computed == ROWS
+    assert all(r["y"] == 2 * r["x"] for r in tbl.to_arrow().to_pylist())
+
+
+def test_clean_that_takes_a_column_file_of_an_older_version_or_a_branch(tmp_path: Path):
+    tbl = table(tmp_path)
+    tbl.add_columns({"y": geneva.udf(doubling)})
+    tbl.backfill("y", executor="local", concurrency=1)
+    filled = tbl.version
+    lance.dataset(tbl.uri).create_branch("side", filled)
+    tbl.alter_columns({"path": "y", "udf": geneva.udf(lambda x: 3 * x, data_type=pa.int64())})
+    tbl.backfill("y", executor="local", concurrency=1)
+    done = run(tmp_path, "clean", "--older-than", "0", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["files"] == 0
+    old = lance.dataset(tbl.uri, version=filled).to_table().to_pylist()
+    assert all(r["y"] == 2 * r["x"] for r in old)
+    side = lance.dataset(tbl.uri).checkout_version(("side", None)).to_table().to_pylist()
+    assert all(r["y"] == 2 * r["x"] for r in side)
+
+
+def test_clean_that_takes_files_that_are_not_the_engines(tmp_path: Path):
+    tbl = table(tmp_path)
+    stranger = tbl.storage.path / "data" / "mine.lance"
+    stranger.write_bytes(b"not yours")
+    torn = tbl.storage.path / "data" / ".tmp_half_written.lance"
+    torn.write_bytes(b"half")
+    done = run(tmp_path, "clean", "--older-than", "0", "--json")
+    assert json.loads(done.stdout)["leftovers"] == 1
+    assert stranger.exists()
+    assert not torn.exists()
+
+
+def test_version_without_what_the_tables_depend_on(tmp_path: Path):
+    done = run(tmp_path, "version")
+    assert done.returncode == 0
+    assert done.stdout.startswith("geneva ")
+    assert "pylance 14" in done.stdout

@@ -1,0 +1,88 @@
+"""Splitting fragments into spans: every row in exactly one piece, and only where it helps."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from geneva.plan.spans import split
+from geneva.rows import RowClass, RowStatus
+from geneva.types import Task
+
+
+def task(fragment: int, rows: int) -> Task:
+    return Task(
+        key=f"k{fragment}",
+        version=1,
+        fragment_id=fragment,
+        rows=rows,
+        deleted=0,
+        start=0,
+        stop=rows,
+        sources=(),
+        need=None,
+        carry=None,
+        target_file=None,
+        row_class=RowClass(RowStatus.COMPUTED),
+    )
+
+
+def check_partition(tasks: list[Task], pieces: list[tuple[Task, ...]]) -> None:
+    assert len(pieces) == len(tasks)
+    for whole, parts in zip(tasks, pieces, strict=True):
+        edges = [whole.start, *(p.stop for p in parts)]
+        assert [p.start for p in parts] == edges[:-1]
+        assert edges[-1] == whole.stop
+        assert all(p.stop > p.start for p in parts)
+        if len(parts) == 1:
+            assert parts[0] == whole
+        else:
+            assert not any(p.assemble for p in parts)
+            assert {(p.key, p.fragment_id, p.rows) for p in parts} == {
+                (whole.key, whole.fragment_id, whole.rows)
+            }
+
+
+@given(
+    st.lists(st.integers(1, 10_000), min_size=1, max_size=12),
+    st.integers(1, 64),
+    st.one_of(st.none(), st.integers(1, 5000)),
+)
+def test_spans_cover_each_row_once_and_are_no_smaller_than_a_batch(
+    sizes: list[int], appliers: int, batch_size: int | None
+) -> None:
+    tasks = [task(i, rows) for i, rows in enumerate(sizes)]
+    pieces = split(tasks, appliers, batch_size)
+    check_partition(tasks, pieces)
+    for parts in pieces:
+        if len(parts) > 1:
+            assert min(p.stop - p.start for p in parts) >= (batch_size or 1)
+
+
+def test_one_applier_splits_nothing() -> None:
+    tasks = [task(0, 1_000_000), task(1, 10)]
+    assert [len(p) for p in split(tasks, 1, None)] == [1, 1]
+
+
+def test_one_large_fragment_feeds_all_appliers() -> None:
+    (parts,) = split([task(0, 1_000_000)], 8, None)
+    assert len(parts) >= 8
+
+
+def test_skewed_fragment_does_not_keep_one_applier_busy_alone() -> None:
+    tasks = [task(0, 100_000), *(task(i, 1000) for i in range(1, 11))]
+    pieces = split(tasks, 4, None)
+    longest = max(p.stop - p.start for parts in pieces for p in parts)
+    assert longest <= 110_000 / 4
+    assert all(len(p) == 1 for p in pieces[1:])
+
+
+def test_even_fragments_stay_whole() -> None:
+    tasks = [task(i, 1000) for i in range(16)]
+    assert all(len(p) == 1 for p in split(tasks, 8, None))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_tiny_fragment_is_not_split(rows: int) -> None:
+    assert [len(p) for p in split([task(0, rows)], 8, None)] == [1]
