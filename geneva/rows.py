@@ -116,12 +116,16 @@ class RowMap:
     @classmethod
     def from_ids(cls, classes: Sequence[RowClass], ids: IntArray) -> RowMap:
         """Encode one class id per row; equal classes are merged, unused ones dropped."""
-        used, inverse = np.unique(ids, return_inverse=True)
+        if not len(ids):
+            return cls(0, (), np.zeros(0, np.int64), np.zeros(0, np.int64))
+        # Runs first: sorting a million ids costs more than writing the column.
+        edges = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
+        used, inverse = np.unique(ids[edges], return_inverse=True)
         kept: dict[RowClass, int] = {}
         merged = np.array([kept.setdefault(classes[u], len(kept)) for u in used], np.int64)
-        dense = merged[inverse] if len(ids) else np.zeros(0, np.int64)
-        starts = np.flatnonzero(np.r_[True, dense[1:] != dense[:-1]]) if len(ids) else dense
-        return cls(len(ids), tuple(kept), starts.astype(np.int64), dense[starts])
+        runs = merged[inverse]
+        first = np.flatnonzero(np.r_[True, runs[1:] != runs[:-1]])
+        return cls(len(ids), tuple(kept), edges[first].astype(np.int64), runs[first])
 
     def expand(self) -> IntArray:
         """Return the class id of every row."""

@@ -71,12 +71,15 @@ class ColumnFileBuilder:
         int
             How many of the rows held a value before.
         """
-        overwritten = self._classes.holding_value(self._ids[rows])
-        self._ids[rows] = self._classes.computed(self._ids[rows])
-        self._ids[rows[failed]] = self._classes.failed
-        for at, stop in _spans(rows, self._cursor):
-            part = slice(at, stop)
-            self._fill(rows[part], [v.slice(at, stop - at) for v in values])
+        dense = int(rows[-1]) - int(rows[0]) + 1 == len(rows)
+        at: IntArray | slice = slice(int(rows[0]), int(rows[-1]) + 1) if dense else rows
+        before = self._ids[at]
+        overwritten = self._classes.holding_value(before)
+        self._ids[at] = self._classes.computed(before)
+        if len(failed):
+            self._ids[rows[failed]] = self._classes.failed
+        for start, stop in _spans(rows, self._cursor):
+            self._fill(rows[start:stop], [v.slice(start, stop - start) for v in values])
         return overwritten
 
     def finish(self) -> ColumnFile:
@@ -207,13 +210,13 @@ class _Classes:
         wheres = tuple(sorted(kept.items(), key=lambda w: w[0]))
         return RowClass(new.status, new.digest, new.inputs, wheres, new.generation)
 
-    def computed(self, ids: IntArray) -> IntArray:
+    def computed(self, ids: IntArray) -> IntArray | np.int64:
         """Return the classes that rows of these classes have once they are computed."""
-        return self._computed[ids]
+        return self._computed[ids] if self.missing else self._computed[0]
 
     def holding_value(self, ids: IntArray) -> int:
         """Count the rows that hold a value."""
-        return int(self._holds[ids].sum())
+        return int(self._holds[ids].sum()) if self.missing else 0
 
 
 def _spans(rows: IntArray, cursor: int) -> Iterator[tuple[int, int]]:

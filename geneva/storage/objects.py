@@ -210,11 +210,14 @@ class RemoteObjects:
 
     def delete(self, path: str) -> None:
         """Remove one object, or all objects of a log."""
-        for name in self._session.list(path) or [path]:
-            if name == path or name.startswith(f"{path}/"):
-                self._session.delete_file(name)
-        if self._session.contains(path):
-            self._session.delete_file(path)
+        parts = [n for n in self._session.list(path) if n.startswith(f"{path}/")]
+        for name in [*parts, path]:
+            if name in parts or self._session.contains(name):
+                try:
+                    self._session.delete_file(name)
+                except OSError:
+                    if self._session.contains(name):  # else somebody else was quicker
+                        raise
 
     def create_log(self, path: str) -> Log:
         """Start a log; its name holds a fresh uuid, so nobody else writes to it."""

@@ -1,0 +1,106 @@
+"""The code in README.md and in docs/ does what the pages say.
+
+Each page's Python blocks are one program, run from an empty directory by a fresh Python. A line
+that ends with ``# -> value`` must have that value.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+GUIDES = ROOT / "docs" / "guides"
+PAGES = [ROOT / "docs" / "quickstart.md", *sorted(GUIDES.glob("*.md"))]
+
+_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_SHOWN = re.compile(r"^(\S.*?)  # -> (.+)$", re.MULTILINE)
+_CHECK = """
+def _shows(value, shown):
+    assert repr(value) == shown, f"the page says {shown}, the code gives {value!r}"
+
+"""
+
+
+def blocks(page: Path) -> list[str]:
+    return _BLOCK.findall(page.read_text())
+
+
+def checked(code: str) -> str:
+    """Return code in which every ``# -> value`` is an assertion."""
+    return _SHOWN.sub(lambda m: f"_shows(({m[1]}), {m[2]!r})", code)
+
+
+def start(code: str, folder: Path, name: str) -> subprocess.Popen[str]:
+    path = folder / name
+    path.write_text(_CHECK + checked(code))
+    return subprocess.Popen(
+        [sys.executable, "-W", "error::UserWarning", str(path)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(code: str, folder: Path, name: str = "page.py") -> str:
+    with start(code, folder, name) as process:
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, f"{out}\n{err}"
+    return out
+
+
+def test_example_of_the_readme_that_does_not_run_on_ray(tmp_path: Path):
+    (code,) = blocks(ROOT / "README.md")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    assert len(_SHOWN.findall(code)) == 2
+    assert "2 of 3 rows" in run(code, tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_page_whose_code_does_not_do_what_it_says(page: Path, tmp_path: Path):
+    code = "\n".join(blocks(page))
+    assert code, "a page without code that runs"
+    run(code, tmp_path)
+
+
+def test_line_of_a_page_that_is_not_compared(tmp_path: Path):
+    with pytest.raises(AssertionError, match="the page says 3, the code gives 2"):
+        run("1 + 1  # -> 3\n", tmp_path)
+
+
+def test_job_of_the_quickstart_that_starts_over_after_a_kill(tmp_path: Path):
+    found = blocks(ROOT / "docs" / "quickstart.md")
+    (at,) = [k for k, code in enumerate(found) if code.startswith("# job.py")]
+    run("\n".join(found[:at]), tmp_path)
+
+    with start(found[at], tmp_path, "job.py") as process:
+        wait_for_checkpoints(tmp_path, process)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+
+    replayed = re.search(r"of them replayed from checkpoints +(\d+)", run(found[at], tmp_path))
+    assert replayed is not None
+    assert int(replayed[1]) > 0
+
+
+def wait_for_checkpoints(folder: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until the journals hold something that a second look finds grown."""
+    deadline = time.monotonic() + 60
+    sizes = []
+    while time.monotonic() < deadline and process.poll() is None:
+        logs = folder.rglob("_backfill/work/**/*.log")
+        sizes.append(sum(log.stat().st_size for log in logs))
+        if len(sizes) > 1 and sizes[-1] > sizes[0] > 0:
+            return
+        sizes = sizes[:1] if sizes[0] else []
+        time.sleep(0.05)
+    raise AssertionError(f"no checkpoint was written: {process.communicate()}")
