@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields as dataclass_fields
@@ -32,16 +33,36 @@ def chosen_options(names: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_defaults(defaults: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Fill in the defaults of `Table.backfill`; unknown names are refused as Python would."""
-    known = {
-        p.name: p.default
-        for p in inspect.signature(defaults).parameters.values()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    unknown = sorted(set(arguments) - set(known))
-    if unknown:
-        raise SettingError(f"unknown argument {unknown[0]!r}; arguments: {', '.join(known)}")
+    """Fill in a function's keyword defaults.
+
+    Raises
+    ------
+    SettingError
+        One argument is unknown.
+    """
+    known = _keywords(defaults)
+    refuse_unknown(defaults, {k: v for k, v in arguments.items() if k not in known})
     return known | arguments
+
+
+def refuse_unknown(function: Callable[..., Any], unknown: Mapping[str, Any]) -> None:
+    """Refuse arguments that a function does not have, and say which it has.
+
+    Raises
+    ------
+    SettingError
+        There is one.
+    """
+    for name in sorted(unknown):
+        known = list(_keywords(function))
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise SettingError(f"unknown argument {name!r}.{hint} Arguments: {', '.join(known)}")
+
+
+def _keywords(function: Callable[..., Any]) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
 def checked_options(arguments: Mapping[str, Any]) -> Options:

@@ -146,7 +146,8 @@ class _Job:
             plans = [planner.plan(snapshot.fragments[i]) for i in chosen]
             first = first or plans
             self._driver.run_round(snapshot, plans)
-            snapshot = self._storage.open()
+            if any(p.task for p in plans):
+                snapshot = self._storage.open()
             self._record(snapshot, history, force)
             if self._control.wanted is Wanted.PAUSE:
                 self._driver.wait_paused()

@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 from uuid import uuid4
 
-from geneva.arguments import checked_options, chosen_options, with_defaults
+from geneva.arguments import (
+    checked_options,
+    chosen_options,
+    refuse_unknown,
+    with_defaults,
+)
 from geneva.backfill import backfill, plan, prepare
 from geneva.bind import bind, is_udf, rebind
 from geneva.column.binding import (
@@ -284,6 +289,7 @@ class Table:
         resource_timeout: float = 600.0,
         executor: Literal["ray", "local"] | Executor | None = None,
         progress: bool | Observer | None = None,
+        **unknown: Any,
     ) -> BackfillResult:
         """Compute the missing and stale rows of computed columns.
 
@@ -345,6 +351,7 @@ class Table:
         JobError
             It ended before it was complete; what was finished is kept.
         """
+        refuse_unknown(Table.backfill, unknown)
         job = self._prepare(columns, chosen_options(locals()), executor, params)
         with observer_for(progress, job.names) as observe:
             return job.run(observe)

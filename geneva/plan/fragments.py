@@ -103,10 +103,12 @@ class Planner:
     def plan(self, fragment: FragmentInfo) -> FragmentPlan:
         """Decide about one fragment."""
         inputs = self._marks(fragment, self._columns)
-        filters = self._marks(fragment, self._filter_columns)
         file = supplier(fragment, self._snapshot.fields[self._target.columns[0]].subtree)
+        if self._vouched_for(file, inputs):
+            return FragmentPlan(fragment.id, fragment.live_rows, Action.SKIP, "up to date")
+        filters = self._marks(fragment, self._filter_columns)
         work = self._work(fragment, inputs, filters, file)
-        if self._vouched_for(file, inputs) or self._history.ledger.is_done(work):
+        if self._history.ledger.is_done(work):
             return FragmentPlan(
                 fragment.id, fragment.live_rows, Action.SKIP, "up to date", work=work
             )
