@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -89,10 +90,4 @@ def alternate(sides: Mapping[str, Side | Callable[[], object]], rounds: int) -> 
 def slope(points: Mapping[float, float]) -> float:
     """Return by how much y grows when x doubles at the upper end: 2 is linear."""
     (x0, y0), (x1, y1) = sorted(points.items())[-2:]
-    return float((y1 / y0) ** (0.6931471805599453 / _log(x1 / x0)))
-
-
-def _log(value: float) -> float:
-    import math
-
-    return math.log(value)
+    return float((y1 / y0) ** (math.log(2) / math.log(x1 / x0)))

@@ -16,7 +16,7 @@ from lance.file import LanceFileWriter
 from lance.fragment import DataFile
 
 from benchmarks import tables
-from benchmarks.measure import Answer, Scale, alternate, slope
+from benchmarks.measure import Answer, Scale, Side, alternate, slope
 
 _BATCH_ROWS = 65_536
 
@@ -54,6 +54,11 @@ def reset(uri: str) -> None:
         dataset.drop_columns(["r"])
 
 
+def side(uri: str) -> Side:
+    """The loop as one side of a comparison."""
+    return Side(lambda: loop(uri), before=lambda: reset(uri))
+
+
 def run(scale: Scale) -> list[Answer]:
     """Say how fast this machine is today."""
     sizes = [scale.rows(n) for n in (1_000_000, 3_000_000, 10_000_000)]
@@ -61,7 +66,7 @@ def run(scale: Scale) -> list[Answer]:
     for rows in sizes:
         with tables.folder() as path:
             uri = tables.write(path, tables.numbers(rows), 20)
-            rounds = alternate({"R": _side(uri)}, scale.rounds)
+            rounds = alternate({"R": side(uri)}, scale.rounds)
             points[rows] = rounds.median("R")
     figure = ", ".join(f"{rows:,} rows {s:.3f} s" for rows, s in points.items())
     return [
@@ -74,9 +79,3 @@ def run(scale: Scale) -> list[Answer]:
             tuple(points.items()),
         )
     ]
-
-
-def _side(uri: str):
-    from benchmarks.measure import Side
-
-    return Side(lambda: loop(uri), before=lambda: reset(uri))

@@ -61,20 +61,15 @@ def _scalar(rows: int, scale: Scale, *, judged: bool) -> Answer:
             for k in range(20)
         ]
 
-        def bare() -> None:
-            for values in lists:
-                [x * 2 for x in values]
+        called = udfs.double.__wrapped__
 
-        called = udfs.double.__wrapped__ if hasattr(udfs.double, "__wrapped__") else _double
-
-        def calls() -> None:
+        def loop() -> None:
             for values in lists:
                 [called(x) for x in values]
 
         rounds = alternate(
             {
-                "loop": calls,
-                "loop without calls": bare,
+                "loop": loop,
                 "geneva": Side(
                     lambda: tbl.backfill("c", progress=False, concurrency=2),
                     before=tables.fresh(tbl, udfs.double),
@@ -91,6 +86,3 @@ def _scalar(rows: int, scale: Scale, *, judged: bool) -> Answer:
         rounds.text(),
     )
 
-
-def _double(x: int) -> int:
-    return x * 2

@@ -8,17 +8,20 @@ import warnings
 import geneva
 
 
-@geneva.udf
-def function_count(source: str | None) -> int | None:
+@geneva.udf(params={"python": None})
+def function_count(source: str | None, python: str | None = None) -> int | None:
     r"""Count the functions and methods that a Python source defines.
 
-    Fails on what this Python cannot parse (templates, sources of Python 2): give the backfill
+    Fails on what cannot be parsed (templates, other versions' syntax): give the backfill
     ``on_error="null"`` to store null there and list those rows.
 
     Parameters
     ----------
     source
         A whole module.
+    python
+        Accept the syntax of this version only, such as ``"3.7"``, as far as Python's parser
+        knows it; ``None`` for the running one.
 
     Returns
     -------
@@ -28,7 +31,7 @@ def function_count(source: str | None) -> int | None:
     Raises
     ------
     SyntaxError
-        It is not Python.
+        It is not Python, or not that Python.
 
     Examples
     --------
@@ -37,10 +40,14 @@ def function_count(source: str | None) -> int | None:
     >>> function_count("print 'hello'")
     Traceback (most recent call last):
     SyntaxError: Missing parentheses in call to 'print'. Did you mean print(...)?
+    >>> function_count("if (n := 1): pass", python="3.7")
+    Traceback (most recent call last):
+    SyntaxError: Assignment expressions are only supported in Python 3.8 and greater
     """
     if source is None:
         return None
+    accepted = tuple(map(int, python.split("."))) if python is not None else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the parsed source, not of this program
-        tree = ast.parse(source)
+        tree = ast.parse(source, feature_version=accepted)  # type: ignore[arg-type]
     return sum(isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(tree))

@@ -120,12 +120,14 @@ class ColumnFileBuilder:
         while self._cursor + _SPAN_ROWS <= int(rows[0]):
             self._emit_present(self._cursor + _SPAN_ROWS)
         start, stop = self._cursor, int(rows[-1]) + 1
+        # Taken also when none of them is kept: the values behind must not move up.
+        present = self._take_present(stop - start)
         if stop - start == len(rows):
             self._write(values)
         else:
             index = np.full(stop - start, -1, np.int64)
             index[rows - start] = np.arange(len(rows))
-            self._write(_scatter(values, index, self._take_present(stop - start)))
+            self._write(_scatter(values, index, present))
         self._cursor = stop
 
     def _emit_present(self, stop: int) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import threading
 import time
 import warnings
@@ -39,7 +40,9 @@ from geneva.udf import UDF
 IDLE_S = 60.0
 _IN_FLIGHT = 2  # one running, one waiting: an applier never idles for a round trip
 _PROGRESS_S = 0.5
+_REAP_S = 3.0
 _OBJECT_STORE_BYTES = 96 << 20  # data never travels through it
+_FIXED_NODE = re.compile(r"node_[0-9a-f]{40,}")
 _LOG = logging.getLogger("geneva")
 
 
@@ -88,7 +91,11 @@ class _Actor:
 
 
 class _WarmPool:
-    """Idle actors of this process, by what they are; killed when they idle too long."""
+    """Idle actors of this process, by what they are.
+
+    They are killed when they idle too long, when a backfill wants actors of another kind, and
+    within seconds when anything else in the cluster waits for resources.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -120,8 +127,8 @@ class _WarmPool:
 
     def _reap(self) -> None:
         while True:
-            time.sleep(IDLE_S / 20)
-            limit = time.monotonic() - IDLE_S
+            time.sleep(_REAP_S)
+            limit = time.monotonic() - (0.0 if _others_wait() else IDLE_S)
             with self._lock:
                 old = [a for a in self._idle if a.idle_since < limit]
                 self._idle = [a for a in self._idle if a.idle_since >= limit]
@@ -426,14 +433,27 @@ def _missing_resource(needs: Mapping[str, float]) -> str:
     return f"no node of the Ray cluster can hold an applier: the UDF asks for {wanted}"
 
 
-def _autoscaling() -> bool:
-    """Whether the cluster can grow: an autoscaler reports itself in the cluster's store."""
+def _cluster_status() -> dict[str, Any]:
+    """Return what Ray's monitor last wrote (every few seconds), or nothing."""
     try:
         raw = ray.experimental.internal_kv._internal_kv_get("__autoscaling_status")  # noqa: SLF001
-        return raw is not None and b"node_type" in raw and b"read_only" not in raw
-    except Exception as error:  # a private interface: without it, assume a fixed cluster
-        _LOG.debug("cannot ask for an autoscaler: %s", error)
-        return False
+        return dict(json.loads(raw)) if raw else {}
+    except Exception as error:  # a private interface: without it, assume a fixed, quiet cluster
+        _LOG.debug("cannot read the cluster's status: %s", error)
+        return {}
+
+
+def _autoscaling() -> bool:
+    """Whether the cluster can grow: a fixed one reports every node as a type of its own."""
+    report = _cluster_status().get("autoscaler_report") or {}
+    types = [*(report.get("active_nodes") or ()), *(report.get("idle_nodes") or ())]
+    return any(not _FIXED_NODE.fullmatch(t) for t in types)
+
+
+def _others_wait() -> bool:
+    """Whether some task or actor of the cluster waits for resources."""
+    load = _cluster_status().get("load_metrics_report") or {}
+    return bool(load.get("resource_demand") or load.get("pg_demand"))
 
 
 def start_ray(options: Mapping[str, Any]) -> None:

@@ -1,0 +1,808 @@
+"""Other writers while a backfill runs: a real one acts, while rows are computed or at the commit.
+
+``compute``: during the first UDF call; the engine finds the change when it opens the latest
+version. ``commit``: after it opened that, so the commit itself meets the conflict.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+import pytest
+
+import geneva
+from geneva.errors import GenevaError, StorageError, SupersededError, TableChangedError
+from tests.support.calls import CallLog
+from tests.support.tables import assert_table_invariants, column, make_table, pairs
+from tests.support.writers import Action, MeddledStorage, Once, rewrite_column
+
+ROWS, FRAGMENTS = 40, 4
+ALL = {i: 2 * i for i in range(ROWS)}
+DOUBLED = {"y": lambda row: 2 * row["x"]}
+
+both_moments = pytest.mark.parametrize("moment", ["compute", "commit"])
+
+
+@dataclass
+class Case:
+    table: geneva.Table
+    calls: CallLog
+    meddle: Once
+
+    def backfill(self, **arguments: Any) -> geneva.BackfillResult:
+        """Run the job that is meddled with; the other writer must really have acted."""
+        arguments = {"executor": "local", "concurrency": 1} | arguments
+        try:
+            return self.table.backfill("y", **arguments)
+        finally:
+            assert self.meddle.ran
+
+    def again(self, **arguments: Any) -> geneva.BackfillResult:
+        fresh = geneva.connect(str(Path(self.table.storage.uri).parent)).open_table("t")
+        return fresh.backfill("y", executor="local", concurrency=1, **arguments)
+
+    def settle(self, computed: int) -> None:
+        """Run the same command until nothing is left; check the rows it computed."""
+        assert self.again().rows_computed == computed
+        assert self.again().rows_computed == 0
+        values = pairs(self.table, "x", "y")
+        assert values == {x: 2 * x for x in values}
+        assert_table_invariants(self.table, DOUBLED)
+
+    @property
+    def uri(self) -> str:
+        return self.table.storage.uri
+
+    @property
+    def computed_once(self) -> bool:
+        return self.calls.counts == {str(i): 1 for i in range(ROWS)}
+
+
+def start(
+    path: Path,
+    calls: CallLog,
+    action: Action,
+    moment: str,
+    *,
+    stable: bool = False,
+    data: pa.Table | None = None,
+) -> Case:
+    table = make_table(path, rows=ROWS, fragments=FRAGMENTS, stable=stable, data=data)
+    uri = table.storage.uri
+    meddle = Once(uri, str(path / "acted"), action)
+    during = meddle if moment == "compute" else Once(uri, "", None)
+
+    @geneva.udf
+    def double(x: int) -> int:
+        during()
+        calls(x)
+        return 2 * x
+
+    table.add_columns({"y": double})
+    if moment == "commit":
+        table = geneva.Table(table, storage=MeddledStorage(uri, meddle=meddle))
+    return Case(table, calls, meddle)
+
+
+def append(uri: str) -> None:
+    more = {"x": list(range(100, 110)), "s": ["n"] * 10}
+    lance.write_dataset(pa.table(more), uri, mode="append")
+
+
+# --- rows ---------------------------------------------------------------------------------
+
+
+@both_moments
+def test_append_neither_stops_the_job_nor_joins_it(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    case = start(tmp_path, calls, append, moment)
+    result = case.backfill()
+    assert result.rows_computed == ROWS
+    assert pairs(case.table, "x", "y") == ALL | {i: None for i in range(100, 110)}
+    assert case.computed_once
+    case.settle(10)
+
+
+@both_moments
+def test_append_joins_a_job_that_asked_for_new_rows(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    case = start(tmp_path, calls, append, moment)
+    assert case.backfill(include_new=True).rows_computed == ROWS + 10
+    case.settle(0)
+    assert set(case.calls.counts.values()) == {1}
+
+
+@both_moments
+def test_delete_in_the_same_fragments_costs_no_call_and_holds(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def delete(uri: str) -> None:
+        lance.dataset(uri).delete("x % 3 = 1")
+
+    case = start(tmp_path, calls, delete, moment)
+    case.backfill()
+    assert pairs(case.table, "x", "y") == {i: 2 * i for i in range(ROWS) if i % 3 != 1}
+    assert case.computed_once
+    case.settle(0)
+
+
+@both_moments
+def test_delete_of_a_whole_fragment_does_not_bring_it_back(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def delete(uri: str) -> None:
+        lance.dataset(uri).delete("x < 10")
+
+    case = start(tmp_path, calls, delete, moment)
+    case.backfill()
+    assert pairs(case.table, "x", "y") == {i: 2 * i for i in range(10, ROWS)}
+    assert case.computed_once
+    case.settle(0)
+
+
+@both_moments
+def test_delete_of_every_row_leaves_an_empty_table(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def delete(uri: str) -> None:
+        lance.dataset(uri).delete("true")
+
+    case = start(tmp_path, calls, delete, moment)
+    case.backfill()
+    assert column(case.table, "y") == []
+    case.settle(0)
+
+
+@both_moments
+@pytest.mark.parametrize("stable", [False, True])
+def test_update_of_an_input_leaves_just_the_moved_rows_for_the_next_run(
+    tmp_path: Path, calls: CallLog, moment: str, stable: bool
+) -> None:
+    def update(uri: str) -> None:
+        lance.dataset(uri).update({"x": "x + 1000"}, where="x in (3, 17)")
+
+    case = start(tmp_path, calls, update, moment, stable=stable)
+    case.backfill()
+    kept = {x: y for x, y in pairs(case.table, "x", "y").items() if x < 1000}
+    assert kept == {i: 2 * i for i in range(ROWS) if i not in (3, 17)}
+    case.settle(2)
+    assert case.calls.counts == {str(i): 1 for i in [*range(ROWS), 1003, 1017]}
+
+
+@both_moments
+def test_update_of_another_column_loses_no_row(tmp_path: Path, calls: CallLog, moment: str) -> None:
+    def update(uri: str) -> None:
+        lance.dataset(uri).update({"s": "'changed'"}, where="x in (3, 17)")
+
+    case = start(tmp_path, calls, update, moment)
+    case.backfill()
+    case.settle(2)  # moved before they had a value
+    assert pairs(case.table, "x", "s")[17] == "changed"
+
+
+@both_moments
+def test_merge_insert_of_old_and_new_rows_leaves_just_those(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def merge(uri: str) -> None:
+        new = pa.table({"x": [5, 25, 500], "s": ["m"] * 3, "y": pa.nulls(3, pa.int64())})
+        builder = lance.dataset(uri).merge_insert("x")
+        builder.when_matched_update_all().when_not_matched_insert_all().execute(new)
+
+    case = start(tmp_path, calls, merge, moment)
+    case.backfill()
+    assert {x for x, y in pairs(case.table, "x", "y").items() if y is None} <= {5, 25, 500}
+    # The writer gave the matched rows a null of its own: its value, kept until asked otherwise.
+    case.again(foreign="recompute")
+    case.settle(0)
+
+
+@both_moments
+def test_insert_only_merge_conflicts_with_nothing(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def merge(uri: str) -> None:
+        new = pa.table({"x": [5, 500], "s": ["m"] * 2})
+        lance.dataset(uri).merge_insert("x").when_not_matched_insert_all().execute(new)
+
+    case = start(tmp_path, calls, merge, moment)
+    case.backfill()
+    assert case.computed_once
+    case.settle(1)
+
+
+# --- compaction ---------------------------------------------------------------------------
+
+
+def compact(uri: str) -> None:
+    lance.dataset(uri).optimize.compact_files(target_rows_per_fragment=1000)
+
+
+@both_moments
+@pytest.mark.parametrize("stable", [False, True])
+def test_compaction_loses_no_value(
+    tmp_path: Path, calls: CallLog, moment: str, stable: bool
+) -> None:
+    case = start(tmp_path, calls, compact, moment, stable=stable)
+    case.backfill()
+    assert pairs(case.table, "x", "y") == ALL
+    assert len(lance.dataset(case.uri).get_fragments()) == 1
+    assert max(case.calls.counts.values()) <= 2
+    case.settle(0)
+
+
+@both_moments
+def test_compaction_that_also_removes_deleted_rows_shifts_no_value(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def delete_and_compact(uri: str) -> None:
+        lance.dataset(uri).delete("x % 4 = 2")
+        compact(uri)
+
+    case = start(tmp_path, calls, delete_and_compact, moment)
+    case.backfill()
+    assert pairs(case.table, "x", "y") == {i: 2 * i for i in range(ROWS) if i % 4 != 2}
+    case.settle(0)
+
+
+def test_compaction_between_two_commits_of_a_job_keeps_the_committed_ones(
+    tmp_path: Path, calls: CallLog
+) -> None:
+    case = start(tmp_path, calls, append, "compute")
+    table = case.table
+
+    @geneva.udf
+    def late(x: int) -> int:
+        if x == 25:
+            compact(uri)
+        return 2 * x
+
+    uri = case.uri
+    table.alter_columns({"path": "y", "udf": late})
+    table.backfill("y", executor="local", concurrency=1, batch_size=10, commit_granularity=1)
+    assert pairs(table, "x", "y") == ALL
+    assert table.backfill("y", executor="local").rows_computed == 0
+    assert_table_invariants(table, DOUBLED)
+
+
+@both_moments
+def test_compaction_and_cleanup_at_once_leave_a_job_that_finishes(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def both(uri: str) -> None:
+        compact(uri)
+        lance.dataset(uri).cleanup_old_versions(older_than=dt.timedelta(0))
+
+    case = start(tmp_path, calls, both, moment)
+    case.backfill(batch_size=2)
+    assert pairs(case.table, "x", "y") == ALL
+    case.settle(0)
+
+
+# --- other columns ------------------------------------------------------------------------
+
+
+@both_moments
+def test_added_column_costs_no_call(tmp_path: Path, calls: CallLog, moment: str) -> None:
+    def add(uri: str) -> None:
+        lance.dataset(uri).add_columns({"z": "x + 1"})
+
+    case = start(tmp_path, calls, add, moment)
+    assert case.backfill().rows_computed == ROWS
+    assert case.computed_once
+    assert pairs(case.table, "x", "z") == {i: i + 1 for i in range(ROWS)}
+    case.settle(0)
+
+
+@both_moments
+def test_another_column_backfilled_in_the_same_fragments_loses_neither(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def other(uri: str) -> None:
+        @geneva.udf
+        def triple(x: int) -> int:
+            return 3 * x
+
+        table = geneva.connect(str(Path(uri).parent)).open_table("t")
+        table.add_columns({"z": triple})
+        table.backfill("z", executor="local", concurrency=1)
+
+    case = start(tmp_path, calls, other, moment)
+    case.backfill()
+    assert case.computed_once
+    assert pairs(case.table, "x", "z") == {i: 3 * i for i in range(ROWS)}
+    case.settle(0)
+    assert case.table.backfill("z", executor="local").rows_computed == 0
+
+
+@both_moments
+def test_drop_of_another_column_costs_no_call(tmp_path: Path, calls: CallLog, moment: str) -> None:
+    def drop(uri: str) -> None:
+        lance.dataset(uri).drop_columns(["s"])
+
+    case = start(tmp_path, calls, drop, moment)
+    case.backfill()
+    assert case.computed_once
+    assert "s" not in lance.dataset(case.uri).schema.names
+    case.settle(0)
+
+
+@both_moments
+def test_rename_of_another_column_costs_no_call(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def rename(uri: str) -> None:
+        lance.dataset(uri).alter_columns({"path": "s", "name": "text"})
+
+    case = start(tmp_path, calls, rename, moment)
+    case.backfill()
+    assert case.computed_once
+    assert pairs(case.table, "x", "text")[0] == "a0"
+    case.settle(0)
+
+
+@both_moments
+def test_rename_of_the_input_commits_what_was_computed_from_it(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def rename(uri: str) -> None:
+        lance.dataset(uri).alter_columns({"path": "x", "name": "number"})
+
+    case = start(tmp_path, calls, rename, moment)
+    case.backfill()
+    assert case.computed_once
+    assert pairs(case.table, "number", "y") == ALL
+    assert_table_invariants(case.table)
+
+
+@both_moments
+@pytest.mark.parametrize("indexed", ["x", "y"])
+def test_index_created_meanwhile_answers_with_the_new_values(
+    tmp_path: Path, calls: CallLog, moment: str, indexed: str
+) -> None:
+    def index(uri: str) -> None:
+        lance.dataset(uri).create_scalar_index(indexed, "BTREE")
+
+    case = start(tmp_path, calls, index, moment)
+    case.backfill()
+    assert case.computed_once
+    dataset = lance.dataset(case.uri)
+    for i in range(0, ROWS, 7):
+        assert dataset.to_table(filter=f"y = {2 * i}")["x"].to_pylist() == [i]
+        assert dataset.to_table(filter=f"x = {i}")["y"].to_pylist() == [2 * i]
+    case.settle(0)
+
+
+@both_moments
+def test_config_and_tags_conflict_with_nothing(tmp_path: Path, calls: CallLog, moment: str) -> None:
+    def configure(uri: str) -> None:
+        dataset = lance.dataset(uri)
+        dataset.update_config({"owner": "somebody"})
+        dataset.tags.create("before", dataset.version)
+
+    case = start(tmp_path, calls, configure, moment)
+    case.backfill()
+    assert case.computed_once
+    assert lance.dataset(case.uri).config()["owner"] == "somebody"
+    case.settle(0)
+
+
+# --- the same column ----------------------------------------------------------------------
+
+
+@both_moments
+def test_second_backfill_of_the_same_column_never_mixes_values(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def same(uri: str) -> None:
+        table = geneva.connect(str(Path(uri).parent)).open_table("t")
+        table.backfill("y", executor="local", concurrency=1)
+
+    case = start(tmp_path, calls, same, moment)
+    result = case.backfill()
+    assert max(case.calls.counts.values()) <= 2
+    assert pairs(case.table, "x", "y") == ALL
+    assert not result.fragments_committed  # the other one had committed all of them
+    case.settle(0)
+
+
+def test_second_backfill_with_another_filter_keeps_the_rows_of_both(
+    tmp_path: Path, calls: CallLog
+) -> None:
+    def same(uri: str) -> None:
+        table = geneva.connect(str(Path(uri).parent)).open_table("t")
+        table.backfill("y", where="x % 2 = 1", executor="local", concurrency=1)
+
+    case = start(tmp_path, calls, same, "commit")
+    case.backfill(where="x % 2 = 0")
+    assert pairs(case.table, "x", "y") == ALL
+    assert case.again(where="x % 2 = 1").rows_computed == 0
+    assert case.again(where="x % 2 = 0").rows_computed == 0
+    case.settle(0)
+
+
+def test_two_jobs_started_at_once_share_the_work_without_harm(
+    tmp_path: Path, calls: CallLog
+) -> None:
+    case = start(tmp_path, calls, append, "never")
+    barrier = threading.Barrier(2)
+    errors: list[BaseException] = []
+
+    def job() -> None:
+        table = geneva.connect(str(tmp_path)).open_table("t")
+        barrier.wait()
+        try:
+            table.backfill("y", executor="local", concurrency=2, commit_granularity=1)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=job) for _ in range(2)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert errors == []
+    assert pairs(case.table, "x", "y") == ALL
+    assert max(case.calls.counts.values()) <= 2
+    for version in lance.dataset(case.uri).versions():
+        past = lance.dataset(case.uri, version=version["version"])
+        if "y" in past.schema.names:
+            rows = past.to_table(columns=["x", "y"]).to_pylist()
+            assert all(row["y"] in (None, 2 * row["x"]) for row in rows)
+    case.settle(0)
+
+
+@both_moments
+def test_value_written_by_a_person_meanwhile_is_not_overwritten(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def correct(uri: str) -> None:
+        lance.dataset(uri).update({"y": "-1"}, where="x = 5")
+
+    case = start(tmp_path, calls, correct, moment)
+    case.backfill()
+    again = case.again()
+    assert again.rows_computed == 0
+    assert again.rows_foreign == 1
+    assert pairs(case.table, "x", "y") == ALL | {5: -1}
+    assert_table_invariants(case.table)
+
+
+# --- inputs -------------------------------------------------------------------------------
+
+
+@both_moments
+@pytest.mark.parametrize("how", ["rewrite", "replacement"])
+def test_value_computed_from_a_rewritten_input_is_never_committed(
+    tmp_path: Path, calls: CallLog, moment: str, how: str
+) -> None:
+    def rewrite(uri: str) -> None:
+        rewrite_column(uri, "x", lambda v: v + 1000, [1], how)
+
+    case = start(tmp_path, calls, rewrite, moment)
+    case.backfill()
+    expected = {i + 1000 if 10 <= i < 20 else i for i in range(ROWS)}
+    assert pairs(case.table, "x", "y") == {i: 2 * i for i in expected}
+    counts = case.calls.counts
+    assert all(counts[str(i)] == 1 for i in range(ROWS) if not 10 <= i < 20)
+    assert all(counts[str(i + 1000)] == 1 for i in range(10, 20))
+    case.settle(0)
+
+
+@both_moments
+def test_partial_merge_insert_of_an_input_never_leaves_an_old_value(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    keys = pa.table({"k": range(ROWS), "x": range(ROWS), "s": ["t"] * ROWS})
+
+    def merge(uri: str) -> None:
+        new = pa.table({"k": [3, 33], "x": [3003, 3033]})
+        lance.dataset(uri).merge_insert("k").when_matched_update_all().execute(new)
+
+    case = start(tmp_path, calls, merge, moment, data=keys)
+    case.backfill()
+    assert_table_invariants(case.table, DOUBLED)
+    case.again()
+    values = pairs(case.table, "x", "y")
+    assert values == {x: 2 * x for x in values}
+    assert {3003, 3033} < set(values)
+    assert case.again().rows_computed == 0
+
+
+@both_moments
+def test_rewritten_filter_column_does_not_commit_rows_of_the_old_filter_as_settled(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def rewrite(uri: str) -> None:
+        rewrite_column(uri, "s", lambda v: "b" + v[1:], [0], "rewrite")
+
+    case = start(tmp_path, calls, rewrite, moment)
+    case.backfill(where="starts_with(s, 'b')")
+    case.again(where="starts_with(s, 'b')")
+    values = pairs(case.table, "s", "y")
+    assert all(y is not None for s, y in values.items() if s.startswith("b"))
+    assert case.again(where="starts_with(s, 'b')").rows_computed == 0
+    assert_table_invariants(case.table, DOUBLED)
+
+
+# --- the target ---------------------------------------------------------------------------
+
+
+@both_moments
+def test_dropped_target_is_an_error_and_writes_nothing(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def drop(uri: str) -> None:
+        lance.dataset(uri).drop_columns(["y"])
+
+    case = start(tmp_path, calls, drop, moment)
+    before = lance.dataset(case.uri).version
+    with pytest.raises(TableChangedError, match="'y' was dropped"):
+        case.backfill()
+    assert lance.dataset(case.uri).version == before + 1
+    assert lance.dataset(case.uri).schema.names == ["x", "s"]
+    assert_table_invariants(case.table)
+
+
+@both_moments
+def test_target_dropped_and_added_again_gets_no_value_of_the_old_one(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def replace(uri: str) -> None:
+        @geneva.udf
+        def minus(x: int) -> int:
+            return -x
+
+        table = geneva.connect(str(Path(uri).parent)).open_table("t")
+        table.drop_columns(["y"])
+        table.add_columns({"y": minus})
+
+    case = start(tmp_path, calls, replace, moment)
+    with pytest.raises(TableChangedError, match="'y' was dropped"):
+        case.backfill()
+    assert set(column(case.table, "y")) == {None}
+    assert case.again().rows_computed == ROWS
+    assert pairs(case.table, "x", "y") == {i: -i for i in range(ROWS)}
+
+
+@both_moments
+def test_retyped_target_is_an_error_and_writes_nothing(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def retype(uri: str) -> None:
+        lance.dataset(uri).alter_columns({"path": "y", "data_type": pa.int32()})
+
+    case = start(tmp_path, calls, retype, moment)
+    with pytest.raises(TableChangedError, match="int64 to int32|'y' was dropped"):
+        case.backfill()
+    dataset = lance.dataset(case.uri)
+    assert dataset.schema.field("y").type == pa.int32()
+    assert set(column(case.table, "y")) == {None}
+    dataset.validate()
+
+
+@both_moments
+def test_renamed_target_is_an_error_and_writes_nothing(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def rename(uri: str) -> None:
+        lance.dataset(uri).alter_columns({"path": "y", "name": "other"})
+
+    case = start(tmp_path, calls, rename, moment)
+    with pytest.raises(TableChangedError, match="'y' was dropped, renamed"):
+        case.backfill()
+    assert set(column(case.table, "other")) == {None}
+
+
+@both_moments
+def test_rebound_target_gets_no_value_of_the_old_udf(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def rebind(uri: str) -> None:
+        @geneva.udf
+        def minus(x: int) -> int:
+            return -x
+
+        table = geneva.connect(str(Path(uri).parent)).open_table("t")
+        table.alter_columns({"path": "y", "udf": minus})
+
+    case = start(tmp_path, calls, rebind, moment)
+    with pytest.raises(SupersededError, match="bound to another UDF"):
+        case.backfill()
+    assert set(column(case.table, "y")) == {None}
+    assert case.again().rows_computed == ROWS
+    assert pairs(case.table, "x", "y") == {i: -i for i in range(ROWS)}
+
+
+# --- the whole table ----------------------------------------------------------------------
+
+
+@both_moments
+def test_overwritten_table_keeps_exactly_what_the_other_wrote(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    new = pa.table({"x": [1, 2], "s": ["a", "b"]})
+
+    def overwrite(uri: str) -> None:
+        lance.write_dataset(new, uri, mode="overwrite")
+
+    case = start(tmp_path, calls, overwrite, moment)
+    with pytest.raises(TableChangedError):
+        case.backfill()
+    assert lance.dataset(case.uri).to_table() == new
+    assert_table_invariants(case.table)
+
+
+@both_moments
+def test_table_overwritten_with_its_like_gets_no_value_at_a_wrong_row(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def overwrite(uri: str) -> None:
+        content = lance.dataset(uri).to_table()
+        turned = content.take(list(range(ROWS))[::-1])
+        lance.write_dataset(turned, uri, mode="overwrite", max_rows_per_file=ROWS // FRAGMENTS)
+
+    case = start(tmp_path, calls, overwrite, moment)
+    try:
+        case.backfill()
+    except TableChangedError:
+        pass
+    assert_table_invariants(case.table, {})
+    assert all(y in (None, 2 * x) for x, y in pairs(case.table, "x", "y").items())
+
+
+@both_moments
+def test_restored_table_keeps_exactly_what_was_restored(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def restore(uri: str) -> None:
+        dataset = lance.dataset(uri, version=1)
+        dataset.restore()
+
+    case = start(tmp_path, calls, restore, moment)
+    with pytest.raises(TableChangedError):
+        case.backfill()
+    assert lance.dataset(case.uri).schema.names == ["x", "s"]
+    assert_table_invariants(case.table)
+
+
+@both_moments
+def test_restore_of_older_inputs_gets_no_value_of_the_newer_ones(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def restore(uri: str) -> None:
+        lance.dataset(uri, version=2).restore()
+
+    case = start(tmp_path, calls, restore, moment)
+    assert lance.dataset(case.uri).version == 2
+    rewrite_column(case.uri, "x", lambda v: v + 1000, [0], "rewrite")
+    try:
+        case.backfill()
+    except TableChangedError:
+        pass
+    assert_table_invariants(case.table, DOUBLED)
+    case.again()
+    case.settle(0)
+    assert pairs(case.table, "x", "y") == ALL
+
+
+@both_moments
+def test_cleanup_of_every_old_version_does_not_stop_the_job(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def clean(uri: str) -> None:
+        append(uri)
+        dataset = lance.dataset(uri)
+        dataset.cleanup_old_versions(older_than=dt.timedelta(0))
+
+    case = start(tmp_path, calls, clean, moment)
+    result = case.backfill(batch_size=2)
+    assert result.rows_computed == ROWS
+    assert case.computed_once
+    case.settle(10)
+
+
+@both_moments
+def test_cleanup_and_delete_do_not_resurrect_rows(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def clean(uri: str) -> None:
+        lance.dataset(uri).delete("x in (0, 11, 39)")
+        lance.dataset(uri).cleanup_old_versions(older_than=dt.timedelta(0))
+
+    case = start(tmp_path, calls, clean, moment)
+    case.backfill(batch_size=2)
+    assert set(pairs(case.table, "x", "y")) == set(range(ROWS)) - {0, 11, 39}
+    case.settle(0)
+
+
+@both_moments
+def test_cleanup_that_takes_uncommitted_files_costs_work_but_never_breaks_the_table(
+    tmp_path: Path, calls: CallLog, moment: str
+) -> None:
+    def clean(uri: str) -> None:
+        append(uri)
+        dataset = lance.dataset(uri)
+        dataset.cleanup_old_versions(older_than=dt.timedelta(0), delete_unverified=True)
+
+    case = start(tmp_path, calls, clean, moment)
+    try:
+        case.backfill(batch_size=2)
+    except GenevaError as error:
+        assert isinstance(error, StorageError | TableChangedError)
+    assert_table_invariants(case.table, DOUBLED)
+    case.again()
+    case.settle(0)
+
+
+def test_writer_that_wins_many_times_in_a_row_only_delays_the_commit(
+    tmp_path: Path, calls: CallLog
+) -> None:
+    case = start(tmp_path, calls, append, "compute")
+    stop = threading.Event()
+
+    def write() -> None:
+        k = 0
+        while not stop.is_set():
+            lance.dataset(case.uri).delete(f"x = {k % 10}")
+            k += 1
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        case.backfill(commit_granularity=1)
+    finally:
+        stop.set()
+        writer.join()
+    assert case.computed_once
+    case.again()
+    case.settle(0)
+
+
+# --- the same on Ray ----------------------------------------------------------------------
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("action", "left", "expected"),
+    [
+        ("append", 10, {**ALL, **{i: 2 * i for i in range(100, 110)}}),
+        ("delete", 0, {i: 2 * i for i in range(ROWS) if i % 3 != 1}),
+        ("compact", 0, ALL),
+        ("same", 0, ALL),
+        ("rewrite", 0, {i: 2 * i for i in [*range(10), *range(1010, 1020), *range(20, ROWS)]}),
+    ],
+)
+def test_writer_during_a_job_on_ray(
+    tmp_path: Path,
+    calls: CallLog,
+    ray_cluster: None,
+    action: str,
+    left: int,
+    expected: dict[int, int],
+) -> None:
+    def act(uri: str) -> None:
+        if action == "append":
+            append(uri)
+        elif action == "delete":
+            lance.dataset(uri).delete("x % 3 = 1")
+        elif action == "compact":
+            compact(uri)
+        elif action == "same":
+            table = geneva.connect(str(Path(uri).parent)).open_table("t")
+            table.backfill("y", executor="local", concurrency=1)
+        else:
+            rewrite_column(uri, "x", lambda v: v + 1000, [1], "rewrite")
+
+    case = start(tmp_path, calls, act, "compute")
+    case.backfill(executor="ray", concurrency=2)
+    case.settle(left)
+    assert pairs(case.table, "x", "y") == expected
