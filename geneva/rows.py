@@ -131,6 +131,11 @@ class RowMap:
         """Return the class id of every row."""
         return np.repeat(self.ids, np.diff(np.r_[self.starts, self.rows]))
 
+    def counts(self) -> IntArray:
+        """Return the rows of every class, without expanding the map."""
+        lengths = np.diff(np.r_[self.starts, self.rows])
+        return np.bincount(self.ids, lengths, len(self.classes)).astype(np.int64)
+
     def mask(self, test: Callable[[RowClass], bool]) -> BoolArray:
         """Return the rows whose class passes a test."""
         verdicts = np.array([test(c) for c in self.classes], np.bool_)

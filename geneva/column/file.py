@@ -142,7 +142,7 @@ class ColumnFileBuilder:
             self._target.incarnation,
             class_hash(row_class.digest, row_class.inputs),
             self._task.complete,
-            self._task.version,
+            row_class.generation,
         )
         self._name = name.text()
         self._writer = self._storage.create_file(self._snapshot, self._name, self._schema)

@@ -8,7 +8,7 @@ the old rows over to the new ones where that can be proven.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -242,14 +242,21 @@ class History:
     ) -> RowMap:
         """Compare a rewritten column with its previous version, row by row."""
         old = self.row_map(before, before.fragments[fragment.id], column)
-        was = self._values(before, fragment.id, [column])
-        now = self._values(after, fragment.id, [column])
         ids = old.expand()
         classes = [*old.classes, MISSING, _foreign(born)]
         missing, foreign = len(old.classes), len(old.classes) + 1
-        for row, (a, b) in enumerate(zip(was, now, strict=True)):
-            if a != b:
-                ids[row] = missing if b[0] == _NULL else foreign
+        at = 0
+        for was, now in zip(
+            self._column(before, fragment.id, column),
+            self._column(after, fragment.id, column),
+            strict=True,
+        ):
+            if not was.equals(now):
+                pairs = zip(_comparable(was), _comparable(now), strict=True)
+                for row, (a, b) in enumerate(pairs, at):
+                    if a != b:
+                        ids[row] = missing if b == _NULL else foreign
+            at += len(now)
         return RowMap.from_ids(classes, ids)
 
     def _moved(
@@ -271,11 +278,9 @@ class History:
         columns = [column, *[n for n in names if n != column]]
         known: dict[tuple[bytes, ...], RowClass] = {}
         targets: set[bytes] = set()
-        for snapshot_fragment, mask, row_class, values in self._removed_values(
-            removed, before, columns
-        ):
-            translated = self._moved_class(row_class, snapshot_fragment, before, fragment, after)
-            for key in (v for v, m in zip(values, mask, strict=True) if m):
+        for old, row_class, values in self._removed_values(removed, before, columns):
+            translated = self._moved_class(row_class, old, before, fragment, after)
+            for key in values:
                 known.setdefault(key, translated)
                 targets.add(key[0])
         classes: dict[RowClass, int] = {}
@@ -317,14 +322,9 @@ class History:
         removed: list[tuple[FragmentInfo, BoolArray, RowClass]],
         before: Snapshot,
         columns: list[str],
-    ) -> list[tuple[FragmentInfo, BoolArray, RowClass, list[tuple[bytes, ...]]]]:
-        cache: dict[int, list[tuple[bytes, ...]]] = {}
-        out = []
-        for f, mask, c in removed:
-            if f.id not in cache:
-                cache[f.id] = self._values(before, f.id, columns)
-            out.append((f, mask, c, cache[f.id]))
-        return out
+    ) -> list[tuple[FragmentInfo, RowClass, list[tuple[bytes, ...]]]]:
+        """Return the values of removed rows, of those rows only."""
+        return [(f, c, self._values(before, f.id, columns, mask)) for f, mask, c in removed]
 
     def _moved_class(
         self,
@@ -347,13 +347,33 @@ class History:
 
         return _with_marks(row_class, translate)
 
+    def _column(self, snapshot: Snapshot, fragment_id: int, column: str) -> Iterator[pa.Array]:
+        """Yield a column's physical rows in chunks of equal bounds, whatever the version."""
+        whole = [
+            b.column(column)
+            for b in self._storage.scan(snapshot, fragment_id, [column], batch_rows=4096)
+        ]
+        joined = pa.chunked_array(whole) if whole else pa.chunked_array([], pa.null())
+        for start in range(0, len(joined), 4096):
+            piece = joined.slice(start, 4096).combine_chunks()
+            yield piece.chunk(0) if isinstance(piece, pa.ChunkedArray) else piece
+
     def _values(
-        self, snapshot: Snapshot, fragment_id: int, columns: list[str]
+        self,
+        snapshot: Snapshot,
+        fragment_id: int,
+        columns: list[str],
+        mask: BoolArray | None = None,
     ) -> list[tuple[bytes, ...]]:
-        """Return comparable values of every physical row."""
+        """Return comparable values of the physical rows in a mask, or of all."""
         rows: list[tuple[bytes, ...]] = []
+        at = 0
         for batch in self._storage.scan(snapshot, fragment_id, columns, batch_rows=4096):
-            parts = [_comparable(batch.column(c)) for c in columns]
+            chosen = batch
+            if mask is not None:
+                chosen = batch.filter(pa.array(mask[at : at + batch.num_rows]))
+            at += batch.num_rows
+            parts = [_comparable(chosen.column(c)) for c in columns]
             rows += zip(*parts, strict=True)
         return rows
 

@@ -104,7 +104,7 @@ class Applier:
             self._threads = threads
         limit = min(settings.checkpoint_size or MAX_ROWS, max(settings.read_rows, 1))
         known = self._sizer.rows if settings.batch_size is None else None
-        self._sizer = BatchSizer(settings.batch_size, limit)
+        self._sizer = BatchSizer(settings.batch_size, limit, awaits)
         if known is not None:
             self._sizer.resume(known)
         self._settings = settings

@@ -22,12 +22,15 @@ class BatchSizer:
         Rows per batch, if the user gave them.
     limit
         Rows that a batch never exceeds.
+    least
+        Rows that it begins with and never falls below: those that are awaited at once.
     """
 
-    def __init__(self, fixed: int | None, limit: int = MAX_ROWS) -> None:
+    def __init__(self, fixed: int | None, limit: int = MAX_ROWS, least: int = 1) -> None:
         self._fixed = fixed
-        self._limit = max(1, limit)
-        self._rows = fixed or 1
+        self._least = max(1, least)
+        self._limit = max(self._least, limit)
+        self._rows = fixed or self._least
         self._lock = threading.Lock()
 
     @property
@@ -41,8 +44,8 @@ class BatchSizer:
             return
         with self._lock:
             factor = min(_GROWTH, TARGET_S / max(seconds, 1e-9), TARGET_BYTES / max(size_bytes, 1))
-            self._rows = max(1, min(self._limit, int(rows * factor)))
+            self._rows = max(self._least, min(self._limit, int(rows * factor)))
 
     def resume(self, rows: int) -> None:
         """Begin with the size that an earlier job of the same UDF arrived at."""
-        self._rows = max(1, min(self._limit, rows))
+        self._rows = max(self._least, min(self._limit, rows))

@@ -227,6 +227,8 @@ class Planner:
     def _needed(self, fragment: FragmentInfo, row_map: RowMap, now: dict[int, Mark]) -> BoolArray:
         """Return the rows that no record proves done, deleted ones included."""
         done = [self._done(c, fragment, now) for c in row_map.classes]
+        if all(d is True for d in done):
+            return np.zeros(fragment.rows, np.bool_)
         if all(isinstance(d, bool) for d in done):
             return ~np.array(done, np.bool_)[row_map.expand()]
         ids = row_map.expand()
@@ -401,8 +403,9 @@ class Planner:
 
     def _kept(self, row_map: RowMap, live: BoolArray) -> dict[RowStatus, int]:
         """Count live rows by status, of those that a person should know are kept."""
-        ids = row_map.expand()[live]
-        counts = np.bincount(ids, minlength=len(row_map.classes))
+        counts = row_map.counts()
+        if not live.all():
+            counts = np.bincount(row_map.expand()[live], minlength=len(row_map.classes))
         kept = dict.fromkeys(RowStatus, 0)
         for c, n in zip(row_map.classes, counts.tolist(), strict=True):
             kept[c.status] += n
