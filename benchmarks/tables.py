@@ -49,6 +49,17 @@ def table(
 ) -> geneva.Table:
     """Write a table and open it."""
     write(path, data, fragments, name)
+    return opened(path, name)
+
+
+def append(path: Path, data: pa.Table, name: str = "t") -> None:
+    """Add one fragment to a table, which need not exist."""
+    uri = path / f"{name}.lance"
+    lance.write_dataset(data, str(uri), mode="append" if uri.exists() else "create")
+
+
+def opened(path: Path, name: str = "t") -> geneva.Table:
+    """Open a table as users do."""
     return geneva.connect(str(path)).open_table(name)
 
 

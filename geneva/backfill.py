@@ -12,6 +12,7 @@ from geneva.column.binding import bindings_of, target_of, top_level
 from geneva.column.ledger import Ledger, entry_key
 from geneva.column.pickles import load
 from geneva.column.provenance import History, supplier
+from geneva.commit.publish import check_target
 from geneva.driver import Driver, Observer, Request
 from geneva.errors import ConflictError, JobCancelledError, StorageError, WhereError
 from geneva.execute.executor import Executor
@@ -148,6 +149,7 @@ class _Job:
             self._driver.run_round(snapshot, plans)
             if any(p.task for p in plans):
                 snapshot = self._storage.open()
+                check_target(snapshot, self._target)
             self._record(snapshot, history, force)
             if self._control.wanted is Wanted.PAUSE:
                 self._driver.wait_paused()
@@ -212,11 +214,12 @@ class _Job:
             return chosen + new
         if driver.compacted or driver.again - set(chosen):
             # Appended and updated rows are for the next run; compacted ones were planned here.
+            # Where a cleanup took the history too, a new fragment may be a compacted one.
             later = History(self._storage, snapshot, history.ledger)
             column = self._target.columns[0]
             chosen += [
                 i
                 for i in new
-                if later.made_by(snapshot, snapshot.fragments[i], column) == "Rewrite"
+                if later.made_by(snapshot, snapshot.fragments[i], column) in ("Rewrite", "")
             ]
         return chosen

@@ -32,7 +32,7 @@ from geneva.udf import udf
 _TABLE = "sources"
 _MARKER = ".geneva-demo"
 _FRAGMENTS = 12
-_MIN_BYTES, _MAX_BYTES = 200, 60_000
+_MIN_BYTES, _MAX_BYTES = 200, 50_000
 _LEFT_OUT = {"test", "tests", "lib2to3", "idlelib", "site-packages", "__pycache__"}
 _KILLED_WHERE = "size < 2500"
 _SLOW_S = 0.005  # a row of the job that is killed: it must last long enough to be hit

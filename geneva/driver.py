@@ -105,6 +105,7 @@ class Driver:
         self._rows_total: int | None = None
         self._fragments_total = 0
         self._faults: dict[str, int] = {}
+        self._spare: dict[int, tuple[str, ...]] = {}  # logs of files that another writer forestalled
         self._error: GenevaError | None = None
         self._live = Workers(0, 0, 0)
 
@@ -118,6 +119,7 @@ class Driver:
         self._plans = all_plans
         plans = [p for p in all_plans if p.task is not None]
         self.again, self.compacted = set(), False
+        self._drop_spare(all_plans)
         self._rows_total = (
             None
             if any(p.action is Action.FILTER for p in plans)
@@ -128,8 +130,9 @@ class Driver:
         if limit is not None:
             limit -= len(self.tally.committed)
         if not plans or limit == 0 or self._control.wanted is not Wanted.RUN:
-            self.stop_if_wanted()
             self.tally.left = len(plans)
+            if plans and self.stop_if_wanted() and self._error is not None:
+                raise self._error
             return
         logs = logs_by_key(self._storage.objects.list(log_folder(self._target.incarnation)))
         tasks = [replace(p.task, resume=logs.get(p.task.key, ())) for p in plans if p.task]
@@ -343,6 +346,14 @@ class Driver:
         for lost in published.discarded:
             self._discard(lost)
 
+    def _drop_spare(self, plans: list[FragmentPlan]) -> None:
+        """Remove checkpoints of fragments that need no work any more."""
+        for plan in plans:
+            logs = self._spare.pop(plan.fragment_id, ())
+            if plan.task is None:
+                for log in logs:
+                    self._storage.objects.delete(log)
+
     def _discard(self, lost: Discarded) -> None:
         self.again.add(lost.file.fragment_id)
         self.compacted |= "compacted" in lost.reason
@@ -350,8 +361,11 @@ class Driver:
             f"fragment {lost.file.fragment_id} was planned again: {lost.reason}"
         )
         self._storage.delete_file(lost.file.name)
-        for log in lost.file.logs:
-            self._storage.objects.delete(log)
+        if lost.recomputed:
+            for log in lost.file.logs:
+                self._storage.objects.delete(log)
+        else:
+            self._spare[lost.file.fragment_id] = lost.file.logs
 
     # --- reports ------------------------------------------------------------------
 

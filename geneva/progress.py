@@ -163,7 +163,7 @@ def _facts(progress: Progress) -> list[str]:
     if progress.state not in (JobState.RUNNING, JobState.SUCCEEDED):
         facts.append(progress.state.value.lower())
     if progress.reason and not progress.state.ended:
-        facts.append(f"waiting for {progress.reason.removeprefix('waiting for ')}")
+        facts.append(progress.reason)
     return facts
 
 

@@ -241,7 +241,7 @@ def demo(
     folder: Annotated[
         str, typer.Option("--dir", metavar="PATH", help="Where the table goes.")
     ] = "demo-data",
-    rows: Annotated[int, typer.Option(min=200, help="Python source files to take.")] = 4000,
+    rows: Annotated[int, typer.Option(min=200, help="Python source files to take.")] = 3000,
     executor: ExecutorName = "ray",
     debug: Debug = False,
 ) -> None:

@@ -28,10 +28,17 @@ _MAX_WAIT_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Discarded:
-    """A column file that must not be committed, and why."""
+    """A column file that must not be committed, and why.
+
+    Attributes
+    ----------
+    recomputed
+        Its checkpoints are of no more use: they are of other inputs, or of a fragment that is gone.
+    """
 
     file: ColumnFile
     reason: str
+    recomputed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,7 @@ def publish(
         The store failed every try.
     """
     landed: dict[str, ColumnFile] = {}
+    vanished: list[Discarded] = []
     version: int | None = None
     faults = 0
     for attempt in range(_CONFLICTS):
@@ -74,7 +82,8 @@ def publish(
                 landed |= {f.name: f for f in valid}
             elif landed and version is None:
                 version = snapshot.version
-            return Published(snapshot, version, tuple(landed.values()), tuple(discarded))
+            lost = (*discarded, *vanished)
+            return Published(snapshot, version, tuple(landed.values()), lost)
         except CommitConflict as error:
             if not error.retryable:
                 raise TableChangedError(
@@ -82,6 +91,10 @@ def publish(
                     f"{target.name!r} was computed; nothing was written: {error}"
                 ) from error
         except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                gone = [f for f in files if not _exists(storage, f)]
+                vanished += [Discarded(f, "a cleanup removed its column file") for f in gone]
+                files = [f for f in files if f not in gone]
             faults += 1
             if faults >= _FAULTS:
                 raise StorageError(f"committing to {storage.uri} failed: {error}") from error
@@ -91,6 +104,14 @@ def publish(
         f"{_CONFLICTS} tries to commit column {target.name!r} lost against other writers of "
         f"{storage.uri}; run the same command again: nothing is computed twice"
     )
+
+
+def _exists(storage: TableStorage, file: ColumnFile) -> bool:
+    try:
+        storage.read_footer(file.name)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def check_target(snapshot: Snapshot, target: Target) -> None:
@@ -109,12 +130,12 @@ def check_target(snapshot: Snapshot, target: Target) -> None:
         if field is None or binding is None or binding.incarnation != target.incarnation:
             raise TableChangedError(
                 f"column {column!r} was dropped, renamed or replaced while it was computed; "
-                "nothing was written"
+                "no more values are written"
             )
         if field.arrow.type != data_type:
             raise TableChangedError(
                 f"column {column!r} was changed from {data_type} to {field.arrow.type} while it "
-                "was computed; nothing was written"
+                "was computed; no more values are written"
             )
         if binding.digest != target.bound_digest:
             raise SupersededError(
@@ -136,8 +157,9 @@ def _verify(
     discarded: list[Discarded] = []
     for file in files:
         fragment = snapshot.fragments.get(file.fragment_id)
-        reason = ""
+        reason, recomputed = "", False
         if fragment is None or fragment.rows != file.rows:
+            recomputed = True
             reason = "its fragment was compacted away or replaced"
         elif supplier(fragment, subtree) == file.name:
             landed[file.name] = file
@@ -150,9 +172,10 @@ def _verify(
             i not in by_id or supplier(fragment, by_id[i].subtree) != path
             for i, path in file.sources
         ):
+            recomputed = True
             reason = "an input column was rewritten"
         if reason:
-            discarded.append(Discarded(file, reason))
+            discarded.append(Discarded(file, reason, recomputed))
         else:
             valid.append(file)
     return valid, discarded

@@ -120,12 +120,14 @@ class Applier:
         self._cancelled.set()
 
     def close(self) -> None:
-        """Release the threads."""
-        self._close_pool()
+        """Release the threads and the event loops; no task may be running."""
+        self._close_pool(wait=True)
+        for caller in self._callers.values():
+            caller.close()
 
-    def _close_pool(self) -> None:
+    def _close_pool(self, *, wait: bool = False) -> None:
         if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.shutdown(wait=wait, cancel_futures=True)
             self._pool = None
 
     def run(self, task: Task) -> TaskDone:

@@ -349,8 +349,13 @@ class TableStorage:
                 os.close(fd)
 
     def delete_file(self, name: str) -> None:
-        """Remove a data file that no version refers to."""
-        LanceFileSession(f"{self.uri}/data", self._options).delete_file(name)
+        """Remove a data file that no version refers to; missing is fine."""
+        session = LanceFileSession(f"{self.uri}/data", self._options)
+        try:
+            session.delete_file(name)
+        except OSError:
+            if session.contains(name):
+                raise
 
     def list_files(self) -> list[str]:
         """Return the names of all data files, referenced or not."""
@@ -376,6 +381,8 @@ class TableStorage:
         ------
         CommitConflict
             Another writer was first.
+        FileNotFoundError
+            One of the data files is gone.
         """
         ids = [i for c in columns for i in snapshot.fields[c].subtree]
         if self.local:
@@ -407,7 +414,13 @@ class TableStorage:
             if any(i != TOMBSTONE for i in fields):
                 f.fields = fields
                 kept.append(f)
-        meta.files = [*kept, DataFile.create(snapshot.dataset, new.path)]
+        try:
+            created = DataFile.create(snapshot.dataset, new.path)
+        except (OSError, ValueError) as error:
+            if "not found" in str(error).lower():
+                raise FileNotFoundError(new.path) from error
+            raise
+        meta.files = [*kept, created]
         return meta
 
     def add_columns(self, fields: Sequence[pa.Field]) -> Snapshot:

@@ -1,4 +1,3 @@
-
 """Calling a UDF on one batch: retry, bisection, and what to do with a row that fails."""
 
 from __future__ import annotations

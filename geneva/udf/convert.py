@@ -1,4 +1,3 @@
-
 """A UDF's result -> an Arrow array of its column's type, exactly or not at all.
 
 A value is accepted when the column holds it exactly. So ``2.0`` fits an integer column and

@@ -1,4 +1,3 @@
-
 """``@udf``: from a function or class to a UDF."""
 
 from __future__ import annotations

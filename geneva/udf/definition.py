@@ -1,4 +1,3 @@
-
 """What a UDF is, once it has been declared."""
 
 from __future__ import annotations

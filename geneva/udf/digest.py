@@ -1,4 +1,3 @@
-
 """What a UDF is, as one hash.
 
 With an explicit `version`, that stands for the code. Else the code is written out as its syntax

@@ -1,4 +1,3 @@
-
 """What can go wrong with one row, as values that cross processes."""
 
 from __future__ import annotations

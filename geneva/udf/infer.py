@@ -1,4 +1,3 @@
-
 """Type hints -> Arrow types.
 
 ``int`` is int64 and ``float`` is float64, because that is what Python's own values hold; a

@@ -1,4 +1,3 @@
-
 """A UDF -> bytes that a worker without the user's modules can read, and back."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-
 """Arrow array -> Arrow array of another type, exactly or not at all."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-
 """Whether the settings of a declaration make sense."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-
 """What a callable's parameters and hints say: its kind, its inputs, its type."""
 
 from __future__ import annotations

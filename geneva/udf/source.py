@@ -1,4 +1,3 @@
-
 """The syntax tree of a function or class, in a form that no Python version changes."""
 
 from __future__ import annotations

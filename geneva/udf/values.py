@@ -1,4 +1,3 @@
-
 """Python values -> Arrow array, exactly or not at all.
 
 `pyarrow.array` truncates silently: 1.5 to 1 for int64, microseconds to seconds, a time of day to

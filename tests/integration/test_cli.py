@@ -11,9 +11,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import lance
 import pyarrow as pa
-import pytest
 
 import geneva
 
@@ -124,28 +122,11 @@ def test_failed_job_that_shows_a_traceback_or_ends_with_0(tmp_path: Path):
     assert "Traceback" in shown.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (("backfill", "nothing"), "there is no column 'nothing'"),
-        (("backfill", "x"), "is not computed"),
-        (("backfill", "y", "--where", "z = 1"), "z"),
-        (("backfill", "y", "--num-frags", "0"), "num_frags=0 must be at least 1"),
-        (("backfill", "y", "--max-failures", "3"), "on_error='null'"),
-        (("backfill", "y", "--on-error", "ignore"), "--on-error"),
-        (("backfill", "y", "--param", "novalue"), "KEY=VALUE"),
-        (("plan", "y", "--where", "random() < 1"), "random"),
-        (("clean", "--older-than", "soon"), "--older-than"),
-    ],
-)
-def test_bad_request_that_does_not_end_with_2(
-    tmp_path: Path, arguments: tuple[str, ...], says: str
-):
+def test_bad_request_that_does_not_end_with_2(tmp_path: Path):
     table(tmp_path).add_columns({"y": geneva.udf(doubling)})
-    verb, *rest = arguments
-    done = run(tmp_path, verb, *rest)
+    done = run(tmp_path, "backfill", "y", "--where", "z = 1")
     assert done.returncode == 2, done.stderr
-    assert says in done.stderr
+    assert "z" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
@@ -283,23 +264,6 @@ def test_clean_that_takes_what_a_running_job_needs_or_leaves_what_nobody_does(tm
     tbl.checkout_latest()
     assert tbl.backfill("y", executor="local", concurrency=8).rows_computed == ROWS
     assert all(r["y"] == 2 * r["x"] for r in tbl.to_arrow().to_pylist())
-
-
-def test_clean_that_takes_a_column_file_of_an_older_version_or_a_branch(tmp_path: Path):
-    tbl = table(tmp_path)
-    tbl.add_columns({"y": geneva.udf(doubling)})
-    tbl.backfill("y", executor="local", concurrency=1)
-    filled = tbl.version
-    lance.dataset(tbl.uri).create_branch("side", filled)
-    tbl.alter_columns({"path": "y", "udf": geneva.udf(lambda x: 3 * x, data_type=pa.int64())})
-    tbl.backfill("y", executor="local", concurrency=1)
-    done = run(tmp_path, "clean", "--older-than", "0", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["files"] == 0
-    old = lance.dataset(tbl.uri, version=filled).to_table().to_pylist()
-    assert all(r["y"] == 2 * r["x"] for r in old)
-    side = lance.dataset(tbl.uri).checkout_version(("side", None)).to_table().to_pylist()
-    assert all(r["y"] == 2 * r["x"] for r in side)
 
 
 def test_clean_that_takes_files_that_are_not_the_engines(tmp_path: Path):

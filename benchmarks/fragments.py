@@ -1,0 +1,79 @@
+"""Does it matter how a table is cut, and what does a fragment cost?"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from benchmarks import roofline, tables, udfs
+from benchmarks.measure import Answer, Scale, Side, alternate
+
+_CUTS = (1, 4, 10, 20, 100)
+
+
+def run(scale: Scale) -> list[Answer]:
+    """The same rows in few and many fragments; then thousands of tiny ones."""
+    return [_cuts(scale), *_tiny(scale)]
+
+
+def _cuts(scale: Scale) -> Answer:
+    rows = scale.rows(1_000_000)
+    with ExitStack() as stack:
+        sides = {}
+        for n in _CUTS:
+            path = stack.enter_context(tables.folder())
+            tbl = tables.table(path, tables.numbers(rows), n)
+            sides[str(n)] = Side(_work(tbl), before=_ready(tbl, path))
+        rounds = alternate(sides, scale.rounds)
+    points = {float(n): rounds.median(str(n)) for n in _CUTS}
+    ratio = max(points.values()) / min(points.values())
+    return Answer(
+        f"{rows:,} rows in 1, 4, 10, 20, 100 fragments: slowest / fastest",
+        "<= 2",
+        f"{ratio:.2f}",
+        ratio <= 2,
+        rounds.text(),
+        tuple(points.items()),
+    )
+
+
+def _work(tbl: object) -> object:
+    return lambda: tbl.backfill("c", progress=False)
+
+
+def _ready(tbl: object, path: object) -> object:
+    """A column that nobody computed, and appliers that are warm for this very table."""
+    before = tables.fresh(tbl, udfs.double_batch)
+
+    def prepare() -> None:
+        before()
+        tbl.backfill("c", progress=False)
+        before()
+
+    return prepare
+
+
+def _tiny(scale: Scale) -> list[Answer]:
+    sizes = [200, 500] if scale.quick else [500, 1_000, 2_000]
+    answers = []
+    for n in sizes:
+        with tables.folder() as path:
+            tbl = tables.table(path, tables.numbers(n * 50), n)
+            uri = tables.write(path, tables.numbers(n * 50), n, "loop")
+            rounds = alternate(
+                {
+                    "R": roofline.side(uri),
+                    "geneva": Side(_work(tbl), before=tables.fresh(tbl, udfs.double_batch)),
+                },
+                scale.rounds if n == sizes[-1] else 3,
+            )
+        cost_ms = rounds.median("geneva") / n * 1e3
+        answers.append(
+            Answer(
+                f"cost per tiny fragment, {n:,} fragments of 50 rows",
+                "<= 4 ms",
+                f"{cost_ms:.1f} ms",
+                cost_ms <= 4 if n == sizes[-1] else None,
+                f"{rounds.text()}; {rounds.ratio('geneva', 'R'):.1f} R",
+            )
+        )
+    return answers
