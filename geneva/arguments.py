@@ -81,6 +81,12 @@ def checked_options(arguments: Mapping[str, Any]) -> Options:
             raise SettingError(f"{name}={value!r} must be a whole number")
         if value is not None and value < 1:
             raise SettingError(f"{name}={value} must be at least 1")
+    for name in ("concurrency", "intra_applier_concurrency", "commit_granularity"):
+        if chosen.get(name, 1) is None:
+            raise SettingError(f"{name}=None must be a whole number")
+    for name in ("force", "retry_failed", "include_new"):
+        if not isinstance(chosen.get(name, False), bool):
+            raise SettingError(f"{name}={chosen[name]!r} must be True or False")
     for name, choices in _CHOICES.items():
         if chosen.get(name, choices[0]) not in choices:
             listed = " or ".join(repr(c) for c in choices)

@@ -23,7 +23,7 @@ from geneva.plan.report import Plan
 from geneva.plan.where import Where, parse_where
 from geneva.result import BackfillResult
 from geneva.storage.lance import Snapshot, TableStorage
-from geneva.types import JobState, Options
+from geneva.types import JobState, Options, Target
 
 _ROUNDS = 20  # plans of one job; each later one is for what other writers took from the last
 
@@ -42,18 +42,27 @@ def prepare(
     RequestError
         Whatever is wrong with it; nothing was started.
     """
+    target, where = _checked(storage, snapshot, column, options, params)
+    binding = bindings_of(snapshot.schema)[column]
+    udf = load(storage, binding)
+    return Request(target, binding, udf.with_params(params) if params else udf, where, options)
+
+
+def _checked(
+    storage: TableStorage,
+    snapshot: Snapshot,
+    column: str,
+    options: Options,
+    params: dict[str, object] | None,
+) -> tuple[Target, Where | None]:
+    """Check a request without loading the UDF, unless its parameters are overridden."""
     binding = bindings_of(snapshot.schema)[column]
     where = _checked_where(storage, snapshot, options.where)
     for path in binding.inputs:
         top_level(snapshot.schema, path)
-    udf = load(storage, binding)
     # The stored digest counts, not one computed now: a newer Python must not change it.
-    digest = binding.digest
-    if params:
-        udf = udf.with_params(params)
-        digest = udf.digest
-    target = target_of(snapshot.schema, binding, digest)
-    return Request(target, binding, udf, where, options)
+    digest = load(storage, binding).with_params(params).digest if params else binding.digest
+    return target_of(snapshot.schema, binding, digest), where
 
 
 def _checked_where(storage: TableStorage, snapshot: Snapshot, text: str | None) -> Where | None:
@@ -67,24 +76,24 @@ def _checked_where(storage: TableStorage, snapshot: Snapshot, text: str | None) 
     return where
 
 
-def plan(storage: TableStorage, request: Request) -> Plan:
-    """Say what a backfill would do, to the row; nothing runs and nothing is written."""
+def plan(
+    storage: TableStorage, column: str, options: Options, params: dict[str, object] | None
+) -> Plan:
+    """Say what a backfill would do, to the row; nothing runs and nothing is written.
+
+    Raises
+    ------
+    RequestError
+        Whatever is wrong with the request.
+    """
     snapshot = storage.open()
-    options = request.options
-    token = ForceToken(storage, request.target, request.where)
+    target, where = _checked(storage, snapshot, column, options, params)
+    token = ForceToken(storage, target, where)
     force = token.find(snapshot) if options.force else None
-    ledger = Ledger.load(storage, request.target.incarnation)
-    planner = Planner(
-        storage,
-        History(storage, snapshot, ledger),
-        request.target,
-        request.where,
-        options,
-        force,
-    )
+    history = History(storage, snapshot, Ledger.load(storage, target.incarnation))
+    planner = Planner(storage, history, target, where, options, force)
     plans = [planner.counted(planner.plan(f)) for f in snapshot.fragments.values()]
-    columns = request.target.columns
-    return Plan(columns, snapshot.version, tuple(plans), options.where, options.num_frags)
+    return Plan(target.columns, snapshot.version, tuple(plans), options.where, options.num_frags)
 
 
 def backfill(

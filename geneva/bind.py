@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -25,20 +27,68 @@ from geneva.udf import UDF
 _BIND_TRIES = 20
 
 
-def bind(storage: TableStorage, names: tuple[str, ...], udf: UDF) -> None:
-    """Bind a UDF to columns; those that do not exist are added, empty."""
+def bind(storage: TableStorage, wanted: Mapping[tuple[str, ...], UDF]) -> None:
+    """Bind UDFs to columns; those that do not exist are added, empty.
+
+    All are checked before the first is bound. They may read each other, in whatever order.
+    """
+    for names in _checked_order(storage.open().schema, wanted):
+        _bind(storage, names, wanted[names])
+
+
+def _checked_order(
+    schema: pa.Schema, wanted: Mapping[tuple[str, ...], UDF]
+) -> list[tuple[str, ...]]:
+    drafts = {}
+    for names, udf in wanted.items():
+        udf.dumps()
+        drafts[names] = _draft(udf, new_incarnation(), grouped=len(names) > 1)
+        for k, (name, data_type) in enumerate(zip(names, _output_types(names, udf), strict=True)):
+            if name in schema.names:
+                _check_type(schema, name, data_type, udf)
+                schema = schema.remove(schema.get_field_index(name))
+            schema = schema.append(pa.field(name, data_type, metadata=drafts[names].metadata(k)))
+    for names, draft in drafts.items():
+        _check_binding(schema, names, draft)
+    order = dependency_order(bindings_of(schema), [names[0] for names in wanted])
+    return sorted(wanted, key=lambda names: order.index(names[0]))
+
+
+def _check_type(schema: pa.Schema, name: str, data_type: pa.DataType, udf: UDF) -> None:
+    if schema.field(name).type != data_type:
+        raise ColumnError(
+            f"column {name!r} is {schema.field(name).type}, but UDF {udf.name!r} "
+            f"returns {data_type}; give the UDF data_type={schema.field(name).type}"
+        )
+
+
+def _bound_already(schema: pa.Schema, names: tuple[str, ...]) -> bool:
+    """Whether the columns are one computed group; refuse a part of one, or a mixture."""
+    bindings = bindings_of(schema)
+    groups = [[n for n, _ in group_of(schema, bindings[n])] for n in names if n in bindings]
+    if not groups:
+        return False
+    if any(group != list(names) for group in groups) or len(groups) < len(names):
+        group = ", ".join(groups[0])
+        raise ColumnError(
+            f"{group} is computed as one; bind {group} together, or drop what is to be replaced"
+        )
+    return True
+
+
+def _bind(storage: TableStorage, names: tuple[str, ...], udf: UDF) -> None:
     types = _output_types(names, udf)
+    if _bound_already(storage.open().schema, names):
+        rebind(storage, names[0], udf)  # its values stay computed ones, fresh or stale
+        return
     binding = _new_binding(storage, udf, new_incarnation(), grouped=len(names) > 1)
     for attempt in range(_BIND_TRIES):
         schema = storage.open().schema
         _check_binding(schema, names, binding)
         fresh = [n for n in names if n not in schema.names]
         for name, data_type in zip(names, types, strict=True):
-            if name in schema.names and schema.field(name).type != data_type:
-                raise ColumnError(
-                    f"column {name!r} is {schema.field(name).type}, but UDF {udf.name!r} "
-                    f"returns {data_type}; give the UDF data_type={schema.field(name).type}"
-                )
+            if name in schema.names:
+                _check_type(schema, name, data_type, udf)
         metadata = {n: binding.metadata(k) for k, n in enumerate(names)}
         try:
             if fresh:
@@ -81,12 +131,16 @@ def rebind(storage: TableStorage, column: str, udf: UDF) -> None:
 
 
 def _new_binding(storage: TableStorage, udf: UDF, incarnation: str, *, grouped: bool) -> Binding:
+    return replace(_draft(udf, incarnation, grouped=grouped), pickle=store(storage, udf))
+
+
+def _draft(udf: UDF, incarnation: str, *, grouped: bool) -> Binding:
     return Binding(
         incarnation=incarnation,
         udf=udf.name,
         digest=udf.digest,
         inputs=udf.input_columns,
-        pickle=store(storage, udf),
+        pickle="",
         reference=udf.reference or "",
         python=python_version(),
         grouped=grouped,

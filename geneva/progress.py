@@ -150,20 +150,23 @@ def _speed(progress: Progress) -> list[str]:
 def _facts(progress: Progress) -> list[str]:
     """Return what is worth saying beside the rows, most important first."""
     facts = []
-    if progress.fragments_total:
-        facts.append(
-            f"{progress.fragments_committed:,}/{progress.fragments_total:,} fragments committed"
-        )
+    committed = f"{progress.fragments_committed:,}"
+    if progress.fragments_total and not progress.state.ended:
+        facts.append(f"{committed}/{progress.fragments_total:,} fragments committed")
+    elif progress.fragments_committed:
+        # Those in which a filter found nothing were never to be committed.
+        facts.append(f"{committed} fragments committed")
     if progress.rows_failed:
         facts.append(f"{progress.rows_failed:,} failed")
     if progress.rows_replayed:
         facts.append(f"{progress.rows_replayed:,} from checkpoints")
     if progress.appliers_wanted and not progress.state.ended:
         facts.append(f"{progress.appliers_ready}/{progress.appliers_wanted} appliers")
-    if progress.state not in (JobState.RUNNING, JobState.SUCCEEDED):
+    waits = progress.reason if not progress.state.ended else ""
+    if progress.state not in (JobState.RUNNING, JobState.SUCCEEDED) and not waits:
         facts.append(progress.state.value.lower())
-    if progress.reason and not progress.state.ended:
-        facts.append(progress.reason)
+    if waits:
+        facts.append(waits)
     return facts
 
 

@@ -128,7 +128,7 @@ class Connection:
         except (FileNotFoundError, ValueError) as error:
             if "not found" not in str(error).lower():
                 raise
-            names = ", ".join(sorted(self._inner.table_names())) or "none"
+            names = ", ".join(sorted(self._inner.list_tables().tables)) or "none"
             raise TableError(
                 f"there is no table {name!r} in {self._inner.uri}; tables: {names}"
             ) from error
@@ -207,8 +207,9 @@ class Table:
         ----------
         transforms
             ``{"name": udf}``, or ``{("w", "h"): udf}`` for a UDF that returns a struct whose
-            fields fill several columns; a name that exists already is bound as it is. Anything
-            else goes to lancedb's ``add_columns``.
+            fields fill several columns. A column with data that is not computed is bound as it
+            is; one that is computed is bound anew, as `alter_columns` does, so that the same
+            cell of a notebook can run twice. Anything else goes to lancedb's ``add_columns``.
 
         Raises
         ------
@@ -221,10 +222,14 @@ class Table:
         plain = {k: v for k, v in transforms.items() if not is_udf(v)}
         if plain:
             self._inner.add_columns(plain, **options)
-        for name, udf in transforms.items():
-            if is_udf(udf):
-                names = (name,) if isinstance(name, str) else tuple(name)
-                bind(self.storage, names, as_udf(udf))
+        bind(
+            self.storage,
+            {
+                (name,) if isinstance(name, str) else tuple(name): as_udf(udf)
+                for name, udf in transforms.items()
+                if is_udf(udf)
+            },
+        )
         self._inner.checkout_latest()
         return None
 
@@ -377,7 +382,7 @@ class Table:
         params = known.pop("params")
         options = checked_options(known)
         plans = [
-            plan(self.storage, prepare(self.storage, self.storage.open(), name, options, params))
+            plan(self.storage, name, options, dict(params or {}))
             for name in self._ordered(columns)
         ]
         return next((p for p in plans if p.to_compute), plans[0])
@@ -401,7 +406,9 @@ class Table:
 
     def _ordered(self, columns: str | Sequence[str]) -> list[str]:
         """Check columns and return one of each group, in dependency order."""
-        names = [columns] if isinstance(columns, str) else list(columns)
+        names = [columns] if isinstance(columns, str) else columns
+        if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
+            raise SettingError(f"a column's name or a list of names is needed, not {columns!r}")
         if not names:
             raise SettingError("no column given")
         bindings = {n: self._binding(n) for n in names}

@@ -352,7 +352,7 @@ class _TaskRun:
         if not self._task.attempt:
             return size
         suspect = [last - first + 1 for first, last in self._fatal if first <= first_row <= last]
-        return max(1, min(suspect) // 8) if suspect else min(size, _CAREFUL_ROWS)
+        return max(1, min(suspect) // 8) if suspect else max(1, min(size // 2, _CAREFUL_ROWS))
 
     def _push_all(self, units: Iterator[Unit]) -> None:
         for unit in units:

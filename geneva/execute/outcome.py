@@ -7,7 +7,7 @@ import traceback
 
 from geneva.errors import TableChangedError
 from geneva.execute.applier import Applier, TaskCancelledError, TaskRowError
-from geneva.types import Task, TaskEvent, TaskFailed, TaskStopped
+from geneva.types import Task, TaskEvent, TaskFailed, TaskLost, TaskStopped
 
 
 def outcome(applier: Applier, task: Task) -> TaskEvent:
@@ -23,6 +23,11 @@ def outcome(applier: Applier, task: Task) -> TaskEvent:
         return TaskFailed(task, "table", str(error), cause=_portable(error))
     except FileNotFoundError as error:
         return TaskFailed(task, "table", str(error), cause=_portable(error))
+    except MemoryError as error:
+        # As good as a death: tried again with the batch halved, not merely once more.
+        return TaskLost(task, f"out of memory: {error}", started=True)
+    except SystemExit as error:
+        return TaskLost(task, f"the UDF called sys.exit({error.code})", started=True)
     except Exception as error:  # the event carries it to the driver
         text = f"{type(error).__name__}: {error}"
         return TaskFailed(task, "storage", text, None, traceback.format_exc(), _portable(error))

@@ -95,8 +95,10 @@ class Planner:
         self._options, self._force = options, force
         schema = self._snapshot.schema
         self._bindings = bindings_of(schema)
-        self._columns = list(dict.fromkeys(top_level(schema, p) for p in target.inputs))
+        self._read = list(dict.fromkeys(top_level(schema, p) for p in target.inputs))
         own = set(target.columns)
+        # A UDF that reads its own output does not make that output stale by writing it.
+        self._columns = [c for c in self._read if c not in own]
         self._filter_columns = [c for c in (where.columns if where else ()) if c not in own]
         self._settled: dict[tuple[int, str], BoolArray] = {}
 
@@ -364,7 +366,7 @@ class Planner:
         )
 
     def _sources(self, fragment: FragmentInfo) -> tuple[tuple[int, str], ...]:
-        fields = [self._snapshot.fields[c] for c in self._columns]
+        fields = [self._snapshot.fields[c] for c in self._read]
         return tuple((f.id, supplier(fragment, f.subtree)) for f in fields)
 
     def _marks(self, fragment: FragmentInfo, columns: list[str]) -> Marks:

@@ -463,6 +463,9 @@ class ColumnWriter:
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append rows."""
+        # pylance 14.0 panics on slices of structs within structs or fixed-size lists: copy those.
+        if any(_nests_struct(f.type) for f in batch.schema):
+            batch = batch.take(pa.array(range(batch.num_rows), pa.int64()))
         self._writer.write_batch(batch)
 
     def close(self, metadata: Mapping[str, str]) -> int:
@@ -471,6 +474,13 @@ class ColumnWriter:
             self._writer.add_schema_metadata(key, value)
         self._writer.close()
         return int(self._writer.size_bytes or 0)
+
+
+def _nests_struct(data_type: pa.DataType) -> bool:
+    """Whether a struct lies within a struct or a fixed-size list, at any depth."""
+    inner = [data_type.field(i).type for i in range(data_type.num_fields)]
+    holder = pa.types.is_struct(data_type) or pa.types.is_fixed_size_list(data_type)
+    return any((holder and pa.types.is_struct(t)) or _nests_struct(t) for t in inner)
 
 
 def check_uri(uri: str) -> None:

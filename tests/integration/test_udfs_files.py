@@ -95,12 +95,16 @@ def quick() -> geneva.UDF:
 
 
 def filled(
-    folder: Path, udf: geneva.UDF, paths: list[str | None], **options: object
+    folder: Path,
+    udf: geneva.UDF,
+    paths: list[str | None],
+    executor: str = "local",
+    **options: object,
 ) -> tuple[geneva.Table, geneva.BackfillResult]:
     data = pa.table({"path": pa.array(paths, pa.string())})
     table = make_table(folder, data=data, fragments=2)
     table.add_columns({"content": udf})
-    result = table.backfill("content", executor="local", **options)
+    result = table.backfill("content", executor=executor, **options)
     assert_table_invariants(table)
     return table, result
 
@@ -120,12 +124,15 @@ def test_file_that_does_not_come_back_byte_for_byte(tmp_path: Path):
     assert result.rows_computed == len(paths)
 
 
-def test_server_that_fails_twice_costs_a_row(tmp_path: Path, quick: geneva.UDF, server: Server):
+def test_server_that_fails_twice_costs_a_row(
+    tmp_path: Path, quick: geneva.UDF, server: Server, executor: str
+):
     names = ["/flaky/2/0", "/flaky/2/1", "/short/0", "/cut/0", "/undeclared/0", "/plain/0"]
     table, result = filled(
         tmp_path,
         quick,
         [server.url + n for n in names],
+        executor=executor,
         concurrency=2,
         intra_applier_concurrency=2,
         batch_size=1,

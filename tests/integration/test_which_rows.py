@@ -20,10 +20,13 @@ from tests.support.tables import assert_table_invariants, column, make_table, pa
 DOUBLED = {"y": lambda row: 2 * row["x"]}
 
 
-@pytest.fixture(params=[False, True], ids=["moving-ids", "stable-ids"])
-def stable(request: pytest.FixtureRequest) -> bool:
-    """Both kinds of table: rows found again by order, or by their stable id."""
-    return bool(request.param)
+@pytest.fixture(params=[("local", False), ("local", True), ("ray", False)], ids=str)
+def mode(request: pytest.FixtureRequest) -> tuple[str, bool]:
+    """Executor, and whether rows keep their ids (what is planned then, no executor can tell)."""
+    executor, stable = request.param
+    if executor == "ray":
+        request.getfixturevalue("ray_cluster")
+    return executor, stable
 
 
 def doubled(path: Path, calls: CallLog, **options: Any) -> geneva.Table:
@@ -181,8 +184,9 @@ def test_same_filter_written_otherwise_computes_again(
 
 
 def test_row_that_comes_to_match_the_filter_is_left_out(
-    tmp_path: Path, calls: CallLog, executor: str, stable: bool
+    tmp_path: Path, calls: CallLog, mode: tuple[str, bool]
 ) -> None:
+    executor, stable = mode
     table = doubled(tmp_path, calls, stable=stable)
     assert run(table, "y", executor, where="starts_with(s, 'a')").rows_computed == 14
     xs(calls)
@@ -310,8 +314,9 @@ def test_num_frags_counts_fragments_where_the_filter_selects_nothing(
 
 
 def test_deleted_row_is_passed_to_the_udf(
-    tmp_path: Path, calls: CallLog, executor: str, stable: bool
+    tmp_path: Path, calls: CallLog, mode: tuple[str, bool]
 ) -> None:
+    executor, stable = mode
     table = doubled(tmp_path, calls, stable=stable)
     writer(table).delete("x in (0, 9, 13, 39) or (x >= 20 and x < 30)")
     left = [i for i in range(40) if i not in (0, 9, 13, 39) and not 20 <= i < 30]
@@ -326,8 +331,9 @@ def test_deleted_row_is_passed_to_the_udf(
 
 
 def test_deleting_rows_makes_others_stale(
-    tmp_path: Path, calls: CallLog, executor: str, stable: bool
+    tmp_path: Path, calls: CallLog, mode: tuple[str, bool]
 ) -> None:
+    executor, stable = mode
     table = doubled(tmp_path, calls, stable=stable)
     run(table, "y", executor)
     writer(table).delete("x % 3 = 0")
@@ -352,8 +358,7 @@ def chained(path: Path, calls: CallLog, **options: Any) -> geneva.Table:
         calls(f"z{y}")
         return -1 if y is None else y + 1
 
-    table.add_columns({"z_": times(CallLog(path / "unused")), "y": y})
-    table.add_columns({"z": z})
+    table.add_columns({"z": z, "y": y})
     return table
 
 
@@ -368,11 +373,11 @@ def test_row_is_computed_before_its_input_is(
     table = chained(tmp_path, calls)
     result = run(table, "z", executor)
     assert (result.rows_computed, result.rows_waiting) == (0, 40)
-    run(table, "y", executor, where="x < 15")
+    run(table, "y", "local", where="x < 15")
     result = run(table, "z", executor)
     assert (result.rows_computed, result.rows_waiting) == (15, 25)
     assert column(table, "z")[3] == -1  # an input that is null is a value like any other
-    run(table, "y", executor)
+    run(table, "y", "local")
     result = run(table, "z", executor)
     assert (result.rows_computed, result.rows_waiting) == (25, 0)
     assert set(calls.counts.values()) == {1}
@@ -383,22 +388,22 @@ def test_where_passes_rows_that_should_wait(
     tmp_path: Path, calls: CallLog, executor: str
 ) -> None:
     table = chained(tmp_path, calls)
-    run(table, "y", executor, where="x < 15")
+    run(table, "y", "local", where="x < 15")
     result = table.backfill("z", executor=executor, where="x < 20", concurrency=1)
     assert result.rows_computed == 15
-    run(table, "y", executor)
+    run(table, "y", "local")
     assert table.backfill("z", executor=executor, where="x < 20", concurrency=1).rows_computed == 5
     assert set(calls.counts.values()) == {1}
 
 
 def test_inputs_as_is_waits(tmp_path: Path, calls: CallLog, executor: str) -> None:
     table = chained(tmp_path, calls)
-    run(table, "y", executor, where="x < 10")
+    run(table, "y", "local", where="x < 10")
     result = run(table, "z", executor, inputs="as_is")
     assert (result.rows_computed, result.rows_waiting) == (40, 0)
     assert column(table, "z")[20:] == [-1] * 20
     # what was computed from a missing input is stale once the input is there
-    run(table, "y", executor)
+    run(table, "y", "local")
     calls.clear()
     assert run(table, "z", executor).rows_computed == 30
     assert column(table, "z") == [-1 if i == 3 else 2 * i + 1 for i in range(40)]
@@ -408,7 +413,7 @@ def test_row_whose_input_is_stale_is_passed_the_old_value(
     tmp_path: Path, calls: CallLog, executor: str
 ) -> None:
     table = chained(tmp_path, calls)
-    run(table, ["y", "z"], executor)
+    run(table, ["y", "z"], "local")
     table.alter_columns({"path": "y", "udf": times(calls, 3)})
     result = run(table, "z", executor, force=True)
     assert (result.rows_computed, result.rows_waiting) == (0, 40)
@@ -527,10 +532,10 @@ def test_embedding_command_misses_content_that_came_later(
     tmp_path: Path, calls: CallLog, executor: str
 ) -> None:
     table = chained(tmp_path, calls)
-    run(table, "y", executor, where="x < 15")
+    run(table, "y", "local", where="x < 15")
     assert run(table, "z", executor, where="y is not null").rows_computed == 14
     calls.clear()
-    run(table, "y", executor, where="x >= 15 and x < 25")
+    run(table, "y", "local", where="x >= 15 and x < 25")
     run(table, "z", executor, where="y is not null")
     assert passed(calls, "z") == sorted(str(2 * i) for i in range(15, 25))
     assert column(table, "z") == [
@@ -539,8 +544,9 @@ def test_embedding_command_misses_content_that_came_later(
 
 
 def test_stale_value_survives_another_writers_update(
-    tmp_path: Path, calls: CallLog, executor: str, stable: bool
+    tmp_path: Path, calls: CallLog, mode: tuple[str, bool]
 ) -> None:
+    executor, stable = mode
     table = doubled(tmp_path, calls, stable=stable)
     run(table, "y", executor)
     xs(calls)
@@ -554,8 +560,9 @@ def test_stale_value_survives_another_writers_update(
 
 
 def test_update_of_an_unrelated_column_makes_rows_stale(
-    tmp_path: Path, calls: CallLog, executor: str, stable: bool
+    tmp_path: Path, calls: CallLog, mode: tuple[str, bool]
 ) -> None:
+    executor, stable = mode
     table = doubled(tmp_path, calls, stable=stable)
     run(table, "y", executor)
     xs(calls)
@@ -565,8 +572,9 @@ def test_update_of_an_unrelated_column_makes_rows_stale(
 
 
 def test_update_that_swaps_inputs_swaps_stale_values_unseen(
-    tmp_path: Path, calls: CallLog, executor: str, stable: bool
+    tmp_path: Path, calls: CallLog, mode: tuple[str, bool]
 ) -> None:
+    executor, stable = mode
     table = doubled(tmp_path, calls, stable=stable)
     run(table, "y", executor)
     xs(calls)
@@ -578,8 +586,9 @@ def test_update_that_swaps_inputs_swaps_stale_values_unseen(
 
 
 def test_merge_insert_leaves_stale_or_missing_rows(
-    tmp_path: Path, calls: CallLog, executor: str, stable: bool
+    tmp_path: Path, calls: CallLog, mode: tuple[str, bool]
 ) -> None:
+    executor, stable = mode
     data = pa.table({"id": pa.array(range(40)), "x": pa.array(range(40)), "s": ["a"] * 40})
     table = doubled(tmp_path, calls, data=data, stable=stable)
     run(table, "y", executor)
@@ -598,8 +607,9 @@ def test_merge_insert_leaves_stale_or_missing_rows(
 
 
 def test_merge_insert_of_only_the_input_leaves_stale_rows(
-    tmp_path: Path, calls: CallLog, executor: str, stable: bool
+    tmp_path: Path, calls: CallLog, mode: tuple[str, bool]
 ) -> None:
+    executor, stable = mode
     data = pa.table({"id": pa.array(range(40)), "x": pa.array(range(40))})
     table = doubled(tmp_path, calls, data=data, stable=stable)
     run(table, "y", executor)
@@ -632,8 +642,9 @@ def test_input_column_dropped_and_added_again_keeps_stale_values(
 
 
 def test_compaction_makes_values_stale(
-    tmp_path: Path, calls: CallLog, executor: str, stable: bool
+    tmp_path: Path, calls: CallLog, mode: tuple[str, bool]
 ) -> None:
+    executor, stable = mode
     table = doubled(tmp_path, calls, stable=stable)
     run(table, "y", executor)
     xs(calls)
@@ -645,8 +656,9 @@ def test_compaction_makes_values_stale(
 
 
 def test_compaction_forgets_what_a_filter_computed(
-    tmp_path: Path, calls: CallLog, executor: str, stable: bool
+    tmp_path: Path, calls: CallLog, mode: tuple[str, bool]
 ) -> None:
+    executor, stable = mode
     table = doubled(tmp_path, calls, stable=stable)
     run(table, "y", executor, where="x < 15")
     writer(table).delete("x % 10 = 9")
@@ -659,8 +671,9 @@ def test_compaction_forgets_what_a_filter_computed(
 
 
 def test_compaction_after_an_update_hides_the_stale_row(
-    tmp_path: Path, calls: CallLog, executor: str, stable: bool
+    tmp_path: Path, calls: CallLog, mode: tuple[str, bool]
 ) -> None:
+    executor, stable = mode
     table = doubled(tmp_path, calls, stable=stable)
     run(table, "y", executor)
     xs(calls)
@@ -677,11 +690,11 @@ def test_chain_is_computed_again_after_compaction(
     tmp_path: Path, calls: CallLog, executor: str
 ) -> None:
     table = chained(tmp_path, calls)
-    run(table, ["y", "z"], executor)
+    run(table, ["y", "z"], "local")
     writer(table).optimize()
     calls.clear()
     assert run(table, ["y", "z"], executor).rows_computed == 0
-    assert run(table, "y", executor, where="x < 4").rows_computed == 4
+    assert run(table, "y", "local", where="x < 4").rows_computed == 4
     # the inputs of four rows were computed again, those of the others were carried over
     calls.clear()
     run(table, "z", executor)
@@ -692,8 +705,9 @@ def test_chain_is_computed_again_after_compaction(
 
 
 def test_correction_by_hand_is_overwritten(
-    tmp_path: Path, calls: CallLog, executor: str, stable: bool
+    tmp_path: Path, calls: CallLog, mode: tuple[str, bool]
 ) -> None:
+    executor, stable = mode
     table = doubled(tmp_path, calls, stable=stable)
     run(table, "y", executor)
     xs(calls)

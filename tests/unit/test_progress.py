@@ -91,7 +91,6 @@ def test_bar_that_leaves_out_what_people_ask():
         "5 failed",
         "30 from checkpoints",
         "2/2 appliers",
-        "starting",
         "no node has a free GPU",
     ):
         assert words in drawn, words

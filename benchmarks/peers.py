@@ -1,0 +1,158 @@
+"""The same work by others: lance itself, lance-ray and Daft, each doing x*2 into a new column.
+
+lance-ray runs on the Ray that the engine started, warm. Daft needs another pyarrow, so it lives
+in an environment of its own and is asked through a pipe; its process is warm too.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import lance
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from benchmarks import tables, udfs
+from benchmarks.measure import Answer, Rounds, Scale, Side, alternate
+
+_DAFT = Path(__file__).parent.parent / ".venv-daft" / "bin" / "python"
+
+_DAFT_SERVER = """
+import json, sys
+import lance
+import pyarrow as pa, pyarrow.compute as pc
+import daft
+from daft_lance import merge_columns
+def double(batch):
+    return pa.record_batch([pc.multiply(batch.column("x"), 2)], names=["r"])
+for line in sys.stdin:
+    try:
+        merge_columns(json.loads(line), transform=double, read_columns=["x"])
+        print(json.dumps("done"), flush=True)
+    except Exception as error:
+        print(json.dumps(f"{type(error).__name__}: {error}"), flush=True)
+"""
+
+
+def run(scale: Scale) -> list[Answer]:
+    """1M and 10M rows."""
+    answers = []
+    for full in (1_000_000, 10_000_000):
+        rows = scale.rows(full)
+        found, absent = _measured(rows, scale)
+        for peer in found.seconds:
+            if peer != "geneva":
+                answers.append(_answer(peer, rows, found, judged=full == 10_000_000))
+        answers += [
+            Answer(f"{peer} is not here", "", "not asked", None, why) for peer, why in absent
+        ]
+    return answers
+
+
+def _answer(peer: str, rows: int, found: Rounds, *, judged: bool) -> Answer:
+    times = found.ratio(peer, "geneva")
+    bar = judged and peer == "lance-ray"
+    return Answer(
+        f"trivial batch UDF against {peer}, {rows:,} rows, both warm",
+        ">= 5x faster" if bar else "(no bar)",
+        f"{times:.1f}x as fast",
+        times >= 5 if bar else None,
+        found.text(),
+    )
+
+
+def _measured(rows: int, scale: Scale) -> tuple[Rounds, list[tuple[str, str]]]:
+    absent: list[tuple[str, str]] = []
+    with tables.folder() as path, _daft() as daft:
+        tbl = tables.table(path, tables.numbers(rows), 20)
+        sides: dict[str, Side] = {
+            "geneva": Side(
+                lambda: tbl.backfill("c", progress=False),
+                before=tables.fresh(tbl, udfs.double_batch),
+            )
+        }
+        for name, work in (("lance add_columns", _lance), ("lance-ray", _lance_ray())):
+            if work is None:
+                absent.append((name, "pip install lance-ray, or make bench"))
+                continue
+            uri = tables.write(path, tables.numbers(rows), 20, name.replace(" ", "-"))
+            sides[name] = Side(_bound(work, uri), before=_bound(_reset, uri))
+        if daft is None:
+            absent.append(("Daft", "make bench puts it into .venv-daft"))
+        else:
+            uri = tables.write(path, tables.numbers(rows), 20, "daft")
+            sides["Daft"] = Side(lambda: daft(uri), before=_bound(_reset, uri))
+        tbl.add_columns({"c": udfs.double_batch})
+        tbl.backfill("c", progress=False)  # starts Ray, for lance-ray too
+        return alternate(sides, scale.rounds), absent
+
+
+def _bound(work: object, uri: str) -> object:
+    return lambda: work(uri)
+
+
+def _reset(uri: str) -> None:
+    dataset = lance.dataset(uri)
+    if "r" in dataset.schema.names:
+        dataset.drop_columns(["r"])
+
+
+def _double(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return pa.record_batch([pc.multiply(batch.column("x"), 2)], names=["r"])
+
+
+def _lance(uri: str) -> None:
+    transform = lance.batch_udf(output_schema=pa.schema([pa.field("r", pa.int64())]))(_double)
+    lance.dataset(uri).add_columns(transform, read_columns=["x"], batch_size=65_536)
+
+
+def _lance_ray() -> object:
+    try:
+        import lance_ray
+    except ImportError:
+        return None
+
+    def add(uri: str) -> None:
+        lance_ray.add_columns(
+            uri, transform=_double, read_columns=["x"], batch_size=65_536, concurrency=2
+        )
+
+    return add
+
+
+@contextmanager
+def _daft() -> Iterator[object]:
+    """A function that lets Daft work on a table, or ``None`` where it is not installed."""
+    check = [str(_DAFT), "-c", "import daft, daft_lance"]
+    if not _DAFT.exists() or subprocess.run(check, capture_output=True).returncode:
+        yield None
+        return
+    with subprocess.Popen(
+        [str(_DAFT), "-c", _DAFT_SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as child:
+
+        def ask(uri: str) -> None:
+            print(json.dumps(uri), file=child.stdin, flush=True)
+            answer = json.loads(child.stdout.readline())
+            if answer != "done":
+                raise RuntimeError(f"Daft: {answer}")
+
+        try:
+            yield ask
+        finally:
+            child.stdin.close()
+            child.wait(timeout=30)
+
+
+if __name__ == "__main__":
+    for found in run(Scale(quick="--quick" in sys.argv)):
+        print(found)

@@ -1,0 +1,320 @@
+"""The binding is stored with the table: any process can backfill, and plans load no code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+import pytest
+
+import geneva
+from geneva.column.binding import BINDING
+from geneva.errors import ColumnError, CorruptFileError, UdfError
+from tests.support.backfills import CPUS, run, times, xs
+from tests.support.calls import CallLog
+from tests.support.tables import assert_table_invariants, column, make_table, pairs
+
+_MODULE = '''
+"""A user's own module, of which other processes know nothing."""
+import dataclasses
+import geneva
+
+_OFFSET = 1000
+
+
+@dataclasses.dataclass
+class Pair:
+    left: int
+    right: str
+
+
+def helper(x):
+    return x + _OFFSET
+
+
+@geneva.udf(num_cpus=0.5)
+def shift(x: int) -> int:
+    return helper(x)
+
+
+@geneva.udf(num_cpus=0.5)
+def pair(x: int) -> Pair:
+    return Pair(helper(x), str(x))
+
+
+@geneva.udf(num_cpus=0.5)
+class Scale:
+    def __init__(self, by: int):
+        self.by = by
+
+    def __call__(self, shifted: int) -> int:
+        return self.by * shifted
+'''
+
+
+def user_module(path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    folder = path / "elsewhere"
+    folder.mkdir()
+    (folder / "users_own.py").write_text(_MODULE)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "users_own", raising=False)
+    import users_own
+
+    return users_own
+
+
+def in_another_process(script: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("executor", ["local", "ray"])
+def test_process_without_the_udfs_module_cannot_backfill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str
+) -> None:
+    module = user_module(tmp_path, monkeypatch)
+    table = make_table(tmp_path, rows=20, fragments=2)
+    table.add_columns({"shifted": module.shift, "pair": module.pair})
+    table.add_columns({"scaled": module.Scale(3)})
+    out = in_another_process(
+        """
+        import sys, geneva
+        ray = {"address": "local", "num_cpus": 2, "log_to_driver": False}
+        table = geneva.connect(sys.argv[1], ray=ray).open_table("t")
+        columns = ["scaled", "shifted", "pair"] if sys.argv[2] == "local" else ["shifted", "pair"]
+        result = table.backfill(columns, executor=sys.argv[2], concurrency=1)
+        assert "users_own" not in sys.modules or not hasattr(sys.modules["users_own"], "__file__")
+        print(result.rows_computed)
+        """,
+        str(tmp_path),
+        executor,
+    )
+    assert out.split() == ["60" if executor == "local" else "40"]
+    assert column(table, "shifted") == [i + 1000 for i in range(20)]
+    assert column(table, "pair") == [{"left": i + 1000, "right": str(i)} for i in range(20)]
+    if executor == "local":
+        assert column(table, "scaled") == [3 * (i + 1000) for i in range(20)]
+    # and the first process agrees that nothing is left to do
+    assert run(table, "shifted", "local").rows_computed == 0
+    assert_table_invariants(table)
+
+
+class Trap:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self) -> Any:
+        return _sprung, (self.path,)
+
+
+def _sprung(path: str) -> Trap:
+    Path(path).touch()
+    return Trap(Path(path))
+
+
+def test_looking_at_a_table_runs_its_authors_code(tmp_path: Path, calls: CallLog) -> None:
+    table = make_table(tmp_path, rows=20, fragments=2)
+    sprung = tmp_path / "sprung"
+    trap = Trap(sprung)
+
+    @geneva.udf(version="1")
+    def y(x: int) -> int:
+        assert trap
+        return x
+
+    table.add_columns({"y": y})
+    again = geneva.connect(str(tmp_path)).open_table("t")
+    assert again.computed_columns()["y"].inputs == ("x",)
+    assert again.coverage("y").totals["missing"] == 20
+    assert again.plan_backfill("y", where="x < 5").rows_compute == 5
+    assert again.plan_backfill(["y"], force=True).rows_compute == 20
+    with pytest.raises(geneva.GenevaError):
+        again.backfill("y", where="x <")
+    again.to_arrow()
+    assert not sprung.exists()
+    again.backfill("y", executor="local")
+    assert sprung.exists()
+
+
+def test_binding_says_too_little_to_backfill(tmp_path: Path, calls: CallLog) -> None:
+    table = make_table(tmp_path, rows=20, fragments=2)
+    udf = times(calls)
+    table.add_columns({"y": udf})
+    binding = table.computed_columns()["y"]
+    assert (binding.udf, binding.digest, binding.inputs) == ("times", udf.digest, ("x",))
+    assert table.schema.field("y").type == pa.int64()
+    assert Path(table.storage.uri, "_backfill", "udfs", binding.pickle).exists()
+    assert table.load_udf("y")(21) == 42
+
+
+def test_same_udf_bound_again_computes_again(
+    tmp_path: Path, calls: CallLog, executor: str
+) -> None:
+    table = make_table(tmp_path, rows=20, fragments=2)
+    table.add_columns({"y": times(calls)})
+    run(table, "y", executor)
+    xs(calls)
+    # a notebook's cell is run twice; then as alter_columns
+    table.add_columns({"y": times(calls)})
+    table.alter_columns({"path": "y", "udf": times(calls)})
+    result = run(table, "y", executor)
+    assert (result.rows_computed, result.rows_foreign) == (0, 0)
+
+
+def test_changed_udf_bound_by_add_columns_keeps_old_values(
+    tmp_path: Path, calls: CallLog, executor: str
+) -> None:
+    table = make_table(tmp_path, rows=20, fragments=2)
+    table.add_columns({"y": times(calls)})
+    run(table, "y", "local")
+    table.add_columns({"y": times(calls, 3)})
+    result = run(table, "y", executor)
+    assert (result.rows_computed, result.rows_foreign) == (20, 0)
+    assert column(table, "y") == [3 * i for i in range(20)]
+
+
+def test_part_of_a_group_is_bound_to_another_udf(tmp_path: Path, calls: CallLog) -> None:
+    table = make_table(tmp_path, rows=8, fragments=1)
+
+    @geneva.udf(data_type=pa.struct([("a", pa.int64()), ("b", pa.int64())]))
+    def both(x: int) -> dict[str, int]:
+        return {"a": x, "b": -x}
+
+    table.add_columns({("a", "b"): both})
+    table.add_columns({("a", "b"): both})
+    for names in ("a", ("b", "c")):
+        with pytest.raises((ColumnError, UdfError), match="computed as one|2 columns"):
+            table.add_columns({names: times(calls) if names == "a" else both})
+    table.backfill("a", executor="local")
+    assert pairs(table, "a", "b") == {i: -i for i in range(8)}
+
+
+def test_going_back_to_an_earlier_udf_takes_stale_values_for_fresh(
+    tmp_path: Path, calls: CallLog, executor: str
+) -> None:
+    table = make_table(tmp_path, rows=20, fragments=2)
+    table.add_columns({"y": times(calls, 2)})
+    run(table, "y", "local")
+    table.alter_columns({"path": "y", "udf": times(calls, 3)})
+    run(table, "y", "local", num_frags=1)
+    table.alter_columns({"path": "y", "udf": times(calls, 2)})
+    xs(calls)
+    # the fragment that was not computed anew still holds what this UDF made
+    assert run(table, "y", executor).rows_computed == 10
+    assert column(table, "y") == [2 * i for i in range(20)]
+    assert_table_invariants(table, {"y": lambda row: 2 * row["x"]})
+
+
+def test_column_added_again_is_taken_for_the_dropped_one(tmp_path: Path, calls: CallLog) -> None:
+    table = make_table(tmp_path, rows=20, fragments=2)
+    table.add_columns({"y": times(calls)})
+    first = table.computed_columns()["y"]
+    table.backfill("y", executor="local")
+    table.drop_columns(["y"])
+    assert "y" not in table.computed_columns()
+    table.add_columns({"y": times(calls)})
+    second = table.computed_columns()["y"]
+    assert second.digest == first.digest
+    assert second.incarnation != first.incarnation
+    assert table.coverage("y").totals["missing"] == 20
+
+
+def test_another_tables_binding_is_copied_with_its_data(tmp_path: Path, calls: CallLog) -> None:
+    table = make_table(tmp_path, rows=20, fragments=2)
+    table.add_columns({"y": times(calls)})
+    table.backfill("y", executor="local")
+    data = lance.dataset(table.storage.uri).to_table()
+    assert BINDING in data.schema.field("y").metadata
+    copy = geneva.connect(str(tmp_path)).create_table("copy", data)
+    xs(calls)
+    # the schema says that y is computed, but the pickle lies with the other table
+    assert copy.coverage("y").totals["foreign"] == 20
+    with pytest.raises(CorruptFileError, match="missing; bind the column again"):
+        copy.backfill("y", executor="local")
+    copy.add_columns({"y": times(calls)})
+    result = copy.backfill("y", executor="local")
+    assert (result.rows_computed, result.rows_foreign) == (0, 20)
+
+
+# --- pickles --------------------------------------------------------------------------------
+
+
+def edit_binding(table: geneva.Table, name: str, **changes: Any) -> None:
+    field = table.storage.open().schema.field(name)
+    values = json.loads(field.metadata[BINDING]) | changes
+    table.storage.set_field_metadata({name: {BINDING.decode(): json.dumps(values)}})
+
+
+def test_pickle_of_another_python_crashes_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: CallLog
+) -> None:
+    module = user_module(tmp_path, monkeypatch)
+    table = make_table(tmp_path, rows=20, fragments=2)
+    table.add_columns({"y": times(calls), "shifted": module.shift})
+    for name in ("y", "shifted"):
+        edit_binding(table, name, python="3.9")
+    with pytest.raises(UdfError, match=r"bound under Python 3\.9.*bind it again"):
+        table.backfill("y", executor="local")
+    assert not len(calls)
+    # what can be imported by name needs no pickle
+    assert table.computed_columns()["shifted"].reference == "users_own:shift"
+    assert table.backfill("shifted", executor="local").rows_computed == 20
+    assert column(table, "shifted") == [i + 1000 for i in range(20)]
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped", "cut"])
+def test_damaged_pickle_is_run(tmp_path: Path, calls: CallLog, damage: str) -> None:
+    table = make_table(tmp_path, rows=20, fragments=2)
+    table.add_columns({"y": times(calls)})
+    path = Path(table.storage.uri, "_backfill", "udfs", table.computed_columns()["y"].pickle)
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-10] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
+    before = table.storage.open().version
+    with pytest.raises(CorruptFileError, match="missing; bind" if damage == "missing" else "damaged"):
+        table.backfill("y", executor="local")
+    assert table.storage.open().version == before
+    assert not len(calls)
+    table.alter_columns({"path": "y", "udf": times(calls)})
+    assert table.backfill("y", executor="local").rows_computed == 20
+
+
+def test_binding_of_a_newer_geneva_is_misread(tmp_path: Path, calls: CallLog) -> None:
+    table = make_table(tmp_path, rows=20, fragments=2)
+    table.add_columns({"y": times(calls)})
+    edit_binding(table, "y", format=99, new_thing="?")
+    with pytest.raises(ColumnError, match="bound by a newer version of geneva"):
+        table.backfill("y", executor="local")
+
+
+def test_udf_reads_a_global_that_changed_since_it_was_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = user_module(tmp_path, monkeypatch)
+    table = make_table(tmp_path, rows=20, fragments=2)
+    table.add_columns({"shifted": module.shift})
+    monkeypatch.setattr(module, "_OFFSET", 5)
+    table.backfill("shifted", executor="local")
+    assert column(table, "shifted") == [i + 1000 for i in range(20)]
+    # bound again, it is another UDF
+    table.alter_columns({"path": "shifted", "udf": geneva.udf(module.shift.target, num_cpus=CPUS)})
+    assert table.backfill("shifted", executor="local").rows_computed == 20
+    assert column(table, "shifted") == [i + 5 for i in range(20)]

@@ -1,0 +1,167 @@
+"""Backfills that are made to die, in a process of their own, and what must hold afterwards."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lance
+
+import geneva
+from geneva.column.name import ColumnFileName
+from geneva.storage.lance import TableStorage
+from tests.support.calls import CallLog
+from tests.support.faults import FaultyStorage
+from tests.support.tables import assert_table_invariants, make_table, pairs
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A table with a computed column y = 2 * x, never backfilled, that can be had afresh.
+
+    Attributes
+    ----------
+    in_flight
+        Rows that may be in flight when a process dies: those may be computed again.
+    """
+
+    path: Path
+    rows: int
+    fragments: int
+    in_flight: int
+    arguments: dict[str, Any]
+
+    @property
+    def calls(self) -> CallLog:
+        return CallLog(self.path / "calls.log")
+
+    @property
+    def counter(self) -> Path:
+        return self.path / "storage-calls"
+
+    @property
+    def uri(self) -> str:
+        return str(self.path / "t.lance")
+
+    def build(self, pause_s: float = 0.0, tell: Callable[[], None] | None = None) -> Scene:
+        """Make the table; ``tell`` is called by the UDF on every row."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        table = make_table(self.path, rows=self.rows, fragments=self.fragments)
+        calls = self.calls
+
+        @geneva.udf
+        def double(x: int) -> int:
+            calls(x)
+            if tell is not None:
+                tell()
+            if pause_s:
+                time.sleep(pause_s)
+            return 2 * x
+
+        table.add_columns({"y": double})
+        shutil.copytree(self.uri, self.path / "fresh")
+        return self
+
+    def reset(self) -> None:
+        """Bring the table back to where nothing was computed."""
+        shutil.rmtree(self.uri)
+        shutil.copytree(self.path / "fresh", self.uri)
+        self.calls.clear()
+        self.counter.unlink(missing_ok=True)
+
+    def table(self, storage: TableStorage | None = None) -> geneva.Table:
+        opened = geneva.connect(str(self.path)).open_table("t")
+        return geneva.Table(opened, storage=storage) if storage else opened
+
+    def backfill(self, fail_at: int | None = None, mode: str = "raise") -> geneva.BackfillResult:
+        storage = None
+        if fail_at is not None:
+            storage = FaultyStorage(
+                self.uri, counter=str(self.counter), fail_at=fail_at, mode=mode
+            )
+        return self.table(storage).backfill("y", progress=False, **self.arguments)
+
+    def storage_calls(self) -> int:
+        """Count the storage calls of an undisturbed run."""
+        self.backfill(fail_at=0)
+        made = self.counter.stat().st_size
+        self.reset()
+        return made
+
+    def run_in_child(self, fail_at: int | None = None, mode: str = "kill") -> int:
+        """Backfill in another process to its end; return its exit code."""
+        child = self.start_child(fail_at, mode)
+        child.join()
+        assert child.exitcode is not None
+        return child.exitcode
+
+    def start_child(self, fail_at: int | None = None, mode: str = "kill") -> Any:
+        """Start a backfill in another process."""
+        child = _processes().Process(target=_backfill, args=(self, fail_at, mode))
+        child.start()
+        return child
+
+    def check_finished(self, deaths: int = 1) -> int:
+        """Run the same command to its end and check all that must hold after ``deaths`` deaths.
+
+        Returns
+        -------
+        int
+            Rows that were computed a second time.
+        """
+        self.backfill()
+        assert pairs(self.table(), "x", "y") == {i: 2 * i for i in range(self.rows)}
+        made = self.calls.counts
+        assert set(made) == {str(i) for i in range(self.rows)}
+        again = made.total() - self.rows
+        assert again <= deaths * self.in_flight, [k for k, n in made.items() if n > 1]
+        assert self.backfill().rows_computed == 0
+        assert self.calls.counts == made
+        self.check_commits()
+        assert_table_invariants(self.table(), {"y": lambda row: 2 * row["x"]})
+        return again
+
+    def check_commits(self) -> None:
+        """Check that every fragment got one column file of ours, in one version."""
+        dataset = lance.dataset(self.uri)
+        files: dict[int, set[str]] = {}
+        for version in dataset.versions():
+            for fragment in lance.dataset(self.uri, version=version["version"]).get_fragments():
+                for file in fragment.data_files():
+                    if ColumnFileName.parse(file.path) is not None:
+                        files.setdefault(fragment.fragment_id, set()).add(file.path)
+        assert {f: len(names) for f, names in files.items()} == dict.fromkeys(
+            range(self.fragments), 1
+        )
+        left = TableStorage(self.uri).objects.list("work")
+        assert left == [], "checkpoints of committed fragments are left behind"
+
+
+def _backfill(scene: Scene, fail_at: int | None, mode: str) -> None:
+    os.environ["LANCE_LOG"] = "error"
+    scene.backfill(fail_at, mode)
+    if scene.arguments.get("executor") == "ray":
+        import ray
+
+        ray.shutdown()
+
+
+def _processes() -> Any:
+    """Children fork from a clean server that has imported everything and started nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.support.crashing", "geneva.table"])
+    return context
+
+
+def kill(child: Any) -> None:
+    """Kill a child as the kernel would, and wait for it."""
+    if child.is_alive():
+        os.kill(child.pid, signal.SIGKILL)
+    child.join()
