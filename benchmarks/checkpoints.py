@@ -60,9 +60,7 @@ def _ask(name: str, rows: int, udf: object, scale: Scale) -> Answer:
         without = geneva.Table(inner._inner, storage=Forgetful(twin.storage.uri))
         rounds = alternate(
             {
-                "with": Side(
-                    lambda: tbl.backfill("c", progress=False), before=_warm(tbl, udf)
-                ),
+                "with": Side(lambda: tbl.backfill("c", progress=False), before=_warm(tbl, udf)),
                 "without": Side(
                     lambda: without.backfill("c", progress=False), before=_warm(without, udf)
                 ),

@@ -30,9 +30,7 @@ def loop(uri: str) -> None:
     updated = []
     for fragment in dataset.get_fragments():
         name = f"{uuid4().hex}.lance"
-        writer = LanceFileWriter(
-            f"{uri}/data/{name}", schema, version=dataset.data_storage_version
-        )
+        writer = LanceFileWriter(f"{uri}/data/{name}", schema, version=dataset.data_storage_version)
         scanner = dataset.scanner(columns=["x"], fragments=[fragment], batch_size=_BATCH_ROWS)
         for batch in scanner.to_batches():
             values = pc.multiply(batch.column(0), 2)

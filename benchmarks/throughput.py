@@ -85,4 +85,3 @@ def _scalar(rows: int, scale: Scale, *, judged: bool) -> Answer:
         ratio <= 0.8 if judged else None,
         rounds.text(),
     )
-

@@ -15,9 +15,7 @@ def run(scale: Scale) -> list[Answer]:
         rounds = alternate(
             {
                 "all rows": Side(lambda: tbl.backfill("c", progress=False), before),
-                "1%": Side(
-                    lambda: tbl.backfill("c", where="x % 100 = 7", progress=False), before
-                ),
+                "1%": Side(lambda: tbl.backfill("c", where="x % 100 = 7", progress=False), before),
             },
             scale.rounds,
         )

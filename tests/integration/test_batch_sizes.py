@@ -1,0 +1,175 @@
+"""Rows per batch follow the bytes and the measured time of a row, unless the user says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+import geneva
+from geneva.checkpoint.journal import replay
+from geneva.column.binding import PICKLES
+from tests.support.backfills import CPUS, run, until
+from tests.support.calls import CallLog
+from tests.support.tables import assert_table_invariants, column, make_table
+
+
+def logs(table: geneva.Table) -> list[Path]:
+    folder = Path(table.storage.uri, "_backfill")
+    return [p for p in folder.rglob("*") if p.is_file() and PICKLES not in p.parts]
+
+
+def checkpointed(table: geneva.Table) -> int:
+    """Return the rows in all journals, as a run after a crash would find them."""
+    found = 0
+    for path in Path(table.storage.uri, "_backfill").rglob("*.log"):
+        name = str(path.relative_to(Path(table.storage.uri, "_backfill")))
+        found += len(replay(table.storage.objects, [name], [pa.int64()], with_failed=True).rows)
+    return found
+
+
+def test_slow_udf_checkpoints_after_minutes(
+    tmp_path: Path, calls: CallLog, executor: str
+) -> None:
+    table = make_table(tmp_path, rows=200, fragments=1)
+
+    @geneva.udf(num_cpus=CPUS)
+    def y(x: int) -> int:
+        calls(f"{time.time()}")
+        time.sleep(0.3)
+        return x
+
+    table.add_columns({"y": y})
+    before = logs(table)
+    job = table.backfill_async("y", executor=executor, concurrency=1)
+    until(lambda: calls.keys)
+    begun = time.monotonic()
+    until(lambda: [p for p in logs(table) if p not in before and p.stat().st_size > 200], 20)
+    assert time.monotonic() - begun < 3
+    until(lambda: len(calls) >= 8)
+    job.cancel()
+    with pytest.raises(geneva.GenevaError, match="cancelled"):
+        job.wait(30)
+    # no call was in vain: a batch of slow rows is small enough to be finished
+    seen = len(calls)
+    assert seen < 40
+    again = table.backfill_async("y", executor="local", concurrency=1, timeout=5)
+    until(lambda: again.progress().rows_replayed or again.progress().rows_computed)
+    again.cancel()
+    with pytest.raises(geneva.GenevaError):
+        again.wait(30)
+    assert_table_invariants(table)
+
+
+def test_quick_udf_is_called_row_by_row(tmp_path: Path, calls: CallLog, executor: str) -> None:
+    table = make_table(tmp_path, rows=50_000, fragments=1)
+
+    @geneva.udf(data_type=pa.int64(), num_cpus=CPUS)
+    def y(x: pa.Array) -> pa.Array:
+        calls(len(x))
+        return x
+
+    table.add_columns({"y": y})
+    run(table, "y", executor)
+    sizes = [int(k) for k in calls.keys]
+    assert sizes[0] == 1  # a row may take a second, nobody knows yet
+    assert sum(sizes) == 50_000
+    assert len(sizes) < 20
+    assert column(table, "y") == list(range(50_000))
+
+
+def test_batch_size_that_was_asked_for_is_not_kept(
+    tmp_path: Path, calls: CallLog, executor: str
+) -> None:
+    table = make_table(tmp_path, rows=100, fragments=2)
+
+    @geneva.udf(data_type=pa.int64(), batch_size=20, num_cpus=CPUS)
+    def y(x: pa.Array) -> pa.Array:
+        calls(len(x))
+        return x
+
+    table.add_columns({"y": y})
+    run(table, "y", executor)
+    assert calls.counts == {"20": 4, "10": 2}
+    calls.clear()
+    run(table, "y", executor, batch_size=7, force=True)
+    assert calls.counts == {"7": 14, "1": 2}
+    calls.clear()
+    run(table, "y", executor, batch_size=7, checkpoint_size=21, force=True)
+    assert sum(int(k) * n for k, n in calls.counts.items()) == 100
+    assert max(int(k) for k in calls.keys) == 7
+
+
+def test_checkpoint_size_is_taken_for_the_batch_size(tmp_path: Path, calls: CallLog) -> None:
+    table = make_table(tmp_path, rows=100, fragments=1)
+
+    @geneva.udf(data_type=pa.int64())
+    def y(x: pa.Array) -> pa.Array:
+        calls(len(x))
+        if len(calls) > 6:
+            raise ValueError("enough")
+        return x
+
+    table.add_columns({"y": y})
+    with pytest.raises(geneva.GenevaError, match="enough"):
+        table.backfill("y", executor="local", concurrency=1, batch_size=5, checkpoint_size=25)
+    assert set(calls.keys[:6]) == {"5"}
+    assert checkpointed(table) == 25  # the second record was not complete when the call failed
+
+
+_BLOBS = """
+import resource, sys, pathlib
+import pyarrow as pa
+import geneva, lance
+
+size = 1 << 20
+folder = sys.argv[1]
+def batches():
+    for k in range(300):
+        blob = bytes([k % 256]) * size
+        yield pa.record_batch([pa.array([k]), pa.array([blob], pa.large_binary())], names=["id", "blob"])
+schema = pa.schema([("id", pa.int64()), ("blob", pa.large_binary())])
+lance.write_dataset(pa.RecordBatchReader.from_batches(schema, batches()), folder + "/t.lance",
+                    max_rows_per_file=100, max_rows_per_group=16)
+table = geneva.connect(folder).open_table("t")
+
+@geneva.udf(version="1")
+def digest(blob: bytes) -> int:
+    return blob[0] + len(blob)
+
+@geneva.udf(version="1")
+def copied(blob: bytes) -> bytes:
+    return blob[::-1]
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+table.add_columns({"n": digest, "copy": copied})
+before = peak()
+for column in sys.argv[2:]:
+    assert table.backfill(column, executor="local", concurrency=1).rows_computed == 300
+    assert table.backfill(column, where="id < 20", executor="local", concurrency=1).rows_computed == 20
+print(peak() - before)
+got = lance.dataset(folder + "/t.lance").to_table(columns=["id", "n"]).to_pylist()
+if "n" in sys.argv[2:]:
+    assert all(r["n"] == r["id"] % 256 + size for r in got)
+"""
+
+
+@pytest.mark.parametrize("name", ["n", "copy"], ids=["read", "read-and-write"])
+def test_blobs_take_gigabytes(tmp_path: Path, name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(_BLOBS), str(tmp_path), name],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) < 400  # MB, of a column of 300 MB in 3 fragments
