@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import geneva
 from benchmarks import tables, udfs
 from benchmarks.measure import Answer, Scale, Side, alternate
-
-import geneva
 from geneva.storage.lance import TableStorage
 
 

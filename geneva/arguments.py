@@ -19,6 +19,9 @@ _POSITIVE = (
     "batch_size",
     "checkpoint_size",
 )
+_SWITCHES = ("force", "retry_failed", "include_new")
+_AMOUNTS = ("timeout", "resource_timeout", "max_failures")
+_OPTIONAL = ("where", "num_frags", "batch_size", "checkpoint_size", "timeout", "max_failures")
 _CHOICES = {
     "on_error": ("fail", "null"),
     "unverified": ("trust", "recompute"),
@@ -75,28 +78,31 @@ def checked_options(arguments: Mapping[str, Any]) -> Options:
     """
     names = {f.name for f in dataclass_fields(Options)}
     chosen = {k: v for k, v in arguments.items() if k in names}
-    for name in _POSITIVE:
-        value = chosen.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise SettingError(f"{name}={value!r} must be a whole number")
-        if value is not None and value < 1:
-            raise SettingError(f"{name}={value} must be at least 1")
-    for name in ("concurrency", "intra_applier_concurrency", "commit_granularity"):
-        if chosen.get(name, 1) is None:
-            raise SettingError(f"{name}=None must be a whole number")
-    for name in ("force", "retry_failed", "include_new"):
-        if not isinstance(chosen.get(name, False), bool):
-            raise SettingError(f"{name}={chosen[name]!r} must be True or False")
-    for name, choices in _CHOICES.items():
-        if chosen.get(name, choices[0]) not in choices:
-            listed = " or ".join(repr(c) for c in choices)
-            raise SettingError(f"{name}={chosen[name]!r} is unknown; choose {listed}")
-    for name in ("timeout", "resource_timeout", "max_failures"):
-        value = chosen.get(name)
-        if value is not None and (not isinstance(value, int | float) or value < 0):
-            raise SettingError(f"{name}={value!r} must be a number that is not negative")
-    if chosen.get("where") is not None and not isinstance(chosen["where"], str):
-        raise SettingError(f"where={chosen['where']!r} must be SQL text")
+    for name, value in chosen.items():
+        _check_value(name, value)
     if chosen.get("max_failures") is not None and chosen.get("on_error") != "null":
         raise SettingError("max_failures counts the failures that on_error='null' records; set it")
     return Options(**chosen)
+
+
+def _check_value(name: str, value: Any) -> None:
+    if value is None and name in _OPTIONAL:
+        return
+    if name in _POSITIVE:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise SettingError(f"{name}={value!r} must be a whole number")
+        if value < 1:
+            raise SettingError(f"{name}={value} must be at least 1")
+    elif name in _SWITCHES and not isinstance(value, bool):
+        raise SettingError(f"{name}={value!r} must be True or False")
+    elif name in _CHOICES and value not in _CHOICES[name]:
+        listed = " or ".join(repr(c) for c in _CHOICES[name])
+        raise SettingError(f"{name}={value!r} is unknown; choose {listed}")
+    elif name in _AMOUNTS and not (_is_number(value) and value >= 0):
+        raise SettingError(f"{name}={value!r} must be a number that is not negative")
+    elif name == "where" and not isinstance(value, str):
+        raise SettingError(f"where={value!r} must be SQL text")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

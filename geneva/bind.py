@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -143,6 +144,7 @@ def _draft(udf: UDF, incarnation: str, *, grouped: bool) -> Binding:
         pickle="",
         reference=udf.reference or "",
         python=python_version(),
+        params=_json(udf.params),
         grouped=grouped,
         reads_own_output=udf.reads_own_output,
     )
@@ -163,6 +165,12 @@ def _struct_types(udf: UDF) -> list[pa.DataType]:
 
 
 def _output_types(names: tuple[str, ...], udf: UDF) -> list[pa.DataType]:
+    grouped = len(names) > 1
+    if any(_holds_dictionary(t) for t in (_struct_types(udf) if grouped else [udf.data_type])):
+        raise UdfError(
+            f"UDF {udf.name!r} returns {udf.data_type}: dictionaries within another type cannot "
+            "be checkpointed; use their value type, or a dictionary column of its own"
+        )
     if len(names) == 1:
         return [udf.data_type]
     types = _struct_types(udf)
@@ -189,3 +197,16 @@ def _check_binding(schema: pa.Schema, names: tuple[str, ...], binding: Binding) 
             continue
         top_level(schema, path)
     dependency_order(after, list(after))
+
+
+def _json(params: Mapping[str, Any]) -> str:
+    try:
+        text = json.dumps(dict(params), sort_keys=True)
+    except (TypeError, ValueError):
+        return ""
+    return text if json.loads(text) == dict(params) else ""
+
+
+def _holds_dictionary(data_type: pa.DataType) -> bool:
+    inner = [data_type.field(i).type for i in range(data_type.num_fields)]
+    return any(pa.types.is_dictionary(t) or _holds_dictionary(t) for t in inner)

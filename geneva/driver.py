@@ -105,7 +105,8 @@ class Driver:
         self._rows_total: int | None = None
         self._fragments_total = 0
         self._faults: dict[str, int] = {}
-        self._spare: dict[int, tuple[str, ...]] = {}  # logs of files that another writer forestalled
+        # Logs of files that another writer forestalled, by fragment.
+        self._spare: dict[int, tuple[str, ...]] = {}
         self._error: GenevaError | None = None
         self._live = Workers(0, 0, 0)
 

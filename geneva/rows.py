@@ -83,7 +83,7 @@ class RowClass:
     wheres
         (digest, what supplied its columns) of each filter that they were computed under.
     generation
-        Table version that the computing job planned on.
+        Orders the row among all values of its fragment; see ``column.provenance``.
     """
 
     status: RowStatus

@@ -382,8 +382,7 @@ class Table:
         params = known.pop("params")
         options = checked_options(known)
         plans = [
-            plan(self.storage, name, options, dict(params or {}))
-            for name in self._ordered(columns)
+            plan(self.storage, name, options, dict(params or {})) for name in self._ordered(columns)
         ]
         return next((p for p in plans if p.to_compute), plans[0])
 

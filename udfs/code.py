@@ -8,7 +8,7 @@ import warnings
 import geneva
 
 
-@geneva.udf(params={"python": None})  # type: ignore[untyped-decorator]  # typed Any: a UDF or a factory
+@geneva.udf(params={"python": None})
 def function_count(source: str | None, python: str | None = None) -> int | None:
     r"""Count the functions and methods that a Python source defines.
 

@@ -23,7 +23,7 @@ class TransientReadError(OSError):
     """Reading failed in a way that may pass: worth another attempt."""
 
 
-@geneva.udf(  # type: ignore[untyped-decorator]  # typed Any: a UDF or a factory
+@geneva.udf(
     data_type=pa.large_binary(),
     params={"max_bytes": 256 << 20, "timeout_s": 60.0},
     retry=geneva.Retry(attempts=4, wait=0.5, on=(TransientReadError,)),

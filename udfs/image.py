@@ -21,7 +21,7 @@ _SIZE = pa.struct([pa.field("width", pa.int32()), pa.field("height", pa.int32())
 _PNG_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}
 
 
-@geneva.udf(data_type=_SIZE)  # type: ignore[untyped-decorator]  # typed Any: a UDF or a factory
+@geneva.udf(data_type=_SIZE)
 def image_size(image: bytes | None) -> dict[str, int] | None:
     """Return an image's width and height in pixels, as it is stored; only its header is read.
 

@@ -12,7 +12,7 @@ import geneva
 _BLOCK_BYTES = 1 << 18  # of text hashed at once: its arrays stay in the processor's cache
 
 
-@geneva.udf(data_type=pa.int64())  # type: ignore[untyped-decorator]  # typed Any: a UDF or a factory
+@geneva.udf(data_type=pa.int64())
 def char_count(text: pa.Array) -> pa.Array:
     """Count the characters (code points) of each text.
 
@@ -58,7 +58,7 @@ def word_count(text: str | None) -> int | None:
     return None if text is None else len(text.split())
 
 
-@geneva.udf(data_type=pa.int64())  # type: ignore[untyped-decorator]  # typed Any: a UDF or a factory
+@geneva.udf(data_type=pa.int64())
 def line_count(text: pa.Array) -> pa.Array:
     r"""Count the lines of each text; a last line needs no newline at its end.
 

@@ -196,15 +196,18 @@ def replay(
             fatal.append(begun)
     all_rows = np.concatenate(rows) if rows else np.zeros(0, np.int64)
     all_errors = np.concatenate(errors) if errors else np.zeros(0, object)
-    # A value counts before a failure, else the first attempt: of equal rows, unique takes the first.
-    valued_first = np.argsort(np.not_equal(all_errors, None).astype(np.bool_), kind="stable")
+    # A value counts before a failure, else the first attempt: unique takes the first of equals.
+    failed = np.array([e is not None for e in all_errors], np.bool_)
+    valued_first = np.argsort(failed, kind="stable")
     unique, at = np.unique(all_rows[valued_first], return_index=True)
     order = valued_first[at]
     if not with_failed:
         done = np.array([all_errors[i] is None for i in order], np.bool_)
         unique, order = unique[done], order[done]
     columns = pa.Table.from_batches(batches, schema).columns
-    failed = {int(i): str(all_errors[o]) for i, o in enumerate(order) if all_errors[o] is not None}
+    failures = {
+        int(i): str(all_errors[o]) for i, o in enumerate(order) if all_errors[o] is not None
+    }
     return Replay(unique, failed, finish, tuple(fatal), tuple(columns), order.astype(np.int64))
 
 

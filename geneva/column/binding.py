@@ -33,6 +33,9 @@ class Binding:
         sha256 of the pickled UDF below ``_backfill/udfs/``.
     reference
         ``module:qualname`` where the UDF can be imported, else empty.
+    params
+        The UDF's parameters as JSON, with which ``reference`` is the same UDF; empty if they are
+        no JSON values.
     grouped
         Whether each column is a field of the struct that the UDF returns.
     """
@@ -44,6 +47,7 @@ class Binding:
     pickle: str
     reference: str
     python: str
+    params: str = ""
     grouped: bool = False
     reads_own_output: bool = False
     format: int = _FORMAT

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 from geneva.column.binding import PICKLES, Binding, python_version
 from geneva.errors import CorruptFileError, UdfError
@@ -29,8 +30,8 @@ def load(storage: TableStorage, binding: Binding) -> UDF:
         The pickle is missing or is not what its name says.
     """
     if binding.python != python_version():
-        if binding.reference:
-            return from_reference(binding.reference)
+        if binding.reference and binding.params:
+            return from_reference(binding.reference, json.loads(binding.params))
         raise UdfError(
             f"UDF {binding.udf!r} was bound under Python {binding.python}, this is Python "
             f"{python_version()}, and it cannot be imported by name; bind it again from here "

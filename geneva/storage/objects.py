@@ -10,13 +10,35 @@ import mmap
 import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
+from geneva.errors import StorageError
+
 SYNC_INTERVAL_S = 1.0
 SYNC_BYTES = 16 << 20
 REMOTE_FLUSH_S = 10.0
+
+
+@contextmanager
+def storage_errors(uri: str) -> Iterator[None]:
+    """Turn what the operating system or the store raises into an error that says what to do.
+
+    Raises
+    ------
+    StorageError
+        In place of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"reading or writing {uri} failed: {error}; "
+            "run the same command again when the cause is gone: nothing is computed twice"
+        ) from error
 
 
 class Log(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, Protocol, cast, overload
 
 import pyarrow as pa
 
@@ -65,6 +65,36 @@ class UdfFactory:
         self.__dict__.update(state)
 
 
+class _Decorator(Protocol):
+    """What ``@udf(...)`` with settings returns."""
+
+    @overload
+    def __call__(self, target: type, /) -> UdfFactory: ...
+    @overload
+    def __call__(self, target: Callable[..., Any], /) -> UDF: ...
+
+
+@overload
+def udf(target: type, /) -> UdfFactory: ...
+@overload
+def udf(target: Callable[..., Any], /) -> UDF: ...
+@overload
+def udf(
+    *,
+    data_type: pa.DataType | None = ...,
+    input_columns: list[str] | tuple[str, ...] | None = ...,
+    batch_size: int | None = ...,
+    num_cpus: float = ...,
+    num_gpus: float = ...,
+    memory: int | None = ...,
+    runtime_env: Mapping[str, Any] | None = ...,
+    retry: Retry | None = ...,
+    instances: Instances = ...,
+    version: str | None = ...,
+    params: Mapping[str, Any] | None = ...,
+    name: str | None = ...,
+    reads_own_output: bool = ...,
+) -> _Decorator: ...
 def udf(
     target: Callable[..., Any] | None = None,
     /,
@@ -133,7 +163,7 @@ def udf(
     frame = inspect.currentframe()
     scope = frame.f_back.f_locals if frame and frame.f_back else {}
     if target is None:
-        return lambda function: _declare(function, settings, scope)
+        return cast(_Decorator, lambda function: _declare(function, settings, scope))
     return _declare(target, settings, scope)
 
 

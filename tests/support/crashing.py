@@ -156,7 +156,7 @@ def _backfill(scene: Scene, fail_at: int | None, mode: str) -> None:
 def _processes() -> Any:
     """Children fork from a clean server that has imported everything and started nothing."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.crashing", "geneva.table"])
+    context.set_forkserver_preload(["tests.support.crashing", "lancedb", "pandas", "datafusion"])
     return context
 
 
