@@ -33,6 +33,7 @@ from geneva.plan.report import Plan
 from geneva.progress import observer_for
 from geneva.result import BackfillResult, combined
 from geneva.storage.lance import TableStorage, check_uri
+from geneva.storage.objects import storage_errors
 from geneva.types import Options
 from geneva.udf import UDF, as_udf
 
@@ -381,15 +382,17 @@ class Table:
         known = with_defaults(Table.backfill, arguments)
         params = known.pop("params")
         options = checked_options(known)
-        plans = [
-            plan(self.storage, name, options, dict(params or {})) for name in self._ordered(columns)
-        ]
+        with storage_errors(self.storage.uri):
+            plans = [
+                plan(self.storage, name, options, dict(params or {}))
+                for name in self._ordered(columns)
+            ]
         return next((p for p in plans if p.to_compute), plans[0])
 
     def coverage(self, column: str) -> Coverage:
         """Count per fragment the rows that are computed, stale and missing; no UDF is loaded."""
-        binding = self._binding(column)
-        return coverage(self.storage, column, binding)
+        with storage_errors(self.storage.uri):
+            return coverage(self.storage, column, self._binding(column))
 
     def _prepare(
         self,
@@ -399,9 +402,10 @@ class Table:
         params: Mapping[str, Any] | None,
     ) -> _Run:
         options = checked_options(arguments)
-        names = self._ordered(columns)
-        runner = self._executor(executor, options)
-        return _Run(self, names, options, dict(params or {}), runner)
+        with storage_errors(self.storage.uri):
+            names = self._ordered(columns)
+            runner = self._executor(executor, options)
+            return _Run(self, names, options, dict(params or {}), runner)
 
     def _ordered(self, columns: str | Sequence[str]) -> list[str]:
         """Check columns and return one of each group, in dependency order."""

@@ -163,7 +163,8 @@ def replay(
     """
     rows: list[IntArray] = []
     batches: list[pa.RecordBatch] = []
-    errors: list[np.ndarray[Any, Any]] = []
+    errors: dict[int, str] = {}  # by position among all rows read
+    total = 0
     fatal: list[tuple[int, int]] = []
     finish = None
     schema = _schema(types, 0)
@@ -189,26 +190,25 @@ def replay(
                 if explicit
                 else np.arange(first_row, first_row + n)
             )
-            text = batch.column("error").to_pylist() if kind & _ERRORS else [None] * n
-            errors.append(np.array(text, object))
+            if kind & _ERRORS:
+                texts = enumerate(batch.column("error").to_pylist(), total)
+                errors |= {at: text for at, text in texts if text is not None}
+            total += n
             batches.append(pa.record_batch(batch.columns[: len(types)], schema=schema))
         if begun is not None:
             fatal.append(begun)
     all_rows = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-    all_errors = np.concatenate(errors) if errors else np.zeros(0, object)
+    failed = np.zeros(len(all_rows), np.bool_)
+    failed[list(errors)] = True
     # A value counts before a failure, else the first attempt: unique takes the first of equals.
-    failed = np.array([e is not None for e in all_errors], np.bool_)
     valued_first = np.argsort(failed, kind="stable")
     unique, at = np.unique(all_rows[valued_first], return_index=True)
     order = valued_first[at]
     if not with_failed:
-        done = np.array([all_errors[i] is None for i in order], np.bool_)
-        unique, order = unique[done], order[done]
+        unique, order = unique[~failed[order]], order[~failed[order]]
+    left = {int(i): errors[int(order[i])] for i in np.flatnonzero(failed[order])}
     columns = pa.Table.from_batches(batches, schema).columns
-    failures = {
-        int(i): str(all_errors[o]) for i, o in enumerate(order) if all_errors[o] is not None
-    }
-    return Replay(unique, failed, finish, tuple(fatal), tuple(columns), order.astype(np.int64))
+    return Replay(unique, left, finish, tuple(fatal), tuple(columns), order.astype(np.int64))
 
 
 def _checksum(kind: int, payload: memoryview, first_row: int) -> int:

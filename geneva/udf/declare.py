@@ -69,13 +69,13 @@ class _Decorator(Protocol):
     """What ``@udf(...)`` with settings returns."""
 
     @overload
-    def __call__(self, target: type, /) -> UdfFactory: ...
+    def __call__(self, target: type, /) -> UdfFactory: ...  # type: ignore[overload-overlap]  # a class is callable too
     @overload
     def __call__(self, target: Callable[..., Any], /) -> UDF: ...
 
 
 @overload
-def udf(target: type, /) -> UdfFactory: ...
+def udf(target: type, /) -> UdfFactory: ...  # type: ignore[overload-overlap]  # ditto
 @overload
 def udf(target: Callable[..., Any], /) -> UDF: ...
 @overload

@@ -23,18 +23,15 @@ def scene(path: Path, kind: str) -> Scene:
 
 def fails_at(scene: Scene, n: int) -> None:
     scene.reset()
-    failed = 0
     try:
         scene.backfill(fail_at=n, mode="raise")
     except GenevaError as error:
-        failed = 1
         assert isinstance(error, RetryableError | TableChangedError), repr(error)
         assert "fault injected" in str(error), repr(error)
         assert scene.uri in str(error), repr(error)
     assert scene.counter.stat().st_size >= n
     # A run that got over the fault by itself may have lost the batch in flight as well.
     scene.check_finished(deaths=1)
-    assert failed in (0, 1)
 
 
 def dies_at(scene: Scene, n: int) -> None:
@@ -47,14 +44,14 @@ def dies_at(scene: Scene, n: int) -> None:
 @pytest.mark.parametrize("kind", ["fragments", "spans"])
 def test_error_at_a_storage_call_loses_and_repeats_nothing(tmp_path: Path, kind: str) -> None:
     stage = scene(tmp_path, kind)
-    for n in range(1, stage.storage_calls() + 1, 4):
+    for n in range(1, stage.storage_calls() + 1, 3):
         fails_at(stage, n)
 
 
 @pytest.mark.parametrize("kind", ["fragments", "spans"])
 def test_death_at_a_storage_call_loses_and_repeats_nothing(tmp_path: Path, kind: str) -> None:
     stage = scene(tmp_path, kind)
-    for n in range(2, stage.storage_calls() + 1, 9):
+    for n in range(2, stage.storage_calls() + 1, 4):
         dies_at(stage, n)
 
 
