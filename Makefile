@@ -46,7 +46,7 @@ crash: .venv/.dev ## kill every process at every bad moment and look at what is 
 	@$(BIN)/python -m pytest -q -m crash $(ARGS)
 
 bench: .venv/.bench .venv-daft/.done ## measure against the peers
-	@$(BIN)/python -m benchmarks $(ARGS)
+	@$(BIN)/python -m benchmarks --out docs/benchmarks.md $(ARGS)
 
 docs: .venv/.docs ## run every example, follow every link, write the reference to site/
 	@$(BIN)/python -m pytest -q --doctest-modules --doctest-glob='*.md' $(SOURCES) docs $(wildcard README.md) $(ARGS)

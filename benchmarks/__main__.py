@@ -31,6 +31,8 @@ QUESTIONS = (
     "memory",
 )
 
+_NOT_ASKED = "COULD NOT BE ASKED"
+
 
 def main() -> int:
     """Ask, print, write."""
@@ -63,7 +65,7 @@ def _ask(name: str, scale: Scale) -> list[Answer]:
         return importlib.import_module(f"benchmarks.{name}").run(scale)
     except Exception as error:
         traceback.print_exc()
-        return [Answer(f"{name} could not be asked", "", f"{type(error).__name__}", False)]
+        return [Answer(name, "", f"{_NOT_ASKED}: {type(error).__name__}", None, str(error))]
 
 
 def _met(answer: Answer) -> str:
@@ -82,7 +84,9 @@ def _table(answers: Sequence[tuple[str, Answer]]) -> Iterator[str]:
 
 def _verdict(answers: Sequence[tuple[str, Answer]]) -> str:
     judged = [a for _, a in answers if a.met is not None]
-    return f"{sum(bool(a.met) for a in judged)} of {len(judged)} bars met"
+    broken = sum(_NOT_ASKED in a.figure for _, a in answers)
+    met = f"{sum(bool(a.met) for a in judged)} of {len(judged)} bars met"
+    return f"{met}; {broken} questions could not be asked" if broken else met
 
 
 def _page(answers: Sequence[tuple[str, Answer]], scale: Scale, minutes: float) -> str:

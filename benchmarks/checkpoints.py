@@ -1,7 +1,12 @@
-"""What do checkpoints cost? The same run on storage that throws them away."""
+"""What do checkpoints cost? The same run on storage that throws them away.
+
+In threads of this process: Ray keeps the appliers of one table warm at a time, so two tables in
+turn would compare how they start.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +14,8 @@ import geneva
 from benchmarks import tables, udfs
 from benchmarks.measure import Answer, Scale, Side, alternate
 from geneva.storage.lance import TableStorage
+
+_NOISE = 0.05
 
 
 class _NoLog:
@@ -59,30 +66,22 @@ def _ask(name: str, rows: int, udf: object, scale: Scale) -> Answer:
         without = geneva.Table(inner._inner, storage=Forgetful(twin.storage.uri))
         rounds = alternate(
             {
-                "with": Side(lambda: tbl.backfill("c", progress=False), before=_warm(tbl, udf)),
-                "without": Side(
-                    lambda: without.backfill("c", progress=False), before=_warm(without, udf)
-                ),
+                "with": Side(_local(tbl), before=tables.fresh(tbl, udf)),
+                "without": Side(_local(without), before=tables.fresh(without, udf)),
             },
             scale.rounds,
         )
     overhead = rounds.ratio("with", "without") - 1
+    # Writing less cannot take longer: then the run was too noisy to judge, whatever the bar says.
+    noise = overhead < -_NOISE
     return Answer(
-        f"checkpoint overhead, default settings, {name}, {rows:,} rows",
+        f"checkpoint overhead, local executor with 2 appliers, {name}, {rows:,} rows",
         "<= 15%",
-        f"{overhead:+.0%}",
-        overhead <= 0.15,
+        f"{overhead:+.0%}{' (noise, not judged)' if noise else ''}",
+        None if noise else overhead <= 0.15,
         rounds.text(),
     )
 
 
-def _warm(tbl: object, udf: object) -> object:
-    """A fresh column, and appliers that are warm for this very table."""
-    fresh = tables.fresh(tbl, udf)
-
-    def before() -> None:
-        fresh()
-        tbl.backfill("c", progress=False)
-        fresh()
-
-    return before
+def _local(tbl: geneva.Table) -> Callable[[], object]:
+    return lambda: tbl.backfill("c", executor="local", concurrency=2, progress=False)

@@ -22,7 +22,7 @@ def _cuts(scale: Scale) -> Answer:
         for n in _CUTS:
             path = stack.enter_context(tables.folder())
             tbl = tables.table(path, tables.numbers(rows), n)
-            sides[str(n)] = Side(_work(tbl), before=_ready(tbl, path))
+            sides[str(n)] = Side(_work(tbl), before=tables.warm(tbl, udfs.double_batch))
         rounds = alternate(sides, scale.rounds)
     points = {float(n): rounds.median(str(n)) for n in _CUTS}
     ratio = max(points.values()) / min(points.values())
@@ -38,18 +38,6 @@ def _cuts(scale: Scale) -> Answer:
 
 def _work(tbl: object) -> object:
     return lambda: tbl.backfill("c", progress=False)
-
-
-def _ready(tbl: object, path: object) -> object:
-    """A column that nobody computed, and appliers that are warm for this very table."""
-    before = tables.fresh(tbl, udfs.double_batch)
-
-    def prepare() -> None:
-        before()
-        tbl.backfill("c", progress=False)
-        before()
-
-    return prepare
 
 
 def _tiny(scale: Scale) -> list[Answer]:

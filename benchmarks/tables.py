@@ -72,3 +72,18 @@ def fresh(tbl: geneva.Table, udf: object, column: str = "c") -> Callable[[], Non
         tbl.add_columns({column: udf})
 
     return before
+
+
+def warm(tbl: geneva.Table, udf: object, column: str = "c") -> Callable[[], None]:
+    """Like `fresh`, after a backfill that is not timed, so that appliers of this table are warm.
+
+    How many is up to the engine: a job can be over before the second applier is up.
+    """
+    ready = fresh(tbl, udf, column)
+
+    def before() -> None:
+        ready()
+        tbl.backfill(column, progress=False)
+        ready()
+
+    return before

@@ -58,13 +58,14 @@ def sleeper(path: str, seconds: float, rows: int) -> object:
 
 
 def counted(path: str, seconds_per_row: float) -> object:
-    """A batch UDF of a known cost that logs the rows it was given."""
+    """A batch UDF of a known cost that logs the rows it was given, which are consecutive."""
 
     @udf(data_type=pa.int64())
     def count(x: pa.Array) -> pa.Array:
-        log(path, f"begin {time.time()} {len(x)}")
+        rows = f"{x[0].as_py()} {len(x)}"
+        log(path, f"begin {time.time()} {rows}")
         time.sleep(seconds_per_row * len(x))
-        log(path, f"end {time.time()} {len(x)}")
+        log(path, f"end {time.time()} {rows}")
         return x
 
     return count

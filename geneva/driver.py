@@ -77,6 +77,7 @@ class Tally:
     committed: list[ColumnFile] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
     commit_s: float = 0.0
+    done: int = 0
     left: int = 0
     done_work: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
@@ -206,6 +207,7 @@ class Driver:
         schedule, tally = self._schedule, self.tally
         tally.counts += schedule.counts
         tally.failures += [(self._target.name, f) for f in schedule.failures]
+        tally.done += schedule.fragments_done
         tally.left = schedule.left_over
         quiet = {p.fragment_id: p.work for p in self._plans}
         self.tally.done_work |= {quiet[i] for i in schedule.nothing_to_do if not self.waits(i)}
@@ -403,7 +405,7 @@ class Driver:
             rows_replayed=counts.replayed,
             rows_failed=counts.failed,
             fragments_total=self._fragments_total,
-            fragments_done=len(self.tally.committed) + self._schedule.fragments_done,
+            fragments_done=self.tally.done + self._schedule.fragments_done,
             fragments_committed=len(self.tally.committed),
             appliers_ready=self._live.ready,
             appliers_wanted=self._live.wanted,

@@ -18,6 +18,8 @@ ROW_MAP = "geneva.rows"
 WORK_KEY = "geneva.key"
 FRAGMENT = "geneva.fragment"
 _SPAN_ROWS = 65_536  # physical rows laid out at once around sparse results
+_PRESENT_ROWS = 8192  # present values read at once
+_PRESENT_BYTES = 8 << 20  # the same, where rows are wide
 _WRITE_BYTES = 2 << 20  # larger vector batches make the Lance writer several times slower
 
 
@@ -47,6 +49,10 @@ class ColumnFileBuilder:
         self._cursor = 0
         self._nulls = 0
         keeps = task.carry is not None and not task.complete
+        # Around a few new values a whole fragment of wide ones must not be held in memory.
+        self._present_rows = self._fitting(_PRESENT_ROWS) if keeps else _PRESENT_ROWS
+        wide = self._present_rows < _PRESENT_ROWS
+        self._span_rows = 2 * self._present_rows if wide else _SPAN_ROWS
         self._present = self._read_present() if keeps else None
 
     @property
@@ -78,7 +84,7 @@ class ColumnFileBuilder:
         self._ids[at] = self._classes.computed(before)
         if len(failed):
             self._ids[rows[failed]] = self._classes.failed
-        for start, stop in _spans(rows, self._cursor):
+        for start, stop in _spans(rows, self._cursor, self._span_rows):
             self._fill(rows[start:stop], [v.slice(start, stop - start) for v in values])
         return overwritten
 
@@ -91,7 +97,7 @@ class ColumnFileBuilder:
             What was written is not what should have been.
         """
         while self._cursor < self._task.rows:
-            self._emit_present(min(self._task.rows, self._cursor + _SPAN_ROWS))
+            self._emit_present(min(self._task.rows, self._cursor + self._span_rows))
         assert self._writer is not None
         row_map = RowMap.from_ids(self._classes.all, self._ids)
         self._writer.close(
@@ -117,8 +123,8 @@ class ColumnFileBuilder:
         """Write the physical rows from the cursor through the last of ``rows``."""
         if self._writer is None:
             self._open()
-        while self._cursor + _SPAN_ROWS <= int(rows[0]):
-            self._emit_present(self._cursor + _SPAN_ROWS)
+        while self._cursor + self._span_rows <= int(rows[0]):
+            self._emit_present(self._cursor + self._span_rows)
         start, stop = self._cursor, int(rows[-1]) + 1
         # Taken also when none of them is kept: the values behind must not move up.
         present = self._take_present(stop - start)
@@ -157,11 +163,22 @@ class ColumnFileBuilder:
         for at in range(0, batch.num_rows, step or batch.num_rows):
             self._writer.write(batch.slice(at, step) if step else batch)
 
+    def _fitting(self, most: int) -> int:
+        """Return how many present values to hold at once, by the size of their file."""
+        fragment = self._snapshot.fragments[self._task.fragment_id]
+        ids = set(self._snapshot.fields[self._target.columns[0]].subtree)
+        size = sum(f.size_bytes for f in fragment.files if ids.intersection(f.fields))
+        return int(max(1, min(most, _PRESENT_BYTES * max(fragment.rows, 1) / max(size, 1))))
+
     def _read_present(self) -> Iterator[pa.RecordBatch]:
         """Yield the target's present values in physical order, null where deleted."""
         names = list(self._target.columns)
         for batch in self._storage.scan(
-            self._snapshot, self._task.fragment_id, names, batch_rows=8192
+            self._snapshot,
+            self._task.fragment_id,
+            names,
+            batch_rows=self._present_rows,
+            readahead=1 if self._present_rows < _PRESENT_ROWS else None,
         ):
             columns = [batch.column(n) for n in names]
             deleted = batch.column("_rowaddr").is_null().to_numpy(zero_copy_only=False)
@@ -221,12 +238,12 @@ class _Classes:
         return int(self._holds[ids].sum()) if self.missing else 0
 
 
-def _spans(rows: IntArray, cursor: int) -> Iterator[tuple[int, int]]:
+def _spans(rows: IntArray, cursor: int, span_rows: int) -> Iterator[tuple[int, int]]:
     """Cut sparse rows so that no piece covers many physical rows."""
-    if int(rows[-1]) + 1 - min(cursor, int(rows[0])) <= 2 * _SPAN_ROWS:
+    if int(rows[-1]) + 1 - min(cursor, int(rows[0])) <= 2 * span_rows:
         yield 0, len(rows)
         return
-    cuts = np.flatnonzero(np.diff(rows // _SPAN_ROWS)) + 1
+    cuts = np.flatnonzero(np.diff(rows // span_rows)) + 1
     edges = [0, *cuts.tolist(), len(rows)]
     yield from itertools.pairwise(edges)
 

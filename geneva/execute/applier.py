@@ -156,7 +156,7 @@ class Applier:
                 raise TaskRowError(run.failure(int(unit.rows[at]), error.failure)) from error
         called = time.perf_counter()
         computed = run.gather(unit, applied)
-        if run.careful or not unit.only or called - started > _UNJOURNALED_S:
+        if run.checkpoints_all or not unit.only or called - started > _UNJOURNALED_S:
             run.checkpoint(computed, applied)
         now = time.perf_counter()
         self._rows_done += len(unit.rows)
@@ -231,6 +231,11 @@ class _TaskRun:
     def careful(self) -> bool:
         """Whether a worker died of this task before."""
         return self._task.attempt > 0
+
+    @property
+    def checkpoints_all(self) -> bool:
+        """Whether even a quick only batch is recorded: what a span leaves is just its records."""
+        return self.careful or not self._task.assemble
 
     def run(self) -> TaskDone:
         task = self._task

@@ -49,6 +49,7 @@ class DataFileInfo:
 
     path: str
     fields: tuple[int, ...]
+    size_bytes: int = 0  # 0: not recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,9 @@ def _fragment_info(meta: Any) -> FragmentInfo:
         rows=meta.physical_rows,
         deleted=meta.num_deletions or 0,
         deletion="" if deletion is None else str(sorted(deletion.asdict().items())),
-        files=tuple(DataFileInfo(_path_of(f), tuple(f.fields)) for f in meta.files),
+        files=tuple(
+            DataFileInfo(_path_of(f), tuple(f.fields), f.file_size_bytes or 0) for f in meta.files
+        ),
         overlaid=bool(meta.overlays),
     )
 

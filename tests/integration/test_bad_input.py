@@ -44,9 +44,7 @@ def _files(table: geneva.Table) -> list[str]:
     return [str(p) for p in found if "udfs" not in p.parts]
 
 
-def refused(
-    error: type[RequestError], message: str, action: Callable[[], Any]
-) -> None:
+def refused(error: type[RequestError], message: str, action: Callable[[], Any]) -> None:
     with pytest.raises(error, match=message) as caught:
         action()
     assert issubclass(caught.type, RequestError)
@@ -72,14 +70,20 @@ def test_unknown_table_is_not_told_from_a_broken_one(table: geneva.Table) -> Non
 
 
 def test_remote_database_is_accepted() -> None:
-    refused(SettingError, r"db://prod is a remote database.*s3://", lambda: geneva.connect("db://prod"))
+    refused(
+        SettingError, r"db://prod is a remote database.*s3://", lambda: geneva.connect("db://prod")
+    )
 
 
 def test_remote_table_is_wrapped() -> None:
     class RemoteTable:
         uri = "db://prod/t"
 
-    refused(TableError, "RemoteTable is not a table of a LanceDB database", lambda: geneva.Table(RemoteTable()))
+    refused(
+        TableError,
+        "RemoteTable is not a table of a LanceDB database",
+        lambda: geneva.Table(RemoteTable()),
+    )
 
 
 @pytest.mark.parametrize(
@@ -217,9 +221,7 @@ BINDINGS: list[tuple[Callable[[], Any], type[RequestError], str]] = [
     (lambda: {"s": _nested}, ColumnError, "'s' is string, but UDF '_nested' returns int64"),
     (lambda: {("a", "b"): _nested}, UdfError, "fills several columns, so it must return a struct"),
     (
-        lambda: {
-            ("a", "b"): geneva.udf(_nested, data_type=pa.struct([("q", pa.int8())]))
-        },
+        lambda: {("a", "b"): geneva.udf(_nested, data_type=pa.struct([("q", pa.int8())]))},
         UdfError,
         "returns 1 fields .* for 2 columns",
     ),

@@ -33,9 +33,7 @@ def checkpointed(table: geneva.Table) -> int:
     return found
 
 
-def test_slow_udf_checkpoints_after_minutes(
-    tmp_path: Path, calls: CallLog, executor: str
-) -> None:
+def test_slow_udf_checkpoints_after_minutes(tmp_path: Path, calls: CallLog, executor: str) -> None:
     table = make_table(tmp_path, rows=200, fragments=1)
 
     @geneva.udf(num_cpus=CPUS)
@@ -132,10 +130,11 @@ folder = sys.argv[1]
 def batches():
     for k in range(300):
         blob = bytes([k % 256]) * size
-        yield pa.record_batch([pa.array([k]), pa.array([blob], pa.large_binary())], names=["id", "blob"])
+        columns = [pa.array([k]), pa.array([blob], pa.large_binary())]
+        yield pa.record_batch(columns, names=["id", "blob"])
 schema = pa.schema([("id", pa.int64()), ("blob", pa.large_binary())])
 lance.write_dataset(pa.RecordBatchReader.from_batches(schema, batches()), folder + "/t.lance",
-                    max_rows_per_file=100, max_rows_per_group=16)
+                    max_rows_per_file=300, max_rows_per_group=16)
 table = geneva.connect(folder).open_table("t")
 
 @geneva.udf(version="1")
@@ -152,8 +151,9 @@ def peak():
 table.add_columns({"n": digest, "copy": copied})
 before = peak()
 for column in sys.argv[2:]:
-    assert table.backfill(column, executor="local", concurrency=1).rows_computed == 300
-    assert table.backfill(column, where="id < 20", executor="local", concurrency=1).rows_computed == 20
+    for where, rows in ((None, 300), ("id < 20", 20)):
+        done = table.backfill(column, where=where, executor="local", concurrency=1)
+        assert done.rows_computed == rows
 print(peak() - before)
 got = lance.dataset(folder + "/t.lance").to_table(columns=["id", "n"]).to_pylist()
 if "n" in sys.argv[2:]:
@@ -172,4 +172,4 @@ def test_blobs_take_gigabytes(tmp_path: Path, name: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout.split()[-1]) < 400  # MB, of a column of 300 MB in 3 fragments
+    assert float(done.stdout.split()[-1]) < 900  # MB; when a fragment was held whole: 1,240

@@ -163,9 +163,7 @@ def test_binding_says_too_little_to_backfill(tmp_path: Path, calls: CallLog) -> 
     assert table.load_udf("y")(21) == 42
 
 
-def test_same_udf_bound_again_computes_again(
-    tmp_path: Path, calls: CallLog, executor: str
-) -> None:
+def test_same_udf_bound_again_computes_again(tmp_path: Path, calls: CallLog, executor: str) -> None:
     table = make_table(tmp_path, rows=20, fragments=2)
     table.add_columns({"y": times(calls)})
     run(table, "y", executor)
@@ -199,7 +197,7 @@ def test_part_of_a_group_is_bound_to_another_udf(tmp_path: Path, calls: CallLog)
     table.add_columns({("a", "b"): both})
     table.add_columns({("a", "b"): both})
     for names in ("a", ("b", "c")):
-        with pytest.raises((ColumnError, UdfError), match="computed as one|2 columns"):
+        with pytest.raises((ColumnError, UdfError), match=r"computed as one|2 columns"):
             table.add_columns({names: times(calls) if names == "a" else both})
     table.backfill("a", executor="local")
     assert pairs(table, "a", "b") == {i: -i for i in range(8)}
@@ -289,7 +287,9 @@ def test_damaged_pickle_is_run(tmp_path: Path, calls: CallLog, damage: str) -> N
     else:
         path.write_bytes(data[:-10] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
     before = table.storage.open().version
-    with pytest.raises(CorruptFileError, match="missing; bind" if damage == "missing" else "damaged"):
+    with pytest.raises(
+        CorruptFileError, match="missing; bind" if damage == "missing" else "damaged"
+    ):
         table.backfill("y", executor="local")
     assert table.storage.open().version == before
     assert not len(calls)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 import geneva
-from geneva.errors import GenevaError, StorageError, SupersededError, TableChangedError
+from geneva.errors import StorageError, SupersededError, TableChangedError
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, column, make_table, pairs
 from tests.support.writers import Action, MeddledStorage, Once, rewrite_column
@@ -585,7 +586,7 @@ def test_retyped_target_is_an_error_and_writes_nothing(
         lance.dataset(uri).alter_columns({"path": "y", "data_type": pa.int32()})
 
     case = start(tmp_path, calls, retype, moment)
-    with pytest.raises(TableChangedError, match="int64 to int32|'y' was dropped"):
+    with pytest.raises(TableChangedError, match=r"int64 to int32|'y' was dropped"):
         case.backfill()
     dataset = lance.dataset(case.uri)
     assert dataset.schema.field("y").type == pa.int32()
@@ -659,10 +660,8 @@ def test_table_overwritten_with_its_like_gets_no_value_at_a_wrong_row(
         lance.write_dataset(turned, uri, mode="overwrite", max_rows_per_file=ROWS // FRAGMENTS)
 
     case = start(tmp_path, calls, overwrite, moment)
-    try:
+    with suppress(TableChangedError):
         case.backfill()
-    except TableChangedError:
-        pass
     assert_table_invariants(case.table, {})
     assert all(y in (None, 2 * x) for x, y in pairs(case.table, "x", "y").items())
 
@@ -692,10 +691,8 @@ def test_restore_of_older_inputs_gets_no_value_of_the_newer_ones(
     case = start(tmp_path, calls, restore, moment)
     assert lance.dataset(case.uri).version == 2
     rewrite_column(case.uri, "x", lambda v: v + 1000, [0], "rewrite")
-    try:
+    with suppress(TableChangedError):
         case.backfill()
-    except TableChangedError:
-        pass
     assert_table_invariants(case.table, DOUBLED)
     case.again()
     case.settle(0)
@@ -742,10 +739,8 @@ def test_cleanup_that_takes_uncommitted_files_costs_work_but_never_breaks_the_ta
         dataset.cleanup_old_versions(older_than=dt.timedelta(0), delete_unverified=True)
 
     case = start(tmp_path, calls, clean, moment)
-    try:
+    with suppress(StorageError, TableChangedError):
         case.backfill(batch_size=2)
-    except GenevaError as error:
-        assert isinstance(error, StorageError | TableChangedError)
     assert_table_invariants(case.table, DOUBLED)
     case.again()
     case.settle(0)

@@ -62,9 +62,7 @@ def mend(tmp_path: Path) -> None:
 # --- on_error="fail" ----------------------------------------------------------------------
 
 
-def test_error_names_all_that_one_needs_to_find_the_row(
-    picky: geneva.Table, executor: str
-) -> None:
+def test_error_names_all_that_one_needs_to_find_the_row(picky: geneva.Table, executor: str) -> None:
     with pytest.raises(UdfFailedError) as caught:
         picky.backfill("y", executor=executor, **ONE_BY_ONE)
     text = str(caught.value)
@@ -194,9 +192,7 @@ def test_one_bad_row_costs_a_batch_udf_one_row(table: geneva.Table, calls: CallL
         return 2 * x
 
     table.add_columns({"y": double})
-    result = table.backfill(
-        "y", executor="local", concurrency=1, batch_size=10, on_error="null"
-    )
+    result = table.backfill("y", executor="local", concurrency=1, batch_size=10, on_error="null")
     assert result.rows_failed == 1
     assert pairs(table, "x", "y") == doubled(without=(BAD,))
     # Four batches; the bad one is halved: 10 -> 5 5, 5 -> 2 3, 2 or 3 -> singles.
@@ -465,9 +461,7 @@ def test_rows_that_kill_workers_are_isolated_and_skipped(
         return 2 * x
 
     table.add_columns({"y": double})
-    result = table.backfill(
-        "y", executor="ray", on_error="null", concurrency=1, batch_size=5
-    )
+    result = table.backfill("y", executor="ray", on_error="null", concurrency=1, batch_size=5)
     assert result.rows_failed == 1
     assert pairs(table, "x", "y") == doubled(without=(BAD,))
     (failure,) = result.failures.to_pylist()
@@ -595,9 +589,7 @@ def test_params_override_those_declared_for_one_call_and_enter_the_digest(
     assert len(calls) == 2 * ROWS
 
 
-def test_unknown_parameter_is_refused_before_any_work(
-    table: geneva.Table, calls: CallLog
-) -> None:
+def test_unknown_parameter_is_refused_before_any_work(table: geneva.Table, calls: CallLog) -> None:
     @geneva.udf
     def double(x: int) -> int:
         calls(x)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
@@ -155,9 +154,7 @@ def test_error_does_not_say_what_failed_where(tmp_path: Path, executor: str) -> 
 # --- progress -------------------------------------------------------------------------------
 
 
-def test_progress_counts_what_is_not_there(
-    tmp_path: Path, calls: CallLog, executor: str
-) -> None:
+def test_progress_counts_what_is_not_there(tmp_path: Path, calls: CallLog, executor: str) -> None:
     table = make_table(tmp_path, rows=40, fragments=4)
     gate = Gate(tmp_path / "gate")
 
@@ -240,9 +237,7 @@ def slow(calls: CallLog, gate: Gate) -> geneva.UDF:
     return y
 
 
-def test_paused_job_goes_on_or_begins_again(
-    tmp_path: Path, calls: CallLog, executor: str
-) -> None:
+def test_paused_job_goes_on_or_begins_again(tmp_path: Path, calls: CallLog, executor: str) -> None:
     table = make_table(tmp_path, rows=40, fragments=4)
     gate = Gate(tmp_path / "gate")
     table.add_columns({"y": slow(calls, gate)})
@@ -264,9 +259,7 @@ def test_paused_job_goes_on_or_begins_again(
     assert column(table, "y") == [2 * i for i in range(40)]
 
 
-def test_paused_num_frags_job_takes_more_than_it_may(
-    tmp_path: Path, calls: CallLog
-) -> None:
+def test_paused_num_frags_job_takes_more_than_it_may(tmp_path: Path, calls: CallLog) -> None:
     table = make_table(tmp_path, rows=40, fragments=4)
     gate = Gate(tmp_path / "gate")
     table.add_columns({"y": slow(calls, gate)})
@@ -280,16 +273,14 @@ def test_paused_num_frags_job_takes_more_than_it_may(
     assert xs(calls) == list(range(20))
 
 
-def test_cancelled_job_loses_work_or_goes_on(
-    tmp_path: Path, calls: CallLog, executor: str
-) -> None:
+def test_cancelled_job_loses_work_or_goes_on(tmp_path: Path, calls: CallLog, executor: str) -> None:
     table = make_table(tmp_path, rows=40, fragments=4)
     gate = Gate(tmp_path / "gate")
     table.add_columns({"y": slow(calls, gate)})
     job = table.backfill_async("y", executor=executor, concurrency=1)
     until(lambda: len(calls) >= 13)
     job.cancel()
-    with pytest.raises(JobCancelledError, match="cancelled after .* the same command continues"):
+    with pytest.raises(JobCancelledError, match=r"cancelled after .* the same command continues"):
         job.wait(60)
     assert job.state == JobState.CANCELLED
     job.resume()  # too late: nothing happens
@@ -320,9 +311,7 @@ def test_paused_job_cannot_be_cancelled(tmp_path: Path, calls: CallLog) -> None:
     assert job.state == JobState.CANCELLED
 
 
-def test_timeout_stops_only_the_waiting(
-    tmp_path: Path, calls: CallLog, executor: str
-) -> None:
+def test_timeout_stops_only_the_waiting(tmp_path: Path, calls: CallLog, executor: str) -> None:
     table = make_table(tmp_path, rows=400, fragments=4)
     table.add_columns({"y": slow(calls, Gate(tmp_path / "gate"))})
     began = time.monotonic()

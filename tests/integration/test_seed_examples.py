@@ -126,9 +126,7 @@ def test_reader_sees_nothing_before_the_job_ends(
 
     table.add_columns({"embedding": embedding})
     before = table.version
-    job = table.backfill_async(
-        "embedding", commit_granularity=10, concurrency=1, executor=executor
-    )
+    job = table.backfill_async("embedding", commit_granularity=10, concurrency=1, executor=executor)
     reader = lancedb.connect(str(tmp_path)).open_table("t")
 
     def seen() -> int:

@@ -167,7 +167,9 @@ def test_sliced_results_of_nested_structs_break_the_writer(tmp_path: Path) -> No
     @geneva.udf(data_type=struct, batch_size=100)
     def y(x: pa.Array) -> pa.Array:
         # wide enough that the file is written in several pieces, and itself a slice
-        values = [None if i % 5 == 4 else {"in": {"n": i}, "text": "t" * 4000} for i in x.to_pylist()]
+        values = [
+            None if i % 5 == 4 else {"in": {"n": i}, "text": "t" * 4000} for i in x.to_pylist()
+        ]
         return pa.array([None, *values], struct).slice(1)
 
     table.add_columns({"y": y})
@@ -181,7 +183,7 @@ def test_sliced_results_of_nested_structs_break_the_writer(tmp_path: Path) -> No
 # --- kinds ----------------------------------------------------------------------------------
 
 
-def kinds() -> dict[str, Any]:
+def kinds() -> dict[str, Any]:  # noqa: C901 - a list, not a decision
     """Return one UDF of each kind that computes 2 * x, null where x is null."""
 
     @geneva.udf(num_cpus=CPUS)
@@ -341,9 +343,7 @@ def sizes(calls: CallLog) -> geneva.UDF:
     return size
 
 
-def test_group_is_computed_once_per_column(
-    tmp_path: Path, calls: CallLog, executor: str
-) -> None:
+def test_group_is_computed_once_per_column(tmp_path: Path, calls: CallLog, executor: str) -> None:
     table = numbers(tmp_path)
     table.add_columns({("width", "height"): sizes(calls)})
     result = run(table, "height", executor)
@@ -402,7 +402,9 @@ def test_nested_input_is_not_found(tmp_path: Path, executor: str) -> None:
     ]
     table = numbers(
         tmp_path,
-        meta=pa.array(meta, pa.struct([("lang", pa.string()), ("deep", pa.struct([("n", pa.int32())]))])),
+        meta=pa.array(
+            meta, pa.struct([("lang", pa.string()), ("deep", pa.struct([("n", pa.int32())]))])
+        ),
     )
 
     @geneva.udf(input_columns=["meta.lang", "meta.deep.n", "x"], num_cpus=CPUS)
@@ -433,9 +435,7 @@ def test_nested_input_is_not_found(tmp_path: Path, executor: str) -> None:
     ],
     ids=str,
 )
-def test_input_arrives_otherwise_than_it_was_stored(
-    tmp_path: Path, data_type: pa.DataType
-) -> None:
+def test_input_arrives_otherwise_than_it_was_stored(tmp_path: Path, data_type: pa.DataType) -> None:
     make = {
         0: lambda i: [{"a": i}] * (i % 3),
         1: lambda i: {"a": [str(i)]},
@@ -540,7 +540,11 @@ class Tags(TypedDict):
             {"names": ["a"], "when": DAY},
             pa.struct([("names", pa.list_(pa.string())), ("when", pa.timestamp("us"))]),
         ),
-        (list[Box], [Box(1, "a")], pa.list_(pa.struct([("left", pa.int64()), ("label", pa.string())]))),
+        (
+            list[Box],
+            [Box(1, "a")],
+            pa.list_(pa.struct([("left", pa.int64()), ("label", pa.string())])),
+        ),
     ],
     ids=lambda v: str(v)[:30],
 )
@@ -557,7 +561,9 @@ def test_hint_gives_a_column_that_its_values_do_not_fit(
     assert table.schema.field("y").type == expected
     table.backfill("y", executor="local")
     plain = made.__dict__ if isinstance(made, Box) else made
-    plain = [b.__dict__ for b in made] if isinstance(made, list) and isinstance(made[0], Box) else plain
+    plain = (
+        [b.__dict__ for b in made] if isinstance(made, list) and isinstance(made[0], Box) else plain
+    )
     plain = list(made.items()) if hint == dict[str, int] else plain
     plain = made.item() if isinstance(made, np.generic) else plain
     assert column(table, "y") == [plain] * 24

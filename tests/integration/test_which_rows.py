@@ -225,9 +225,7 @@ def test_filter_after_no_filter_forgets_what_it_computed(
 # --- rule 4: force --------------------------------------------------------------------------
 
 
-def test_force_leaves_out_what_was_recorded(
-    tmp_path: Path, calls: CallLog, executor: str
-) -> None:
+def test_force_leaves_out_what_was_recorded(tmp_path: Path, calls: CallLog, executor: str) -> None:
     table = doubled(tmp_path, calls)
     run(table, "y", executor)
     for options, rows in (({}, 40), ({"where": "x < 10"}, 10), ({}, 40)):
@@ -253,9 +251,7 @@ def test_forced_run_in_parts_starts_over_with_each_part(
     assert len(xs(calls)) == 10
 
 
-def test_forced_run_that_failed_starts_over(
-    tmp_path: Path, calls: CallLog, executor: str
-) -> None:
+def test_forced_run_that_failed_starts_over(tmp_path: Path, calls: CallLog, executor: str) -> None:
     table = make_table(tmp_path, rows=40, fragments=4)
     mended = Gate(tmp_path / "mended")
     mended.open()
@@ -367,9 +363,7 @@ def passed(calls: CallLog, column_name: str) -> list[str]:
     return sorted(found)
 
 
-def test_row_is_computed_before_its_input_is(
-    tmp_path: Path, calls: CallLog, executor: str
-) -> None:
+def test_row_is_computed_before_its_input_is(tmp_path: Path, calls: CallLog, executor: str) -> None:
     table = chained(tmp_path, calls)
     result = run(table, "z", executor)
     assert (result.rows_computed, result.rows_waiting) == (0, 40)
@@ -384,9 +378,7 @@ def test_row_is_computed_before_its_input_is(
     assert run(table, "z", executor).rows_computed == 0
 
 
-def test_where_passes_rows_that_should_wait(
-    tmp_path: Path, calls: CallLog, executor: str
-) -> None:
+def test_where_passes_rows_that_should_wait(tmp_path: Path, calls: CallLog, executor: str) -> None:
     table = chained(tmp_path, calls)
     run(table, "y", "local", where="x < 15")
     result = table.backfill("z", executor=executor, where="x < 20", concurrency=1)
@@ -488,9 +480,7 @@ def test_filter_on_the_target_sees_what_the_job_wrote(
 # --- the worked examples that no rule above has shown ---------------------------------------
 
 
-def test_appended_rows_bring_old_ones_back(
-    tmp_path: Path, calls: CallLog, executor: str
-) -> None:
+def test_appended_rows_bring_old_ones_back(tmp_path: Path, calls: CallLog, executor: str) -> None:
     table = doubled(tmp_path, calls)
     run(table, "y", executor)
     xs(calls)
@@ -538,9 +528,7 @@ def test_embedding_command_misses_content_that_came_later(
     run(table, "y", "local", where="x >= 15 and x < 25")
     run(table, "z", executor, where="y is not null")
     assert passed(calls, "z") == sorted(str(2 * i) for i in range(15, 25))
-    assert column(table, "z") == [
-        2 * i + 1 if i < 25 and i != 3 else None for i in range(40)
-    ]
+    assert column(table, "z") == [2 * i + 1 if i < 25 and i != 3 else None for i in range(40)]
 
 
 def test_stale_value_survives_another_writers_update(
@@ -596,8 +584,9 @@ def test_merge_insert_leaves_stale_or_missing_rows(
     new = pa.table({"id": pa.array([5, 6, 50]), "x": pa.array([5, 600, 5000]), "s": ["m"] * 3})
     # columns that merge_insert's source does not have must be given: y as the table has it
     full = new.append_column("y", pa.array([10, 12, None], pa.int64()))
-    writer(table).merge_insert("id").when_matched_update_all().when_not_matched_insert_all(
-    ).execute(full)
+    writer(table).merge_insert(
+        "id"
+    ).when_matched_update_all().when_not_matched_insert_all().execute(full)
     run(table, "y", executor)
     found = xs(calls)
     assert {600, 5000} <= set(found) <= {5, 600, 5000}
@@ -808,9 +797,7 @@ def test_weekly_compaction_and_cleanup_recompute_a_column(
     assert not len(calls)
 
 
-def test_cleanup_alone_loses_what_is_known(
-    tmp_path: Path, calls: CallLog, executor: str
-) -> None:
+def test_cleanup_alone_loses_what_is_known(tmp_path: Path, calls: CallLog, executor: str) -> None:
     table = doubled(tmp_path, calls)
     run(table, "y", executor, where="x < 15")
     run(table, "y", executor)
@@ -919,9 +906,7 @@ def test_params_of_one_call_are_taken_for_the_declared_ones(
     assert_table_invariants(table, DOUBLED)
 
 
-def test_renamed_column_is_computed_again(
-    tmp_path: Path, calls: CallLog, executor: str
-) -> None:
+def test_renamed_column_is_computed_again(tmp_path: Path, calls: CallLog, executor: str) -> None:
     table = doubled(tmp_path, calls)
     run(table, "y", executor)
     xs(calls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 
@@ -36,8 +37,7 @@ def _pieces(fragment: int, count: int) -> tuple[Task, ...]:
     if count == 1:
         return (whole,)
     return tuple(
-        replace(whole, start=a, stop=b, assemble=False)
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
+        replace(whole, start=a, stop=b, assemble=False) for a, b in itertools.pairwise(edges)
     )
 
 
@@ -54,9 +54,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         self, counts: list[int], limit: int | None, granularity: int, empty: set[int]
     ) -> None:
         self.counts, self.limit, self.granularity, self.empty = counts, limit, granularity, empty
-        self.schedule = Schedule(
-            [_pieces(i, n) for i, n in enumerate(counts)], limit, granularity
-        )
+        self.schedule = Schedule([_pieces(i, n) for i, n in enumerate(counts)], limit, granularity)
         self.running: list[Task] = []
         self.spans_done: Counter[int] = Counter()
         self.logs: dict[int, set[str]] = {}

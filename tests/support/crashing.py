@@ -7,12 +7,14 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lance
+import numpy as np
+import pyarrow as pa
 
 import geneva
 from geneva.clean import clean
@@ -38,10 +40,16 @@ class Scene:
     fragments: int
     in_flight: int
     arguments: dict[str, Any]
+    ray: dict[str, Any] = field(default_factory=dict)
 
     @property
     def calls(self) -> CallLog:
         return CallLog(self.path / "calls.log")
+
+    @property
+    def pids(self) -> CallLog:
+        """The processes that called the UDF."""
+        return CallLog(self.path / "pids.log")
 
     @property
     def counter(self) -> Path:
@@ -51,19 +59,17 @@ class Scene:
     def uri(self) -> str:
         return str(self.path / "t.lance")
 
-    def build(self, pause_s: float = 0.0, tell: Callable[[], None] | None = None) -> Scene:
-        """Make the table; ``tell`` is called by the UDF on every row."""
+    def build(self, pause_s: float = 0.0) -> Scene:
+        """Make the table; its UDF takes whole batches and ``pause_s`` for each."""
         self.path.mkdir(parents=True, exist_ok=True)
         table = make_table(self.path, rows=self.rows, fragments=self.fragments)
-        calls = self.calls
+        calls, pids = self.calls, self.pids
 
-        @geneva.udf
-        def double(x: int) -> int:
-            calls(x)
-            if tell is not None:
-                tell()
-            if pause_s:
-                time.sleep(pause_s)
+        @geneva.udf(data_type=pa.int64())
+        def double(x: np.ndarray) -> np.ndarray:
+            calls(*x.tolist())
+            pids(os.getpid())
+            time.sleep(pause_s)
             return 2 * x
 
         table.add_columns({"y": double})
@@ -75,18 +81,17 @@ class Scene:
         shutil.rmtree(self.uri)
         shutil.copytree(self.path / "fresh", self.uri)
         self.calls.clear()
+        self.pids.clear()
         self.counter.unlink(missing_ok=True)
 
     def table(self, storage: TableStorage | None = None) -> geneva.Table:
-        opened = geneva.connect(str(self.path)).open_table("t")
-        return geneva.Table(opened, storage=storage) if storage else opened
+        opened = geneva.connect(str(self.path), ray=self.ray).open_table("t")
+        return geneva.Table(opened, storage=storage, ray=self.ray) if storage else opened
 
     def backfill(self, fail_at: int | None = None, mode: str = "raise") -> geneva.BackfillResult:
         storage = None
         if fail_at is not None:
-            storage = FaultyStorage(
-                self.uri, counter=str(self.counter), fail_at=fail_at, mode=mode
-            )
+            storage = FaultyStorage(self.uri, counter=str(self.counter), fail_at=fail_at, mode=mode)
         return self.table(storage).backfill("y", progress=False, **self.arguments)
 
     def storage_calls(self) -> int:
@@ -100,15 +105,31 @@ class Scene:
     def run_in_child(self, fail_at: int | None = None, mode: str = "kill") -> int:
         """Backfill in another process to its end; return its exit code."""
         child = self.start_child(fail_at, mode)
-        child.join()
+        child.join(60)
+        if child.is_alive():  # a fork can deadlock in Lance's runtime; then it is killed as well
+            kill(child)
         assert child.exitcode is not None
-        return child.exitcode
+        return int(child.exitcode)
 
     def start_child(self, fail_at: int | None = None, mode: str = "kill") -> Any:
         """Start a backfill in another process."""
         child = _processes().Process(target=_backfill, args=(self, fail_at, mode))
         child.start()
         return child
+
+    def wait_for_calls(self, count: int, timeout_s: float = 120.0) -> None:
+        """Wait until the UDF was called with so many rows in all."""
+        deadline = time.monotonic() + timeout_s
+        while len(self.calls) < count:
+            assert time.monotonic() < deadline, f"{len(self.calls)} rows of {count} were computed"
+            time.sleep(0.01)
+
+    def wait_until_quiet(self) -> None:
+        """Wait until orphaned workers have noticed that their driver is gone."""
+        before = -1
+        while before != len(self.calls):
+            before = len(self.calls)
+            time.sleep(1.5)
 
     def check_finished(self, deaths: int = 1) -> int:
         """Run the same command to its end and check all that must hold after ``deaths`` deaths.
@@ -123,7 +144,7 @@ class Scene:
         made = self.calls.counts
         assert set(made) == {str(i) for i in range(self.rows)}
         again = made.total() - self.rows
-        assert again <= deaths * self.in_flight, [k for k, n in made.items() if n > 1]
+        assert again <= deaths * self.in_flight, {k: n for k, n in made.items() if n > 1}
         assert self.backfill().rows_computed == 0
         assert self.calls.counts == made
         self.check_commits()
@@ -142,7 +163,7 @@ class Scene:
         assert {f: len(names) for f, names in files.items()} == dict.fromkeys(
             range(self.fragments), 1
         )
-        # A death between a commit and the removal of its checkpoints leaves those; clean() does not.
+        # A death between a commit and the removal of its checkpoints leaves them to clean().
         storage = TableStorage(self.uri)
         clean(storage, 0)
         assert storage.objects.list("work") == []
@@ -171,3 +192,10 @@ def kill(child: Any) -> None:
     if child.is_alive():
         os.kill(child.pid, signal.SIGKILL)
     child.join()
+
+
+def kill_pids(pids: set[int]) -> None:
+    """Kill processes that a test's UDF told of, those that are gone aside."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 from geneva.execute.state import MAX_DEATHS, MAX_DEATHS_ISOLATING, Schedule
@@ -32,17 +33,25 @@ def spans(fragment: int, count: int, rows: int = 10) -> tuple[Task, ...]:
     whole = task(fragment, rows)
     edges = [rows * k // count for k in range(count + 1)]
     return tuple(
-        replace(whole, start=a, stop=b, assemble=False)
-        for a, b in zip(edges[:-1], edges[1:], strict=True)
+        replace(whole, start=a, stop=b, assemble=False) for a, b in itertools.pairwise(edges)
     )
 
 
 def done(t: Task, *, hit: bool = True, logs: tuple[str, ...] = (), replayed: int = 0) -> TaskDone:
     rows = t.stop - t.start
-    file = ColumnFile(t.fragment_id, t.rows, f"f{t.fragment_id}", RowMap.uniform(t.rows, CLASS), (), None)
+    file = ColumnFile(
+        t.fragment_id, t.rows, f"f{t.fragment_id}", RowMap.uniform(t.rows, CLASS), (), None
+    )
     counts = Counts(computed=rows if hit else 0, replayed=replayed)
     return TaskDone(
-        t.key, t.fragment_id, t.start, t.stop, file if hit and t.assemble else None, counts, (), logs
+        t.key,
+        t.fragment_id,
+        t.start,
+        t.stop,
+        file if hit and t.assemble else None,
+        counts,
+        (),
+        logs,
     )
 
 
