@@ -1,7 +1,8 @@
 """After ``kill -9``: is anything computed twice, and what does starting again cost?
 
 A child backfills on a Ray of its own and is killed halfway; this process runs the same command
-again. The UDF logs every row that it is given, so nothing depends on what the engine reports.
+again. The UDF logs every row that it is given, so the first answer does not depend
+on what the engine reports.
 """
 
 from __future__ import annotations
@@ -45,9 +46,12 @@ def run(scale: Scale) -> list[Answer]:
         Answer(
             f"first + resumed run against an undisturbed one, {rows:,} rows",
             "<= 1.1x",
-            f"{ratio:.2f}x",
-            ratio <= 1.1,
-            "; ".join(f"{f.disturbed_s:.2f} s against {f.undisturbed_s:.2f} s" for f in found),
+            f"{ratio:.2f}x (not judged)",
+            None,
+            # Two biases of unknown size: no verdict until both are measured out.
+            "the second run starts cold appliers, and orphaned workers go on for a moment after "
+            "the kill, which is not in the time; "
+            + "; ".join(f"{f.disturbed_s:.2f} s against {f.undisturbed_s:.2f} s" for f in found),
         ),
     ]
 
@@ -80,7 +84,6 @@ def _round(rows: int) -> _Round:
         first_s, killed = _killed_halfway(path, log, rows)
         before = _calls(log)
         log.unlink()
-        tbl.backfill("quiet", progress=False)  # the appliers are warm for this table, as above
         second_s = _seconds(lambda: tbl.backfill("c", progress=False))
         # What ended well before the kill must have been checkpointed by then.
         settled = _rows(c for c in before if c.what == "end" and c.at < killed - _MARGIN_S)
@@ -97,7 +100,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _killed_halfway(path: Path, log: Path, rows: int) -> tuple[float, float]:
-    """Run the backfill in a child, kill it when half of the rows are done; (its working time, when)."""
+    """Run the backfill in a child, kill it when half is done: (working seconds, when)."""
     code = (
         "import geneva, sys\n"
         "tbl = geneva.connect(sys.argv[1]).open_table('t')\n"

@@ -7,16 +7,16 @@ the old rows over to the new ones where that can be proven.
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
-import pyarrow as pa
 
 from geneva.column.binding import Binding, binding_of
 from geneva.column.file import read_row_map
 from geneva.column.ledger import Ledger, entry_key
+from geneva.column.moved import chunks, keys, match_in_place, match_moved
 from geneva.column.name import ColumnFileName
 from geneva.errors import CorruptFileError, TableChangedError
 from geneva.rows import (
@@ -30,7 +30,7 @@ from geneva.rows import (
     RowClass,
     RowMap,
 )
-from geneva.storage.lance import FragmentInfo, Snapshot, TableStorage
+from geneva.storage.lance import FragmentInfo, RewriteGroup, Snapshot, TableStorage
 
 _NO_FILE = ""
 
@@ -176,28 +176,20 @@ class History:
         column: str,
         before: Snapshot,
         after: Snapshot,
-        groups: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...],
+        groups: tuple[RewriteGroup, ...],
     ) -> RowMap | None:
         """In a Rewrite group the new rows are the old live rows, concatenated in order."""
-        fresh = iter([f for i, f in after.fragments.items() if i not in before.fragments])
-        for old_ids, new_rows in groups:
-            new = [next(fresh, None) for _ in new_rows]
-            if any(f is None or f.rows != n for f, n in zip(new, new_rows, strict=True)):
-                return None
-            if fragment.id not in {f.id for f in new if f is not None}:
-                continue
-            old = [before.fragments[i] for i in old_ids]
-            moved = RowMap.concat(
-                self._translated(column, f, before, fragment, after).take(self.live_mask(before, f))
-                for f in old
-            )
-            start = 0
-            for f in new:
-                assert f is not None
-                if f.id == fragment.id and moved.rows == sum(new_rows):
-                    return moved.take(np.arange(start, start + f.rows))
-                start += f.rows
-        return None
+        found = rewritten_from(fragment, before, groups)
+        if found is None:
+            return None
+        old, start, total = found
+        moved = RowMap.concat(
+            self._translated(column, f, before, fragment, after).take(self.live_mask(before, f))
+            for f in old
+        )
+        if moved.rows != total:
+            return None
+        return moved.take(np.arange(start, start + fragment.rows))
 
     def _translated(
         self,
@@ -208,20 +200,28 @@ class History:
         after: Snapshot,
     ) -> RowMap:
         """Return a map whose marks name the new fragment's files where the old were unchanged."""
-        names = {f.id: n for n, f in before.fields.items()}
-        kept: dict[Mark, Mark] = {}
+        translate = self._translator(old, before, new, after)
+        return self.row_map(before, old, column).replace(lambda c: _with_marks(c, translate))
 
+    def _translator(
+        self, old: FragmentInfo, before: Snapshot, new: FragmentInfo, after: Snapshot
+    ) -> Callable[[Mark], Mark]:
+        """Return what makes marks of an old fragment ones of the new fragment that holds its rows.
+
+        Generations survive the move, what is stale stays stale.
+        """
+        names = {f.id: n for n, f in before.fields.items()}
+
+        @cache
         def translate(mark: Mark) -> Mark:
             if mark.generation >= 0 or mark.stale:
-                return mark  # generations survive compaction; what is stale stays stale
-            if mark not in kept:
-                name = names.get(mark.field)
-                same = name is not None and self.mark(before, old, name) == mark
-                there = same and name in after.fields
-                kept[mark] = self.mark(after, new, str(name)) if there else replace(mark, file=GONE)
-            return kept[mark]
+                return mark
+            name = names.get(mark.field)
+            if name is None or name not in after.fields or self.mark(before, old, name) != mark:
+                return replace(mark, file=GONE)
+            return self.mark(after, new, name)
 
-        return self.row_map(before, old, column).replace(lambda c: _with_marks(c, translate))
+        return translate
 
     def live_mask(self, snapshot: Snapshot, fragment: FragmentInfo) -> BoolArray:
         """Return which physical rows are not deleted."""
@@ -242,32 +242,14 @@ class History:
     ) -> RowMap:
         """Compare a rewritten column with its previous version, row by row."""
         old = self.row_map(before, before.fragments[fragment.id], column)
-        ids = old.expand()
-        classes = [*old.classes, MISSING, _foreign(born)]
-        missing, foreign = len(old.classes), len(old.classes) + 1
-        at = 0
-        for was, now in zip(
-            self._column(before, fragment.id, column),
-            self._column(after, fragment.id, column),
-            strict=True,
-        ):
-            if not was.equals(now):
-                pairs = zip(_comparable(was), _comparable(now), strict=True)
-                for row, (a, b) in enumerate(pairs, at):
-                    if a != b:
-                        ids[row] = missing if b == _NULL else foreign
-            at += len(now)
-        return RowMap.from_ids(classes, ids)
+        was = chunks(self._storage, before, fragment.id, column)
+        now = chunks(self._storage, after, fragment.id, column)
+        return match_in_place(old, was, now, _foreign(born))
 
     def _moved(
         self, fragment: FragmentInfo, column: str, born: int, before: Snapshot, after: Snapshot
     ) -> RowMap:
-        """Match the rows of a fragment that an update made with the rows that it removed.
-
-        A row that agrees with a removed one in the target and in all that the target was
-        computed from keeps that row's class, whichever row it was. Otherwise the old value is
-        stale if some removed row held it, and foreign if none did.
-        """
+        """Match the rows of a fragment that an update made with the rows that it removed."""
         removed = self._removed(column, before, after)
         marked = {
             m.field
@@ -276,26 +258,15 @@ class History:
         }
         names = [n for n, f in before.fields.items() if f.id in marked and n in after.fields]
         columns = [column, *[n for n in names if n != column]]
-        known: dict[tuple[bytes, ...], RowClass] = {}
-        targets: set[bytes] = set()
-        for old, row_class, values in self._removed_values(removed, before, columns):
-            translated = self._moved_class(row_class, old, before, fragment, after)
-            for key in values:
-                known.setdefault(key, translated)
-                targets.add(key[0])
-        classes: dict[RowClass, int] = {}
-        ids = []
-        for key in self._values(after, fragment.id, columns):
-            found = known.get(key)
-            if found is None:
-                if key[0] == _NULL:
-                    found = MISSING
-                elif key[0] in targets:
-                    found = replace(UNVERIFIED, status=MISSING.status)
-                else:
-                    found = _foreign(born)
-            ids.append(classes.setdefault(found, len(classes)))
-        return RowMap.from_ids(list(classes), np.array(ids, np.int64))
+        old = [
+            (
+                _with_marks(c, self._translator(f, before, fragment, after)),
+                keys(self._storage, before, f.id, columns, mask),
+            )
+            for f, mask, c in removed
+        ]
+        new = keys(self._storage, after, fragment.id, columns)
+        return match_moved(new, old, _foreign(born))
 
     def _removed(
         self, column: str, before: Snapshot, after: Snapshot
@@ -316,66 +287,6 @@ class History:
                 if mask.any():
                     found.append((f, mask, c))
         return found
-
-    def _removed_values(
-        self,
-        removed: list[tuple[FragmentInfo, BoolArray, RowClass]],
-        before: Snapshot,
-        columns: list[str],
-    ) -> list[tuple[FragmentInfo, RowClass, list[tuple[bytes, ...]]]]:
-        """Return the values of removed rows, of those rows only."""
-        return [(f, c, self._values(before, f.id, columns, mask)) for f, mask, c in removed]
-
-    def _moved_class(
-        self,
-        row_class: RowClass,
-        old: FragmentInfo,
-        before: Snapshot,
-        new: FragmentInfo,
-        after: Snapshot,
-    ) -> RowClass:
-        """Return a class whose marks name the new fragment's files where the old were fresh."""
-        names = {f.id: n for n, f in before.fields.items()}
-
-        def translate(mark: Mark) -> Mark:
-            if mark.generation >= 0 or mark.stale:
-                return mark
-            name = names.get(mark.field)
-            if name is None or name not in after.fields or self.mark(before, old, name) != mark:
-                return replace(mark, file=GONE)
-            return self.mark(after, new, name)
-
-        return _with_marks(row_class, translate)
-
-    def _column(self, snapshot: Snapshot, fragment_id: int, column: str) -> Iterator[pa.Array]:
-        """Yield a column's physical rows in chunks of equal bounds, whatever the version."""
-        whole = [
-            b.column(column)
-            for b in self._storage.scan(snapshot, fragment_id, [column], batch_rows=4096)
-        ]
-        joined = pa.chunked_array(whole) if whole else pa.chunked_array([], pa.null())
-        for start in range(0, len(joined), 4096):
-            piece = joined.slice(start, 4096).combine_chunks()
-            yield piece.chunk(0) if isinstance(piece, pa.ChunkedArray) else piece
-
-    def _values(
-        self,
-        snapshot: Snapshot,
-        fragment_id: int,
-        columns: list[str],
-        mask: BoolArray | None = None,
-    ) -> list[tuple[bytes, ...]]:
-        """Return comparable values of the physical rows in a mask, or of all."""
-        rows: list[tuple[bytes, ...]] = []
-        at = 0
-        for batch in self._storage.scan(snapshot, fragment_id, columns, batch_rows=4096):
-            chosen = batch
-            if mask is not None:
-                chosen = batch.filter(pa.array(mask[at : at + batch.num_rows]))
-            at += batch.num_rows
-            parts = [_comparable(chosen.column(c)) for c in columns]
-            rows += zip(*parts, strict=True)
-        return rows
 
     # --- versions ----------------------------------------------------------------------
 
@@ -424,13 +335,6 @@ class History:
         return self._born[key]
 
 
-_NULL = b"N"
-
-
-def _comparable(array: pa.Array) -> list[bytes]:
-    return [_NULL if v is None else pickle.dumps(v, 5) for v in array.to_pylist()]
-
-
 def _foreign(version: int) -> RowClass:
     return replace(FOREIGN, generation=file_generation(version))
 
@@ -441,6 +345,25 @@ def _with_marks(row_class: RowClass, translate: Callable[[Mark], Mark]) -> RowCl
         inputs=tuple(translate(m) for m in row_class.inputs),
         wheres=tuple((d, tuple(translate(m) for m in ms)) for d, ms in row_class.wheres),
     )
+
+
+def rewritten_from(
+    fragment: FragmentInfo, before: Snapshot, groups: tuple[RewriteGroup, ...]
+) -> tuple[list[FragmentInfo], int, int] | None:
+    """Return the old fragments whose live rows a compaction laid out, for one new fragment.
+
+    With them: at which of those rows the new fragment begins, and how many they are in all.
+    """
+    for old_ids, new in groups:
+        start = 0
+        for fragment_id, rows in new:
+            if fragment_id == fragment.id and rows == fragment.rows:
+                if any(i not in before.fragments for i in old_ids):
+                    return None
+                old = [before.fragments[i] for i in old_ids]
+                return old, start, sum(n for _, n in new)
+            start += rows
+    return None
 
 
 def unchanged(

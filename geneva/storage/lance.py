@@ -165,13 +165,19 @@ class Footer:
     metadata: Mapping[str, str]
 
 
+RewriteGroup = tuple[tuple[int, ...], tuple[tuple[int, int], ...]]
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What the transaction of one version was: its operation's name, and rewritten groups."""
+    """What the transaction of one version was: its operation's name, and rewritten groups.
+
+    A group is the ids of the old fragments, and (id, rows) of the new ones, both in row order.
+    """
 
     version: int
     operation: str
-    groups: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+    groups: tuple[RewriteGroup, ...] = ()
 
 
 _CACHE_LOCK = threading.Lock()
@@ -299,12 +305,12 @@ class TableStorage:
         if transaction is None:
             return None
         operation = transaction.operation
-        groups: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
+        groups: tuple[RewriteGroup, ...] = ()
         if isinstance(operation, LanceOperation.Rewrite):
             groups = tuple(
                 (
                     tuple(f.id for f in g.old_fragments),
-                    tuple(f.physical_rows for f in g.new_fragments),
+                    tuple((f.id, f.physical_rows) for f in g.new_fragments),
                 )
                 for g in operation.groups
             )
