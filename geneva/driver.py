@@ -12,8 +12,12 @@ from dataclasses import dataclass, field, replace
 
 from geneva.checkpoint.key import log_folder, logs_by_key
 from geneva.column.binding import Binding, top_level
-from geneva.commit.publish import Discarded, Published, publish
+from geneva.column.ledger import Ledger
+from geneva.column.provenance import History
+from geneva.commit.publish import Discarded, Published, Verdict, publish
+from geneva.commit.remap import remap
 from geneva.errors import (
+    CorruptFileError,
     GenevaError,
     JobCancelledError,
     JobTimeoutError,
@@ -41,6 +45,7 @@ from geneva.types import (
     Options,
     Progress,
     Target,
+    Task,
     TaskDone,
     TaskEvent,
     TaskFailed,
@@ -108,6 +113,7 @@ class Driver:
         self._faults: dict[str, int] = {}
         # Logs of files that another writer forestalled, by fragment.
         self._spare: dict[int, tuple[str, ...]] = {}
+        self._vanished: list[ColumnFile] = []  # of fragments that were compacted away
         self._error: GenevaError | None = None
         self._live = Workers(0, 0, 0)
 
@@ -122,22 +128,24 @@ class Driver:
         plans = [p for p in all_plans if p.task is not None]
         self.again, self.compacted = set(), False
         self._drop_spare(all_plans)
-        self._rows_total = (
-            None
-            if any(p.action is Action.FILTER for p in plans)
-            else sum(p.rows_compute for p in plans) + self.tally.counts.computed
-        )
-        self._fragments_total = len(plans) + len(self.tally.committed)
         limit = self._options.num_frags
         if limit is not None:
             limit -= len(self.tally.committed)
+        self._rows_total = (
+            None
+            if any(p.action is Action.FILTER for p in plans)
+            else sum(p.rows_compute for p in plans[:limit]) + self.tally.counts.computed
+        )
+        self._fragments_total = len(plans[:limit]) + len(self.tally.committed)
         if not plans or limit == 0 or self._control.wanted is not Wanted.RUN:
             self.tally.left = len(plans)
             if plans and self.stop_if_wanted() and self._error is not None:
                 raise self._error
             return
         logs = logs_by_key(self._storage.objects.list(log_folder(self._target.incarnation)))
-        tasks = [replace(p.task, resume=logs.get(p.task.key, ())) for p in plans if p.task]
+        tasks = [p.task for p in plans if p.task]
+        carried = self._remap(snapshot, tasks)
+        tasks = [replace(t, resume=logs.get(t.key, ()) + carried.get(t.key, ())) for t in tasks]
         bound = tasks if limit is None or self._request.where else tasks[:limit]
         appliers = self._executor.capacity(self._request.udf, self._options.concurrency)
         pieces = split(bound, appliers, self._options.batch_size)
@@ -358,17 +366,43 @@ class Driver:
                     self._storage.objects.delete(log)
 
     def _discard(self, lost: Discarded) -> None:
-        self.again.add(lost.file.fragment_id)
-        self.compacted |= "compacted" in lost.reason
-        self.tally.notes.append(
-            f"fragment {lost.file.fragment_id} was planned again: {lost.reason}"
+        file = lost.file
+        self.again.add(file.fragment_id)
+        self.tally.notes.append(f"fragment {file.fragment_id} was planned again: {lost.reason}")
+        newest = max(c.generation for c in file.row_map.classes)
+        per_class = zip(file.row_map.classes, file.row_map.counts().tolist(), strict=True)
+        self.tally.counts += Counts(
+            computed=-sum(n for c, n in per_class if c.generation == newest)
         )
-        self._storage.delete_file(lost.file.name)
-        if lost.recomputed:
-            for log in lost.file.logs:
-                self._storage.objects.delete(log)
-        else:
-            self._spare[lost.file.fragment_id] = lost.file.logs
+        match lost.verdict:
+            case Verdict.VANISHED:
+                self.compacted = True
+                self._vanished.append(file)
+            case Verdict.USELESS:
+                self._remove(file)
+            case Verdict.FORESTALLED:
+                self._storage.delete_file(file.name)
+                self._spare[file.fragment_id] = file.logs
+
+    def _remove(self, file: ColumnFile) -> None:
+        self._storage.delete_file(file.name)
+        for log in file.logs:
+            self._storage.objects.delete(log)
+
+    def _remap(self, snapshot: Snapshot, tasks: list[Task]) -> dict[str, tuple[str, ...]]:
+        """Carry the results of compacted fragments over to the tasks of their successors."""
+        lost, self._vanished = self._vanished, []
+        if not lost:
+            return {}
+        history = History(self._storage, snapshot, Ledger())
+        try:
+            return remap(self._storage, history, self._target, lost, tasks)
+        except (FileNotFoundError, CorruptFileError, TableChangedError) as error:
+            self.tally.notes.append(f"results of compacted fragments were lost: {error}")
+            return {}
+        finally:
+            for file in lost:
+                self._remove(file)
 
     # --- reports ------------------------------------------------------------------
 

@@ -131,17 +131,29 @@ class RowMap:
         """Return the class id of every row."""
         return np.repeat(self.ids, np.diff(np.r_[self.starts, self.rows]))
 
+    @property
+    def _lengths(self) -> IntArray:
+        lengths: IntArray = np.diff(np.r_[self.starts, self.rows])
+        return lengths
+
     def counts(self) -> IntArray:
         """Return the rows of every class, without expanding the map."""
-        lengths = np.diff(np.r_[self.starts, self.rows])
-        return np.bincount(self.ids, lengths, len(self.classes)).astype(np.int64)
+        return np.bincount(self.ids, self._lengths, len(self.classes)).astype(np.int64)
+
+    def spread(self, per_class: Sequence[bool]) -> BoolArray:
+        """Return for every row what is given for its class."""
+        return np.repeat(np.array(per_class, np.bool_)[self.ids], self._lengths)
 
     def mask(self, test: Callable[[RowClass], bool]) -> BoolArray:
         """Return the rows whose class passes a test."""
-        verdicts = np.array([test(c) for c in self.classes], np.bool_)
-        if not len(verdicts):
-            return np.zeros(self.rows, np.bool_)
-        return verdicts[self.expand()]
+        return self.spread([test(c) for c in self.classes])
+
+    def classes_in(self, mask: BoolArray) -> list[RowClass]:
+        """Return the classes of the rows in a mask."""
+        if not len(self.starts):
+            return []
+        hit = np.logical_or.reduceat(mask, self.starts)
+        return [self.classes[k] for k in np.unique(self.ids[hit]).tolist()]
 
     def any(self, test: Callable[[RowClass], bool]) -> bool:
         """Return whether some class passes a test."""

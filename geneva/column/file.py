@@ -161,7 +161,7 @@ class ColumnFileBuilder:
         size = max(batch.nbytes, 1)
         step = max(1, int(batch.num_rows * _WRITE_BYTES / size)) if size > 2 * _WRITE_BYTES else 0
         for at in range(0, batch.num_rows, step or batch.num_rows):
-            self._writer.write(batch.slice(at, step) if step else batch)
+            self._writer.write(_unsliced(batch.slice(at, step) if step else batch))
 
     def _fitting(self, most: int) -> int:
         """Return how many present values to hold at once, by the size of their file."""
@@ -258,6 +258,20 @@ def _scatter(values: list[pa.Array], index: IntArray, present: list[pa.Array]) -
     filled[gaps] = np.flatnonzero(gaps) + len(values[0])
     where = pa.array(filled)
     return [pa.concat_arrays([v, p]).take(where) for v, p in zip(values, present, strict=True)]
+
+
+def _unsliced(batch: pa.RecordBatch) -> pa.RecordBatch:
+    # pylance 14.0 panics on slices of structs within structs or fixed-size lists: copy those.
+    if any(_nests_struct(f.type) for f in batch.schema):
+        return batch.take(pa.array(np.arange(batch.num_rows)))
+    return batch
+
+
+def _nests_struct(data_type: pa.DataType) -> bool:
+    """Whether a struct lies within a struct or a fixed-size list, at any depth."""
+    inner = [data_type.field(i).type for i in range(data_type.num_fields)]
+    holder = pa.types.is_struct(data_type) or pa.types.is_fixed_size_list(data_type)
+    return any((holder and pa.types.is_struct(t)) or _nests_struct(t) for t in inner)
 
 
 def _decoded(array: pa.Array, data_type: pa.DataType) -> pa.Array:

@@ -25,6 +25,7 @@ from geneva.rows import (
     MISSING,
     UNVERIFIED,
     BoolArray,
+    IntArray,
     Mark,
     Marks,
     RowClass,
@@ -190,6 +191,39 @@ class History:
         if moved.rows != total:
             return None
         return moved.take(np.arange(start, start + fragment.rows))
+
+    def origins(
+        self,
+        snapshot: Snapshot,
+        fragment: FragmentInfo,
+        column: str,
+        wanted: Callable[[Snapshot, FragmentInfo], bool],
+    ) -> tuple[IntArray, IntArray]:
+        """Return (fragment, row) of every row before the compactions that brought it here.
+
+        Followed back until a fragment is ``wanted``; -1 where none is, or nothing is proven.
+        """
+        if wanted(snapshot, fragment):
+            return np.full(fragment.rows, fragment.id), np.arange(fragment.rows)
+        unknown = np.full(fragment.rows, -1), np.zeros(fragment.rows, np.int64)
+        file = supplier(fragment, snapshot.fields[column].subtree)
+        born = self._first_version(snapshot, fragment, column, file)
+        before = None if born is None else self._open(born - 1)
+        change = None if born is None else self._storage.change(snapshot, born)
+        if before is None or change is None or column not in before.fields:
+            return unknown
+        found = rewritten_from(fragment, before, change.groups)
+        if found is None:
+            return unknown
+        old, start, total = found
+        traced = [self.origins(before, f, column, wanted) for f in old]
+        live = [self.live_mask(before, f) for f in old]
+        ids = np.concatenate([t[0][m] for t, m in zip(traced, live, strict=True)])
+        rows = np.concatenate([t[1][m] for t, m in zip(traced, live, strict=True)])
+        if len(ids) != total:
+            return unknown
+        part = slice(start, start + fragment.rows)
+        return ids[part], rows[part]
 
     def _translated(
         self,

@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from geneva.column.binding import binding_of
 from geneva.column.provenance import supplier
@@ -26,19 +27,21 @@ _FAULTS = 5
 _MAX_WAIT_S = 2.0
 
 
+class Verdict(Enum):
+    """What may become of a column file that no longer fits."""
+
+    VANISHED = "its fragment was compacted away or replaced"  # its values may be carried over
+    USELESS = "an input column was rewritten"  # they are of other inputs
+    FORESTALLED = "another writer filled the column in its fragment"  # the checkpoints still hold
+
+
 @dataclass(frozen=True, slots=True)
 class Discarded:
-    """A column file that must not be committed, and why.
-
-    Attributes
-    ----------
-    recomputed
-        Its checkpoints are of no more use: they are of other inputs, or of a fragment that is gone.
-    """
+    """A column file that must not be committed, and why."""
 
     file: ColumnFile
+    verdict: Verdict
     reason: str
-    recomputed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,10 @@ def publish(
         except OSError as error:
             if isinstance(error, FileNotFoundError):
                 gone = [f for f in files if not _exists(storage, f)]
-                vanished += [Discarded(f, "a cleanup removed its column file") for f in gone]
+                vanished += [
+                    Discarded(f, Verdict.FORESTALLED, "a cleanup removed its column file")
+                    for f in gone
+                ]
                 files = [f for f in files if f not in gone]
             faults += 1
             if faults >= _FAULTS:
@@ -157,25 +163,23 @@ def _verify(
     discarded: list[Discarded] = []
     for file in files:
         fragment = snapshot.fragments.get(file.fragment_id)
-        reason, recomputed = "", False
+        verdict, reason = None, ""
         if fragment is None or fragment.rows != file.rows:
-            recomputed = True
-            reason = "its fragment was compacted away or replaced"
+            verdict = Verdict.VANISHED
         elif supplier(fragment, subtree) == file.name:
             landed[file.name] = file
             continue
         elif fragment.overlaid:
-            reason = "its fragment carries an overlay"
+            verdict, reason = Verdict.FORESTALLED, "its fragment carries an overlay"
         elif supplier(fragment, subtree) != (file.target_file or ""):
-            reason = "another writer filled the column in its fragment"
+            verdict = Verdict.FORESTALLED
         elif any(
             i not in by_id or supplier(fragment, by_id[i].subtree) != path
             for i, path in file.sources
         ):
-            recomputed = True
-            reason = "an input column was rewritten"
-        if reason:
-            discarded.append(Discarded(file, reason, recomputed))
-        else:
+            verdict = Verdict.USELESS
+        if verdict is None:
             valid.append(file)
+        else:
+            discarded.append(Discarded(file, verdict, reason or verdict.value))
     return valid, discarded

@@ -87,6 +87,7 @@ class Applier:
         self._settings: JobSettings | None = None
         self._pool: ThreadPoolExecutor | None = None
         self._threads = 0
+        self._snapshots: dict[int, Snapshot] = {}
 
     def begin(self, settings: JobSettings) -> None:
         """Prepare for a job's tasks: build the UDF's instance, start threads."""
@@ -108,6 +109,7 @@ class Applier:
         if known is not None:
             self._sizer.resume(known)
         self._settings = settings
+        self._snapshots.clear()  # another table may lie at the same path by now
         self._cancelled.clear()
         self._rows_done = 0
 
@@ -199,6 +201,12 @@ class Applier:
         assert self._pool is not None
         return self._pool.submit(self.compute, run, unit)
 
+    def snapshot(self, version: int) -> Snapshot:
+        """Return a version of the table, opened once for all tasks that read it."""
+        if version not in self._snapshots:
+            self._snapshots[version] = self._storage.open(version)
+        return self._snapshots[version]
+
     @property
     def window(self) -> int:
         """Units that may be in flight: enough to keep the threads busy while one is written."""
@@ -241,7 +249,7 @@ class _TaskRun:
         task = self._task
         if self._applier.cancelled:
             raise TaskCancelledError
-        snapshot = self._snapshot = self._storage.open(task.version)
+        snapshot = self._snapshot = self._applier.snapshot(task.version)
         earlier = replay(
             self._storage.objects,
             task.resume,

@@ -232,7 +232,7 @@ class Planner:
         if all(d is True for d in done):
             return np.zeros(fragment.rows, np.bool_)
         if all(isinstance(d, bool) for d in done):
-            return ~np.array(done, np.bool_)[row_map.expand()]
+            return row_map.spread([d is False for d in done])
         ids = row_map.expand()
         need = np.ones(fragment.rows, np.bool_)
         for k, d in enumerate(done):
@@ -414,8 +414,7 @@ class Planner:
         return kept
 
     def _reason(self, row_map: RowMap, need: BoolArray) -> str:
-        ids = np.unique(row_map.expand()[need])
-        statuses = {row_map.classes[i].status for i in ids.tolist()}
+        statuses = {c.status for c in row_map.classes_in(need)}
         if self._force is not None:
             return "forced"
         if self._where is not None:

@@ -7,7 +7,6 @@ methods, so that a test can hand in one that fails at the n-th call.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -180,11 +179,6 @@ class Change:
     groups: tuple[RewriteGroup, ...] = ()
 
 
-_CACHE_LOCK = threading.Lock()
-_SNAPSHOTS: dict[tuple[str, int], Snapshot] = {}
-_SNAPSHOTS_KEPT = 4
-
-
 @dataclass(frozen=True)
 class TableStorage:
     """Everything that the engine does to a table's files.
@@ -213,18 +207,13 @@ class TableStorage:
         return Path(self.uri.removeprefix("file://"))
 
     def open(self, version: int | None = None) -> Snapshot:
-        """Open the latest version, or a given one (kept for the next call).
+        """Open the latest version, or a given one.
 
         Raises
         ------
         TableChangedError
             That version was cleaned up, or the table vanished.
         """
-        key = (self.uri, version or 0)
-        if version is not None:
-            with _CACHE_LOCK:
-                if key in _SNAPSHOTS:
-                    return _SNAPSHOTS[key]
         try:
             dataset = lance.dataset(self.uri, version=version, storage_options=self._options)
         except (ValueError, OSError) as error:
@@ -232,13 +221,7 @@ class TableStorage:
                 what = "table" if version is None else f"version {version} of table"
                 raise TableChangedError(f"{what} {self.uri} is gone: {error}") from error
             raise
-        snapshot = Snapshot(dataset)
-        if version is not None:
-            with _CACHE_LOCK:
-                while len(_SNAPSHOTS) >= _SNAPSHOTS_KEPT:
-                    _SNAPSHOTS.pop(next(iter(_SNAPSHOTS)))
-                _SNAPSHOTS[key] = snapshot
-        return snapshot
+        return Snapshot(dataset)
 
     def latest_version(self, snapshot: Snapshot) -> int:
         """Return the newest version's number without opening it."""
@@ -347,6 +330,11 @@ class TableStorage:
             raise CorruptFileError(f"data file {name} cannot be read: {error}") from error
         raw = meta.schema.metadata or {}
         return Footer(meta.num_rows, meta.schema, {k.decode(): v.decode() for k, v in raw.items()})
+
+    def read_rows(self, name: str, rows: Sequence[int]) -> pa.Table:
+        """Read some rows of a data file, ascending, whether a version refers to it or not."""
+        reader = LanceFileReader(f"{self.uri}/data/{name}", storage_options=self._options)
+        return reader.take_rows(list(rows)).to_table()
 
     def sync_file(self, name: str) -> None:
         """Make a closed data file survive a power failure (object stores already do)."""
@@ -472,9 +460,6 @@ class ColumnWriter:
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append rows."""
-        # pylance 14.0 panics on slices of structs within structs or fixed-size lists: copy those.
-        if any(_nests_struct(f.type) for f in batch.schema):
-            batch = batch.take(pa.array(range(batch.num_rows), pa.int64()))
         self._writer.write_batch(batch)
 
     def close(self, metadata: Mapping[str, str]) -> int:
@@ -483,13 +468,6 @@ class ColumnWriter:
             self._writer.add_schema_metadata(key, value)
         self._writer.close()
         return int(self._writer.size_bytes or 0)
-
-
-def _nests_struct(data_type: pa.DataType) -> bool:
-    """Whether a struct lies within a struct or a fixed-size list, at any depth."""
-    inner = [data_type.field(i).type for i in range(data_type.num_fields)]
-    holder = pa.types.is_struct(data_type) or pa.types.is_fixed_size_list(data_type)
-    return any((holder and pa.types.is_struct(t)) or _nests_struct(t) for t in inner)
 
 
 def check_uri(uri: str) -> None:

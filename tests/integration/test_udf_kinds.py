@@ -20,12 +20,15 @@ import pyarrow as pa
 import pytest
 
 import geneva
+from geneva.errors import UdfError
 from tests.support.backfills import CPUS, run
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, column, make_table, pairs
 
 UTC = dt.UTC
 DAY = dt.datetime(2024, 5, 17, 13, 30, 59, 123456)
+
+TUPLE = pa.list_(pa.struct([("a", pa.int64())]), 2)
 
 # type of a column, and the value for row i; a row for which i % 5 == 4 is null besides
 TYPES: list[tuple[pa.DataType, Callable[[int], Any]]] = [
@@ -77,7 +80,7 @@ TYPES: list[tuple[pa.DataType, Callable[[int], Any]]] = [
         pa.list_(pa.struct([("a", pa.int64()), ("b", pa.list_(pa.string()))])),
         lambda i: [{"a": j, "b": [str(i)] * j} for j in range(i % 3)],
     ),
-    (pa.list_(pa.struct([("a", pa.int64())]), 2), lambda i: [{"a": i}, {"a": None}]),
+    (TUPLE, lambda i: [{"a": i}, {"a": None}]),
     (pa.map_(pa.string(), pa.int64()), lambda i: [(f"k{j}", j) for j in range(i % 3)]),
     (pa.dictionary(pa.int32(), pa.string()), lambda i: "abc"[i % 3]),
     (pa.dictionary(pa.int8(), pa.string()), lambda i: "abc"[i % 3]),
@@ -139,10 +142,11 @@ def test_type_changes_values_on_its_way(
 
 def test_group_of_all_types_changes_values_on_its_way(tmp_path: Path, executor: str) -> None:
     table = numbers(tmp_path)
-    names = tuple(f"c{k}" for k in range(len(TYPES)))
-    struct = pa.struct([pa.field(n, t) for n, (t, _) in zip(names, TYPES, strict=True)])
+    types = [(t, make) for t, make in TYPES if t != TUPLE]  # refused in a group, see below
+    names = tuple(f"c{k}" for k in range(len(types)))
+    struct = pa.struct([pa.field(n, t) for n, (t, _) in zip(names, types, strict=True)])
     rows = [
-        {n: value(make, i) for n, (_, make) in zip(names, TYPES, strict=True)} for i in range(24)
+        {n: value(make, i) for n, (_, make) in zip(names, types, strict=True)} for i in range(24)
     ]
 
     @geneva.udf(data_type=struct, num_cpus=CPUS)
@@ -154,10 +158,24 @@ def test_group_of_all_types_changes_values_on_its_way(tmp_path: Path, executor: 
     left = [i for i in range(24) if i not in (2, 17)]
     run(table, "c0", executor, where="x < 12")
     run(table, "c0", executor)
-    for name, (data_type, make) in zip(names, TYPES, strict=True):
+    for name, (data_type, make) in zip(names, types, strict=True):
         expected = pa.array([value(make, i) for i in left], data_type)
         assert stored(table, name).to_pylist() == expected.to_pylist(), data_type
     assert_table_invariants(table)
+
+
+def test_group_that_lance_cannot_read_back_is_bound(tmp_path: Path) -> None:
+    table = numbers(tmp_path)
+
+    @geneva.udf(data_type=pa.struct([("a", pa.int64()), ("b", TUPLE)]))
+    def both(x: int) -> Any:
+        return {"a": x, "b": [{"a": x}, {"a": x}]}
+
+    with pytest.raises(UdfError, match="cannot keep a fixed-size list of structs"):
+        table.add_columns({("a", "b"): both})
+    with pytest.raises(UdfError, match="cannot keep a fixed-size list of structs"):
+        table.add_columns({"whole": both})
+    assert table.schema.names == ["x"]
 
 
 def test_sliced_results_of_nested_structs_break_the_writer(tmp_path: Path) -> None:

@@ -1,0 +1,105 @@
+"""Carry results over to the fragments that a compaction made of the ones they were computed for.
+
+A compaction lays the live rows of old fragments out, in order, as new fragments. Where each step
+since the plan was one, and the inputs stayed what they were, a result moves with its row: it is
+written as a checkpoint of the new fragment's task, which replays it and computes only the rest.
+What cannot be proven is computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+
+from geneva.checkpoint.journal import Journal
+from geneva.checkpoint.key import log_path
+from geneva.column.provenance import History, supplier
+from geneva.rows import RowStatus
+from geneva.storage.lance import FragmentInfo, Snapshot, TableStorage
+from geneva.types import ColumnFile, Target, Task, stored_type
+
+_ROWS = 8192
+
+
+def remap(
+    storage: TableStorage,
+    history: History,
+    target: Target,
+    lost: Sequence[ColumnFile],
+    tasks: Sequence[Task],
+) -> dict[str, tuple[str, ...]]:
+    """Write the results of vanished fragments as checkpoints of the tasks that took their place.
+
+    Returns
+    -------
+    dict
+        Work key of a task -> the log that was written for it.
+    """
+    files = {f.fragment_id: f for f in lost}
+    snapshot = history.snapshot
+    by_field = {f.id: f for f in snapshot.fields.values()}
+    first = snapshot.fields[target.columns[0]]
+
+    def computed_for(then: Snapshot, fragment: FragmentInfo) -> bool:
+        """Whether a fragment, as it was then, is one that a lost file was computed for."""
+        file = files.get(fragment.id)
+        return (
+            file is not None
+            and fragment.rows == file.rows
+            and supplier(fragment, first.subtree) == (file.target_file or "")
+            and all(
+                i in by_field and supplier(fragment, by_field[i].subtree) == path
+                for i, path in file.sources
+            )
+        )
+
+    written: dict[str, tuple[str, ...]] = {}
+    for task in tasks:
+        fragment = snapshot.fragments[task.fragment_id]
+        old_ids, old_rows = history.origins(snapshot, fragment, target.columns[0], computed_for)
+        journal = Journal(
+            storage.objects,
+            log_path(target.incarnation, task.key, uuid4().hex),
+            target.data_types,
+        )
+        for file in lost:
+            at = np.flatnonzero(old_ids == file.fragment_id)
+            _copy(storage, target, file, old_rows[at], at, journal)
+        if journal.created:
+            journal.close()
+            written[task.key] = (journal.path,)
+    return written
+
+
+def _copy(
+    storage: TableStorage,
+    target: Target,
+    file: ColumnFile,
+    old_rows: np.ndarray[tuple[int], np.dtype[np.int64]],
+    new_rows: np.ndarray[tuple[int], np.dtype[np.int64]],
+    journal: Journal,
+) -> None:
+    """Checkpoint those values of a lost file that its own job computed."""
+    newest = max(c.generation for c in file.row_map.classes)
+    fresh = file.row_map.mask(lambda c: c.status is RowStatus.COMPUTED and c.generation == newest)[
+        old_rows
+    ]
+    old_rows, new_rows = old_rows[fresh], new_rows[fresh]
+    for start in range(0, len(old_rows), _ROWS):
+        part = slice(start, start + _ROWS)
+        values = storage.read_rows(file.name, old_rows[part].tolist())
+        arrays = [
+            _whole(values[c]).cast(stored_type(t))
+            if pa.types.is_dictionary(t)
+            else _whole(values[c])
+            for c, t in zip(target.columns, target.data_types, strict=True)
+        ]
+        journal.append(new_rows[part], arrays, None)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    joined = column.combine_chunks()
+    return joined.chunk(0) if isinstance(joined, pa.ChunkedArray) else joined
