@@ -41,6 +41,8 @@ IDLE_S = 60.0
 _IN_FLIGHT = 2  # one running, one waiting: an applier never idles for a round trip
 _PROGRESS_S = 0.5
 _REAP_S = 3.0
+_REST_S = 2.0
+_PROBE = "probe"
 _OBJECT_STORE_BYTES = 96 << 20  # data never travels through it
 _FIXED_NODE = re.compile(r"node_[0-9a-f]{40,}")
 _LOG = logging.getLogger("geneva")
@@ -49,8 +51,8 @@ _LOG = logging.getLogger("geneva")
 class _Applier:
     """The actor: an `Applier` behind Ray's calls."""
 
-    def __init__(self, storage: TableStorage, pickled: bytes, probe: str) -> None:
-        if storage.local and not (storage.path / "_backfill" / probe).exists():
+    def __init__(self, storage: TableStorage, pickled: bytes, probe: bytes) -> None:
+        if storage.local and _read_probe(storage) != probe:
             raise SharedPathError(
                 f"the worker on node {ray.util.get_node_ip_address()} does not see "
                 f"{storage.path}, where the driver just wrote a file: put the table on a disk "
@@ -105,12 +107,12 @@ class _WarmPool:
     def take(self, key: str, count: int) -> list[_Actor]:
         """Take idle actors of a kind; those of other kinds are released at once."""
         with self._lock:
-            fitting = [a for a in self._idle if a.key == key][:count]
-            others = [a for a in self._idle if a not in fitting]
-            self._idle = []
+            fitting = [a for a in self._idle if a.key == key]
+            others = [a for a in self._idle if a.key != key]
+            self._idle = fitting[count:]
         for actor in others:
             _kill(actor)
-        return fitting
+        return fitting[:count]
 
     def give(self, actors: list[_Actor]) -> None:
         """Keep actors for the next backfill."""
@@ -206,9 +208,7 @@ class RayExecutor:
         self._wanted = appliers
         self._storage, self._settings = storage, settings
         self._pickled = udf.dumps()
-        self._probe = f"probe-{uuid4().hex}"
-        if storage.local:
-            storage.objects.put(self._probe, b"")
+        self._probe = _ensure_probe(storage)
         self._actor_options = {
             "num_cpus": udf.num_cpus,
             "num_gpus": udf.num_gpus,
@@ -221,6 +221,10 @@ class RayExecutor:
             actor.ready, actor.rows_done = False, 0
             actor.beginning = self._begin(actor)
         self._reference = ray.put(self._pickled)
+        # What cannot fit now is asked for once it is clear that the job lasts.
+        self._ask_for(min(appliers, self.capacity(udf, appliers)))
+
+    def _ask_for(self, appliers: int) -> None:
         while len(self._actors) < appliers:
             self._actors.append(self._new_actor())
 
@@ -251,6 +255,8 @@ class RayExecutor:
     def wait(self, timeout_s: float) -> list[TaskEvent]:
         """Return what ended; notices appliers that became ready or died."""
         self._poll_progress()
+        if time.monotonic() - self._started_at > _REST_S:
+            self._ask_for(self._wanted)
         owners = {r: a for a in self._actors for r in _references(a)}
         if owners:
             # One at a time keeps the latency low; the rest is collected without waiting.
@@ -315,8 +321,8 @@ class RayExecutor:
             event: TaskEvent = TaskLost(task, _reason(error), started=k == 0)
             self._events.append(TaskStopped(task) if self._cancelled else event)
         _LOG.info("an applier died: %s", cause or error)
-        if not self._cancelled and len(self._actors) < self._wanted:
-            self._actors.append(self._new_actor())
+        if not self._cancelled:
+            self._ask_for(min(self._wanted, len(self._actors) + 1))
 
     def _dead_at_start(self, error: Exception) -> None:
         self._start_deaths = getattr(self, "_start_deaths", 0) + 1
@@ -364,15 +370,14 @@ class RayExecutor:
                 # Tasks that wait behind the running one end at once, in the actor.
 
     def close(self, *, kill: bool) -> None:
-        """Keep ready actors warm, release the others."""
-        keep = [] if kill else [a for a in self._actors if a.ready and not a.tasks]
+        """Keep the actors that are idle or about to be, release the others."""
+        young = time.monotonic() - self._started_at <= _REST_S if self._actors else False
+        keep = [a for a in self._actors if not a.tasks and (a.ready or young) and not kill]
         for actor in self._actors:
             if actor not in keep:
                 _kill(actor)
-        if self._actors and self._storage.local:
-            self._storage.objects.delete(self._probe)
         for actor in keep:
-            actor.progress = None
+            actor.progress = actor.beginning = None
         _POOL.give(keep)
         self._actors, self._wanted = [], 0
         self._events.clear()
@@ -393,6 +398,24 @@ def _references(actor: _Actor) -> list[Any]:
     owed = [*list(actor.tasks)[:1]]
     owed += [r for r in (actor.beginning, actor.progress) if r is not None]
     return owed
+
+
+def _ensure_probe(storage: TableStorage) -> bytes:
+    """Return the content of a file below a local table that only this directory holds."""
+    if not storage.local:
+        return b""
+    try:
+        return storage.objects.get(_PROBE)
+    except FileNotFoundError:
+        storage.objects.put(_PROBE, uuid4().hex.encode())
+        return storage.objects.get(_PROBE)
+
+
+def _read_probe(storage: TableStorage) -> bytes:
+    try:
+        return storage.objects.get(_PROBE)
+    except FileNotFoundError:
+        return b""
 
 
 def _reason(error: Exception) -> str:
