@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from geneva.checkpoint.key import log_folder, logs_by_key
 from geneva.column.binding import Binding, top_level
@@ -36,10 +36,10 @@ from geneva.plan.spans import split
 from geneva.plan.where import Where
 from geneva.result import BackfillResult
 from geneva.storage.lance import Snapshot, TableStorage
+from geneva.tally import Tally
 from geneva.types import (
     ColumnFile,
     Counts,
-    Failure,
     JobSettings,
     JobState,
     Options,
@@ -71,21 +71,6 @@ class Request:
     udf: UDF
     where: Where | None
     options: Options
-
-
-@dataclass(slots=True)
-class Tally:
-    """What the rounds of a job add up to."""
-
-    counts: Counts = field(default_factory=Counts)
-    failures: list[tuple[str, Failure]] = field(default_factory=list)
-    committed: list[ColumnFile] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-    commit_s: float = 0.0
-    done: int = 0
-    left: int = 0
-    done_work: set[str] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
 
 
 class Driver:
@@ -473,37 +458,8 @@ class Driver:
 
     def result(self, first: Sequence[FragmentPlan]) -> BackfillResult:
         """Return what the job did; ``first`` is its first plan."""
-        tally = self.tally
-        counts = tally.counts
-        result = BackfillResult(
-            columns=self._target.columns,
-            job_id=self._control.job_id,
-            state=JobState.SUCCEEDED,
-            rows_computed=counts.computed,
-            rows_replayed=counts.replayed,
-            rows_failed=counts.failed,
-            rows_overwritten=counts.overwritten,
-            rows_waiting=sum(p.rows_waiting for p in first),
-            rows_foreign=sum(p.rows_foreign for p in first),
-            rows_unverified=sum(p.rows_unverified for p in first),
-            rows_failed_before=sum(p.rows_failed for p in first),
-            fragments_committed=len(tally.committed),
-            fragments_skipped=sum(p.task is None for p in first),
-            fragments_left=tally.left,
-            versions=tuple(tally.versions),
-            seconds=self.seconds,
-            stage_seconds={
-                "read": counts.seconds_read,
-                "udf": counts.seconds_udf,
-                "checkpoint": counts.seconds_checkpoint,
-                "write": counts.seconds_write,
-                "commit": tally.commit_s,
-            },
-            recorded_failures=tuple(tally.failures),
-            notes=tuple(tally.notes),
-        )
         self.report(JobState.SUCCEEDED)
-        return result
+        return self.tally.result(self._target, self._control.job_id, first, self.seconds)
 
 
 def _died(event: TaskLost) -> str:

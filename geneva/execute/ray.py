@@ -7,7 +7,6 @@ warm between the backfills of one process, so that the second call starts at onc
 from __future__ import annotations
 
 import atexit
-import hashlib
 import json
 import logging
 import os
@@ -19,7 +18,6 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import uuid4
 
 import ray
 from ray.exceptions import (
@@ -33,6 +31,8 @@ from ray.exceptions import (
 from geneva.errors import ResourceError, SharedPathError, UdfError
 from geneva.execute.applier import Applier
 from geneva.execute.outcome import outcome
+from geneva.execute.probe import ensure_probe, read_probe
+from geneva.execute.reservation import applier_key, reservation
 from geneva.storage.lance import TableStorage
 from geneva.types import JobSettings, Task, TaskEvent, TaskFailed, TaskLost, TaskStopped, Workers
 from geneva.udf import UDF
@@ -42,7 +42,6 @@ _IN_FLIGHT = 2  # one running, one waiting: an applier never idles for a round t
 _PROGRESS_S = 0.5
 _REAP_S = 3.0
 _REST_S = 2.0
-_PROBE = "probe"
 _OBJECT_STORE_BYTES = 96 << 20  # data never travels through it
 _FIXED_NODE = re.compile(r"node_[0-9a-f]{40,}")
 _LOG = logging.getLogger("geneva")
@@ -52,7 +51,7 @@ class _Applier:
     """The actor: an `Applier` behind Ray's calls."""
 
     def __init__(self, storage: TableStorage, pickled: bytes, probe: bytes) -> None:
-        if storage.local and _read_probe(storage) != probe:
+        if storage.local and read_probe(storage) != probe:
             raise SharedPathError(
                 f"the worker on node {ray.util.get_node_ip_address()} does not see "
                 f"{storage.path}, where the driver just wrote a file: put the table on a disk "
@@ -187,7 +186,7 @@ class RayExecutor:
     def capacity(self, udf: UDF, appliers: int) -> int:
         """Return how many appliers the alive nodes hold now, between 1 and ``appliers``."""
         start_ray(self._options)
-        needs = _resources(udf)
+        needs = reservation(udf)
         slots = 0
         for node in ray.nodes():
             if node["Alive"]:
@@ -198,7 +197,7 @@ class RayExecutor:
     def start(self, storage: TableStorage, udf: UDF, settings: JobSettings, appliers: int) -> None:
         """Take warm actors, ask for the rest; returns at once."""
         start_ray(self._options)
-        needs = _resources(udf)
+        needs = reservation(udf)
         missing = _missing_resource(needs)
         if missing and not _autoscaling():
             raise ResourceError(missing)
@@ -208,14 +207,14 @@ class RayExecutor:
         self._wanted = appliers
         self._storage, self._settings = storage, settings
         self._pickled = udf.dumps()
-        self._probe = _ensure_probe(storage)
+        self._probe = ensure_probe(storage)
         self._actor_options = {
             "num_cpus": udf.num_cpus,
             "num_gpus": udf.num_gpus,
             "memory": udf.memory,
             "runtime_env": udf.runtime_env,
         }
-        self._key = _key(storage, self._pickled, udf)
+        self._key = applier_key(storage, self._pickled, udf)
         self._actors = _POOL.take(self._key, appliers)
         for actor in self._actors:
             actor.ready, actor.rows_done = False, 0
@@ -400,45 +399,9 @@ def _references(actor: _Actor) -> list[Any]:
     return owed
 
 
-def _ensure_probe(storage: TableStorage) -> bytes:
-    """Return the content of a file below a local table that only this directory holds."""
-    if not storage.local:
-        return b""
-    try:
-        return storage.objects.get(_PROBE)
-    except FileNotFoundError:
-        storage.objects.put(_PROBE, uuid4().hex.encode())
-        return storage.objects.get(_PROBE)
-
-
-def _read_probe(storage: TableStorage) -> bytes:
-    try:
-        return storage.objects.get(_PROBE)
-    except FileNotFoundError:
-        return b""
-
-
 def _reason(error: Exception) -> str:
     lines = [x.strip() for x in str(error).splitlines() if x.strip()]
     return lines[0] if lines else type(error).__name__
-
-
-def _key(storage: TableStorage, pickled: bytes, udf: UDF) -> str:
-    what = [
-        storage.uri,
-        sorted((storage.options or {}).items()),
-        udf.runtime_env,
-        _resources(udf),
-        udf.memory,
-    ]
-    text = json.dumps(what, default=repr, sort_keys=True)
-    return hashlib.sha256(pickled + text.encode() + repr(type(storage)).encode()).hexdigest()
-
-
-def _resources(udf: UDF) -> dict[str, float]:
-    needs = {"CPU": float(udf.num_cpus), "GPU": float(udf.num_gpus)}
-    needs |= {"memory": float(udf.memory or 0)}
-    return {k: v for k, v in needs.items() if v} or {"CPU": 0.001}
 
 
 def _missing_resource(needs: Mapping[str, float]) -> str:

@@ -28,7 +28,10 @@ def make_table(
     """Create a table with columns x (0..rows), s (text) and so many fragments."""
     if data is None:
         data = pa.table(
-            {"x": pa.array(range(rows), pa.int64()), "s": [f"{'abc'[i % 3]}{i}" for i in range(rows)]}
+            {
+                "x": pa.array(range(rows), pa.int64()),
+                "s": [f"{'abc'[i % 3]}{i}" for i in range(rows)],
+            }
         )
     per_file = -(-data.num_rows // fragments)
     lance.write_dataset(

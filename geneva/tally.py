@@ -1,0 +1,58 @@
+"""What the rounds of a job add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from geneva.plan.fragments import FragmentPlan
+from geneva.result import BackfillResult
+from geneva.types import ColumnFile, Counts, Failure, JobState, Target
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the rounds of a job add up to."""
+
+    counts: Counts = field(default_factory=Counts)
+    failures: list[tuple[str, Failure]] = field(default_factory=list)
+    committed: list[ColumnFile] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    commit_s: float = 0.0
+    done: int = 0
+    left: int = 0
+    done_work: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+
+    def result(
+        self, target: Target, job_id: str, first: Sequence[FragmentPlan], seconds: float
+    ) -> BackfillResult:
+        """Return what the job did; ``first`` is its first plan."""
+        counts = self.counts
+        return BackfillResult(
+            columns=target.columns,
+            job_id=job_id,
+            state=JobState.SUCCEEDED,
+            rows_computed=counts.computed,
+            rows_replayed=counts.replayed,
+            rows_failed=counts.failed,
+            rows_overwritten=counts.overwritten,
+            rows_waiting=sum(p.rows_waiting for p in first),
+            rows_foreign=sum(p.rows_foreign for p in first),
+            rows_unverified=sum(p.rows_unverified for p in first),
+            rows_failed_before=sum(p.rows_failed for p in first),
+            fragments_committed=len(self.committed),
+            fragments_skipped=sum(p.task is None for p in first),
+            fragments_left=self.left,
+            versions=tuple(self.versions),
+            seconds=seconds,
+            stage_seconds={
+                "read": counts.seconds_read,
+                "udf": counts.seconds_udf,
+                "checkpoint": counts.seconds_checkpoint,
+                "write": counts.seconds_write,
+                "commit": self.commit_s,
+            },
+            recorded_failures=tuple(self.failures),
+            notes=tuple(self.notes),
+        )
