@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.calls import CallLog
+
+# The same examples in every run, so that a commit is judged by itself; GENEVA_RANDOM=1 looks for
+# new ones.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("new", deadline=None)
+settings.load_profile("new" if os.environ.get("GENEVA_RANDOM") else "same")
 
 
 @pytest.fixture

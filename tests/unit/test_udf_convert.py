@@ -256,7 +256,13 @@ _leaf = st.one_of(
     st.just((pa.date32(), st.dates())),
     st.just((pa.timestamp("us"), st.datetimes())),
     st.just((pa.time64("us"), st.times())),
-    st.just((pa.duration("us"), st.timedeltas())),
+    # Python's timedelta reaches further than 64-bit microseconds do.
+    st.just(
+        (
+            pa.duration("us"),
+            st.timedeltas(dt.timedelta(days=-106_751_991), dt.timedelta(days=106_751_991)),
+        )
+    ),
     st.just((pa.decimal128(10, 2), st.decimals(-(10**7), 10**7, places=2))),
 )
 
