@@ -8,15 +8,15 @@ job, what was finished is committed first.
 
 from __future__ import annotations
 
-from geneva.column.binding import bindings_of, target_of, top_level
+from geneva.column.binding import Binding, bindings_of, target_of, top_level, unknown_column
 from geneva.column.ledger import Ledger, entry_key
 from geneva.column.pickles import load
-from geneva.column.provenance import History, supplier
+from geneva.column.provenance import History, group_subtree, supplier
 from geneva.commit.publish import check_target
 from geneva.driver import Driver, Observer, Request
-from geneva.errors import ConflictError, JobCancelledError, StorageError, WhereError
+from geneva.errors import ColumnError, ConflictError, JobCancelledError, StorageError, WhereError
 from geneva.execute.executor import Executor
-from geneva.jobs.control import Control, Wanted
+from geneva.jobs.control import Control
 from geneva.plan.force import ForceToken
 from geneva.plan.fragments import Force, FragmentPlan, Planner
 from geneva.plan.report import Plan
@@ -43,7 +43,7 @@ def prepare(
         Whatever is wrong with it; nothing was started.
     """
     target, where = _checked(storage, snapshot, column, options, params)
-    binding = bindings_of(snapshot.schema)[column]
+    binding = _binding(snapshot, column)
     udf = load(storage, binding)
     return Request(target, binding, udf.with_params(params) if params else udf, where, options)
 
@@ -56,13 +56,23 @@ def _checked(
     params: dict[str, object] | None,
 ) -> tuple[Target, Where | None]:
     """Check a request without loading the UDF, unless its parameters are overridden."""
-    binding = bindings_of(snapshot.schema)[column]
+    binding = _binding(snapshot, column)
     where = _checked_where(storage, snapshot, options.where)
     for path in binding.inputs:
         top_level(snapshot.schema, path)
     # The stored digest counts, not one computed now: a newer Python must not change it.
     digest = load(storage, binding).with_params(params).digest if params else binding.digest
     return target_of(snapshot.schema, binding, digest), where
+
+
+def _binding(snapshot: Snapshot, column: str) -> Binding:
+    found = bindings_of(snapshot.schema).get(column)
+    if found is None:
+        raise ColumnError(
+            f"column {column!r} was dropped or unbound; "
+            + unknown_column(column, snapshot.schema.names)
+        )
+    return found
 
 
 def _checked_where(storage: TableStorage, snapshot: Snapshot, text: str | None) -> Where | None:
@@ -146,6 +156,7 @@ class _Job:
     def run(self) -> BackfillResult:
         self._driver.report(JobState.STARTING)
         snapshot = self._storage.open()
+        check_target(snapshot, self._target)
         known = set(snapshot.fragments)
         force = self._begin_force(snapshot)
         first: list[FragmentPlan] | None = None
@@ -160,10 +171,13 @@ class _Job:
                 snapshot = self._storage.open()
                 check_target(snapshot, self._target)
             self._record(snapshot, history, force)
-            if self._control.wanted is Wanted.PAUSE:
+            if self._driver.paused:
                 self._driver.wait_paused()
                 snapshot = self._storage.open()
+                check_target(snapshot, self._target)
                 chosen = [i for i in snapshot.fragments if i in known]
+                chosen += self._compacted_meanwhile(snapshot, history, known)
+                known |= set(chosen)
                 continue
             chosen = self._to_plan_again(snapshot, history, known)
             contested += bool(self._driver.again)
@@ -199,20 +213,17 @@ class _Job:
         """Write down what was proven, so that the next plan reads nothing."""
         ledger, target, tally = history.ledger, self._target, self._driver.tally
         ledger.mark_done(tally.done_work)
-        for file in tally.committed:
+        committed = self._driver.committed
+        column = target.columns[0]
+        for file in committed:
             ledger.learn(entry_key(target.incarnation, file.name, file.fragment_id), file.row_map)
-        if self._request.where is not None and tally.committed:
+        if self._request.where is not None and committed:
             later = self._planner_on(History(self._storage, snapshot, ledger), force)
-            settled = [f for f in tally.committed if not self._driver.waits(f.fragment_id)]
+            settled = [f for f in committed if not self._driver.waits(f.fragment_id)]
             ledger.mark_done(later.settled(snapshot, {f.fragment_id: f for f in settled}))
-        if not ledger.changed or not set(target.columns) <= set(snapshot.fields):
+        if not ledger.changed or column not in snapshot.fields:
             return
-        subtree = snapshot.fields[target.columns[0]].subtree
-        present = {
-            entry_key(target.incarnation, supplier(f, subtree), f.id)
-            for f in snapshot.fragments.values()
-        }
-        ledger.save(self._storage, target.incarnation, present)
+        ledger.save(self._storage, target.incarnation, _present(snapshot))
 
     def _to_plan_again(self, snapshot: Snapshot, history: History, known: set[int]) -> list[int]:
         """Return fragments that other writers changed, and with ``include_new`` new ones."""
@@ -222,13 +233,30 @@ class _Job:
         if self._options.include_new:
             return chosen + new
         if driver.compacted or driver.again - set(chosen):
-            # Appended and updated rows are for the next run; compacted ones were planned here.
-            # Where a cleanup took the history too, a new fragment may be a compacted one.
-            later = History(self._storage, snapshot, history.ledger)
-            column = self._target.columns[0]
-            chosen += [
-                i
-                for i in new
-                if later.made_by(snapshot, snapshot.fragments[i], column) in ("Rewrite", "")
-            ]
+            chosen += self._compacted_meanwhile(snapshot, history, known)
         return chosen
+
+    def _compacted_meanwhile(
+        self, snapshot: Snapshot, history: History, known: set[int]
+    ) -> list[int]:
+        """Return new fragments that a compaction made.
+
+        Appended and updated rows are for the next run; compacted ones were planned here. Where a
+        cleanup took the history too, a new fragment may be a compacted one.
+        """
+        later = History(self._storage, snapshot, history.ledger)
+        column = self._target.columns[0]
+        return [
+            i
+            for i, f in snapshot.fragments.items()
+            if i not in known and later.made_by(snapshot, f, column) in ("Rewrite", "")
+        ]
+
+
+def _present(snapshot: Snapshot) -> set[str]:
+    """Return the ledger keys of all column files that are in use."""
+    return {
+        entry_key(binding.incarnation, supplier(f, group_subtree(snapshot, name)), f.id)
+        for name, binding in bindings_of(snapshot.schema).items()
+        for f in snapshot.fragments.values()
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from geneva.column.binding import (
     unknown_column,
 )
 from geneva.column.pickles import store
-from geneva.errors import ColumnError, UdfError
+from geneva.errors import ColumnError, ConflictError, UdfError
 from geneva.storage.lance import CommitConflict, TableStorage
 from geneva.udf import UDF
 
@@ -83,41 +83,59 @@ def _bind(storage: TableStorage, names: tuple[str, ...], udf: UDF) -> None:
         rebind(storage, names[0], udf)  # its values stay computed ones, fresh or stale
         return
     binding = _new_binding(storage, udf, new_incarnation(), grouped=len(names) > 1)
-    for attempt in range(_BIND_TRIES):
+
+    def publish() -> None:
         schema = storage.open().schema
         _check_binding(schema, names, binding)
-        fresh = [n for n in names if n not in schema.names]
         for name, data_type in zip(names, types, strict=True):
             if name in schema.names:
                 _check_type(schema, name, data_type, udf)
-        metadata = {n: binding.metadata(k) for k, n in enumerate(names)}
+        fields = [
+            pa.field(n, t, metadata=binding.metadata(k))
+            for k, (n, t) in enumerate(zip(names, types, strict=True))
+        ]
+        fresh = [f for f in fields if f.name not in schema.names]
+        if fresh:
+            storage.add_columns(fresh)
+        bound = {n: binding.metadata(k) for k, n in enumerate(names) if n in schema.names}
+        if bound:
+            storage.set_field_metadata(bound)
+
+    _against_others(publish)
+
+
+def _against_others(publish: Callable[[], None]) -> None:
+    """Try again while other writers are first.
+
+    Raises
+    ------
+    ConflictError
+        They were every time.
+    """
+    for attempt in range(_BIND_TRIES):
         try:
-            if fresh:
-                storage.add_columns(
-                    [
-                        pa.field(n, t, metadata=metadata[n])
-                        for n, t in zip(names, types, strict=True)
-                        if n in fresh
-                    ]
-                )
-            bound = {n: m for n, m in metadata.items() if n not in fresh}
-            if bound:
-                storage.set_field_metadata(bound)
+            publish()
             return
-        except CommitConflict:
+        except CommitConflict as error:
             if attempt == _BIND_TRIES - 1:
-                raise
+                raise ConflictError(
+                    f"other writers won every try to bind the column: {error}"
+                ) from error
 
 
 def rebind(storage: TableStorage, column: str, udf: UDF) -> None:
     """Bind another UDF to a column, or to the group that it belongs to."""
+    _against_others(lambda: _rebind(storage, column, udf))
+
+
+def _rebind(storage: TableStorage, column: str, udf: UDF) -> None:
     schema = storage.open().schema
     old = binding_of(schema.field(column)) if column in schema.names else None
     if column not in schema.names:
         raise ColumnError(unknown_column(column, schema.names))
     group = group_of(schema, old) if old else [(column, 0)]
     names = tuple(n for n, _ in group)
-    fields = _struct_types(udf) if old and old.grouped else [udf.data_type]
+    fields = _struct_types(udf) if old and old.grouped else _output_types((column,), udf)
     for name, position in group:
         data_type = fields[position] if position < len(fields) else None
         if schema.field(name).type != data_type:

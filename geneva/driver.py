@@ -101,6 +101,10 @@ class Driver:
         self._vanished: list[ColumnFile] = []  # of fragments that were compacted away
         self._error: GenevaError | None = None
         self._live = Workers(0, 0, 0)
+        self.paused = False
+        self.committed: list[ColumnFile] = []  # by the last round
+        self._waiting: set[int] = set()
+        self._unfinished: set[int] = set()  # fragments that were planned and are not committed
 
     @property
     def seconds(self) -> float:
@@ -111,7 +115,11 @@ class Driver:
         """Run the tasks of one round to their end, whatever that is."""
         self._plans = all_plans
         plans = [p for p in all_plans if p.task is not None]
-        self.again, self.compacted = set(), False
+        self.again, self.compacted, self.paused = set(), False, False
+        self.committed = []
+        self._waiting = {p.fragment_id for p in all_plans if p.rows_waiting}
+        self._unfinished -= {p.fragment_id for p in all_plans}
+        self._unfinished |= {p.fragment_id for p in plans}
         self._drop_spare(all_plans)
         limit = self._options.num_frags
         if limit is not None:
@@ -122,8 +130,8 @@ class Driver:
             else sum(p.rows_compute for p in plans[:limit]) + self.tally.counts.computed
         )
         self._fragments_total = len(plans[:limit]) + len(self.tally.committed)
+        self.tally.left = len(self._unfinished)
         if not plans or limit == 0 or self._control.wanted is not Wanted.RUN:
-            self.tally.left = len(plans)
             if plans and self.stop_if_wanted() and self._error is not None:
                 raise self._error
             return
@@ -174,16 +182,16 @@ class Driver:
             )
         elif self._control.wanted is Wanted.CANCEL:
             self._error = JobCancelledError(self.how_to_continue("cancelled"))
-        return self._error is not None or self._control.wanted is Wanted.PAUSE
+        # Noted here, because the job may be resumed while it is still winding up.
+        self.paused = self.paused or self._control.wanted is Wanted.PAUSE
+        return self._error is not None or self.paused
 
     def _wind_up(self) -> None:
         """Let running tasks stop, commit what is finished, release the appliers."""
         schedule = self._schedule
         stuck = False
         if schedule.running:
-            self.report(
-                JobState.PAUSING if self._control.wanted is Wanted.PAUSE else JobState.CANCELLING
-            )
+            self.report(JobState.PAUSING if self.paused else JobState.CANCELLING)
             self._executor.cancel()
             deadline = time.monotonic() + _GRACE_S
             while schedule.running and time.monotonic() < deadline:
@@ -201,14 +209,17 @@ class Driver:
         tally.counts += schedule.counts
         tally.failures += [(self._target.name, f) for f in schedule.failures]
         tally.done += schedule.fragments_done
-        tally.left = schedule.left_over
+        self._unfinished -= {f.fragment_id for f in self.committed}
+        self._unfinished -= set(schedule.nothing_to_do)
+        self._unfinished -= {f.fragment_id for f in self._vanished}  # others took their place
+        tally.left = len(self._unfinished)
         quiet = {p.fragment_id: p.work for p in self._plans}
-        self.tally.done_work |= {quiet[i] for i in schedule.nothing_to_do if not self.waits(i)}
+        tally.done_work = {quiet[i] for i in schedule.nothing_to_do if not self.waits(i)}
         self._schedule = Schedule([], None, 1)
 
     def waits(self, fragment_id: int) -> bool:
         """Whether rows of a fragment wait for a computed input."""
-        return any(p.fragment_id == fragment_id and p.rows_waiting for p in self._plans)
+        return fragment_id in self._waiting
 
     # --- events ------------------------------------------------------------------------
 
@@ -254,11 +265,9 @@ class Driver:
             case "table":
                 # The version that the plan was made from is being cleaned up: plan again.
                 schedule.dropped(task)
-                self.again.add(task.fragment_id)
                 self._fault(event, TableChangedError)
             case "storage":
                 schedule.dropped(task)
-                self.again.add(task.fragment_id)
                 self._fault(event, StorageError)
             case "setup":
                 schedule.stopped(TaskStopped(task))
@@ -272,6 +281,9 @@ class Driver:
 
     def _fault(self, event: TaskFailed, error: type[GenevaError]) -> None:
         key = event.task.key
+        if event.task.fragment_id in self.again:
+            return  # another span of it said so already
+        self.again.add(event.task.fragment_id)
         self._faults[key] = self._faults.get(key, 0) + 1
         if self._faults[key] >= _TASK_FAULTS:
             self._fail(
@@ -322,6 +334,7 @@ class Driver:
         started = time.monotonic()
         published = publish(self._storage, self._target, files, self._control.job_id)
         self.tally.committed += published.committed
+        self.committed += published.committed
         if published.version is not None:
             self.tally.versions.append(published.version)
         self._tidy(published)
@@ -360,13 +373,17 @@ class Driver:
             computed=-sum(n for c, n in per_class if c.generation == newest)
         )
         match lost.verdict:
-            case Verdict.VANISHED:
+            case Verdict.VANISHED if not lost.keep_file:
                 self.compacted = True
                 self._vanished.append(file)
+            case Verdict.VANISHED:
+                self.compacted = True
             case Verdict.USELESS:
-                self._remove(file)
+                if not lost.keep_file:
+                    self._remove(file)
             case Verdict.FORESTALLED:
-                self._storage.delete_file(file.name)
+                if not lost.keep_file:
+                    self._storage.delete_file(file.name)
                 self._spare[file.fragment_id] = file.logs
 
     def _remove(self, file: ColumnFile) -> None:

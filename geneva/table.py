@@ -23,7 +23,7 @@ from geneva.column.binding import (
 )
 from geneva.column.pickles import load
 from geneva.coverage import Coverage, coverage
-from geneva.driver import Observer
+from geneva.driver import Observer, Request
 from geneva.errors import ColumnError, SettingError, TableError
 from geneva.execute.executor import Executor
 from geneva.execute.local import LocalExecutor
@@ -447,18 +447,22 @@ class _Run:
         self.names = tuple(names)
         self._table, self._options, self._params = table, options, params
         self._executor = executor
-        storage = table.storage
         # All requests are checked before the first row is computed.
-        self._requests = [
-            prepare(storage, storage.open(), n, options, params or None) for n in names
-        ]
+        self._first, *_ = [self._request(n) for n in names]
         self.control = Control(uuid4().hex[:12], self.names, options.timeout)
 
-    def run(self, observe: Observer) -> BackfillResult:
+    def _request(self, name: str) -> Request:
         storage = self._table.storage
-        results = []
+        return prepare(storage, storage.open(), name, self._options, self._params or None)
+
+    def run(self, observe: Observer) -> BackfillResult:
+        """Compute one column after the other."""
+        storage = self._table.storage
+        results: list[BackfillResult] = []
         try:
-            for request in self._requests:
+            for name in self.names:
+                # The others again: a column may have been dropped or bound anew meanwhile.
+                request = self._first if not results else self._request(name)
                 results.append(backfill(storage, request, self._executor, self.control, observe))
         finally:
             self._table.unwrap().checkout_latest()

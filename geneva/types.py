@@ -164,6 +164,9 @@ class Task:
         The data file that holds the present values, expected unchanged at commit.
     row_class
         Class that computed rows get (their filters are merged with those of ``carry``).
+    selection
+        Hash of what else decides which rows are computed; a file that an earlier attempt finished
+        fits only if it agrees.
     keep_wheres
         Classes of ``carry`` whose filters stay true of a row that is computed again.
     resume
@@ -191,6 +194,7 @@ class Task:
     carry: RowMap | None
     target_file: str | None
     row_class: RowClass
+    selection: str = ""
     keep_wheres: tuple[int, ...] = ()
     resume: tuple[str, ...] = ()
     checkpointed: int | None = None

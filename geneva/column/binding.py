@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from uuid import uuid4
 
 import pyarrow as pa
@@ -58,10 +58,6 @@ class Binding:
             BINDING.decode(): json.dumps(asdict(self), separators=(",", ":")),
             POSITION.decode(): str(position),
         }
-
-    def rebound(self, other: Binding) -> Binding:
-        """Return another UDF's binding for the same columns."""
-        return replace(other, incarnation=self.incarnation)
 
 
 def new_incarnation() -> str:

@@ -8,12 +8,12 @@ the exact file it speaks of, so an old entry is useless, not wrong.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from geneva.rows import RowMap
 from geneva.storage.lance import TableStorage
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def entry_key(incarnation: str, file: str, fragment_id: int) -> str:
@@ -22,12 +22,18 @@ def entry_key(incarnation: str, file: str, fragment_id: int) -> str:
 
 
 class Ledger:
-    """Row maps by column file, and (column file, filter, inputs) that have nothing to do."""
+    """Row maps by column file, work that left nothing to do, and first versions of files."""
 
-    def __init__(self, maps: dict[str, str] | None = None, done: Iterable[str] = ()) -> None:
-        self._texts = maps or {}
+    def __init__(
+        self,
+        maps: Mapping[str, str] | None = None,
+        done: Iterable[str] = (),
+        born: Mapping[str, int] | None = None,
+    ) -> None:
+        self._texts = dict(maps or {})
         self._maps: dict[str, RowMap] = {}
-        self._done = set(done)
+        self._done = dict.fromkeys(done)
+        self._born = dict(born or {})
         self.changed = False
 
     @classmethod
@@ -35,16 +41,25 @@ class Ledger:
         """Read a column's ledger; one that is missing or damaged is empty."""
         try:
             raw = json.loads(storage.objects.get(_path(incarnation)))
-            return cls(raw["maps"], raw["done"]) if raw["format"] == _FORMAT else cls()
+            if raw["format"] == _FORMAT:
+                return cls(raw["maps"], raw["done"], raw["born"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return cls()
+            pass
+        return cls()
 
     def save(self, storage: TableStorage, incarnation: str, present: set[str]) -> None:
         """Write what is known of the entries whose files are still in use."""
         for key, row_map in self._maps.items():
-            self._texts[key] = row_map.dumps()
-        kept = {k: t for k, t in self._texts.items() if k in present}
-        body = {"format": _FORMAT, "maps": kept, "done": sorted(self._done)}
+            if key in present and key not in self._texts:
+                self._texts[key] = row_map.dumps()
+        files = {key.split("|", 1)[1].rsplit("|", 1)[0] for key in present}
+        body = {
+            "format": _FORMAT,
+            "maps": {k: t for k, t in self._texts.items() if k in present},
+            # Each fragment can be done for a few filters at once; the oldest are forgotten.
+            "done": list(self._done)[-_DONE_PER_ENTRY * max(len(present), 1) :],
+            "born": {k: v for k, v in self._born.items() if k.split("|", 2)[2] in files},
+        }
         storage.objects.put(_path(incarnation), json.dumps(body).encode())
         self.changed = False
 
@@ -60,19 +75,28 @@ class Ledger:
             self._maps[key] = row_map
             self.changed = True
 
+    def born(self, key: str) -> int | None:
+        """Return the version in which a file came to be, if that was proven."""
+        return self._born.get(key)
+
+    def learn_born(self, key: str, version: int) -> None:
+        """Remember the version in which a file came to be."""
+        self._born[key] = version
+        self.changed = True
+
     def is_done(self, work: str) -> bool:
         """Whether nothing was left to do for exactly this work."""
         return work in self._done
 
     def mark_done(self, work: Iterable[str]) -> None:
         """Remember work that left nothing to do."""
-        fresh = set(work) - self._done
-        self._done |= fresh
-        self.changed = self.changed or bool(fresh)
+        for key in work:
+            if key not in self._done:
+                self._done[key] = None
+                self.changed = True
 
-    def retain_done(self, work: set[str]) -> None:
-        """Forget finished work that no present file can be asked about."""
-        self._done &= work
+
+_DONE_PER_ENTRY = 16
 
 
 def _path(incarnation: str) -> str:

@@ -7,16 +7,24 @@ the old rows over to the new ones where that can be proven.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from geneva.column.binding import Binding, binding_of
+from geneva.column.binding import Binding, binding_of, group_of
 from geneva.column.file import read_row_map
 from geneva.column.ledger import Ledger, entry_key
-from geneva.column.moved import chunks, keys, match_in_place, match_moved
+from geneva.column.moved import (
+    Columns,
+    OldRow,
+    chunks,
+    keys,
+    match_in_place,
+    match_moved,
+)
 from geneva.column.name import ColumnFileName
 from geneva.errors import CorruptFileError, TableChangedError
 from geneva.rows import (
@@ -34,6 +42,7 @@ from geneva.rows import (
 from geneva.storage.lance import FragmentInfo, RewriteGroup, Snapshot, TableStorage
 
 _NO_FILE = ""
+UNKNOWN = 0  # generation of a file whose first version is gone; no file has it
 
 
 def job_generation(plan_version: int) -> int:
@@ -74,7 +83,7 @@ class History:
         self._storage = storage
         self.snapshot = snapshot
         self.ledger = ledger
-        self._born: dict[tuple[int, int, str], int | None] = {}
+        self._unknown: set[str] = set()
         self._versions: dict[int, Snapshot | None] = {snapshot.version: snapshot}
 
     # --- what supplies a column --------------------------------------------------------
@@ -90,9 +99,8 @@ class History:
         if name is not None and name.incarnation == binding.incarnation:
             return Mark(field.id, binding.incarnation, name.generation)
         born = self._first_version(snapshot, fragment, column, file)
-        if born is None:
-            return Mark(field.id, file)
-        return Mark(field.id, binding.incarnation, file_generation(born))
+        generation = UNKNOWN if born is None else file_generation(born)
+        return Mark(field.id, binding.incarnation, generation)
 
     def marks(self, snapshot: Snapshot, fragment: FragmentInfo, columns: list[str]) -> Marks:
         """Return what supplies several columns."""
@@ -102,11 +110,10 @@ class History:
 
     def row_map(self, snapshot: Snapshot, fragment: FragmentInfo, column: str) -> RowMap:
         """Return the class of every physical row of a fragment in a computed column."""
-        field = snapshot.fields[column]
-        file = supplier(fragment, field.subtree)
+        file = supplier(fragment, group_subtree(snapshot, column))
         if file == _NO_FILE:
             return RowMap.uniform(fragment.rows, MISSING)
-        binding = binding_of(field.arrow)
+        binding = binding_of(snapshot.fields[column].arrow)
         key = entry_key(binding.incarnation if binding else "", file, fragment.id)
         found = self.ledger.row_map(key)
         if found is None or found.rows != fragment.rows:
@@ -147,26 +154,27 @@ class History:
             return self._by_value(snapshot, fragment, column, UNVERIFIED)
         if column not in before.fields:
             return self._by_value(snapshot, fragment, column, _foreign(born))
+        # As it was then: its inputs may have been rewritten since, and that is for others to see.
+        then = after.fragments[fragment.id]
         if fragment.id in before.fragments:
-            return self._replaced_in_place(fragment, column, born, before, after)
+            return self._replaced_in_place(then, column, born, before, after)
         if change is not None and operation == "Rewrite":
-            found = self._rewritten(fragment, column, before, after, change.groups)
+            found = self._rewritten(then, column, before, after, change.groups)
             return found or self._by_value(snapshot, fragment, column, UNVERIFIED)
         if operation == "Update":
-            return self._moved(fragment, column, born, before, after)
+            return self._moved(then, column, born, before, after)
         return self._by_value(snapshot, fragment, column, _foreign(born))
 
     def _by_value(
         self, snapshot: Snapshot, fragment: FragmentInfo, column: str, valued: RowClass
     ) -> RowMap:
         """Say of every row with a value that it is of one class; nulls are missing."""
-        chunks = [
+        filled = " or ".join(f"`{c}` is not null" for c in group_columns(snapshot, column))
+        flags = [
             b.column("v").fill_null(False).to_numpy(zero_copy_only=False)
-            for b in self._storage.scan(
-                snapshot, fragment.id, {"v": f"`{column}` is not null"}, batch_rows=65_536
-            )
+            for b in self._storage.scan(snapshot, fragment.id, {"v": filled}, batch_rows=65_536)
         ]
-        present = np.concatenate(chunks) if chunks else np.ones(0, np.bool_)
+        present = np.concatenate(flags) if flags else np.ones(0, np.bool_)
         return RowMap.from_ids([MISSING, valued], present.astype(np.int64))
 
     # --- compaction --------------------------------------------------------------------
@@ -197,26 +205,33 @@ class History:
         snapshot: Snapshot,
         fragment: FragmentInfo,
         column: str,
+        inputs: Sequence[tuple[int, ...]],
         wanted: Callable[[Snapshot, FragmentInfo], bool],
     ) -> tuple[IntArray, IntArray]:
         """Return (fragment, row) of every row before the compactions that brought it here.
 
         Followed back until a fragment is ``wanted``; -1 where none is, or nothing is proven.
+        ``inputs`` are the subtrees of fields that nobody may have rewritten on the way.
         """
         if wanted(snapshot, fragment):
             return np.full(fragment.rows, fragment.id), np.arange(fragment.rows)
         unknown = np.full(fragment.rows, -1), np.zeros(fragment.rows, np.int64)
-        file = supplier(fragment, snapshot.fields[column].subtree)
+        file = supplier(fragment, group_subtree(snapshot, column))
         born = self._first_version(snapshot, fragment, column, file)
-        before = None if born is None else self._open(born - 1)
-        change = None if born is None else self._storage.change(snapshot, born)
-        if before is None or change is None or column not in before.fields:
+        if born is None:
+            return unknown
+        before, after = self._open(born - 1), self._open(born)
+        change = self._storage.change(snapshot, born)
+        if before is None or after is None or change is None or column not in before.fields:
+            return unknown
+        then = after.fragments[fragment.id]
+        if any(supplier(then, i) != supplier(fragment, i) for i in inputs):
             return unknown
         found = rewritten_from(fragment, before, change.groups)
         if found is None:
             return unknown
         old, start, total = found
-        traced = [self.origins(before, f, column, wanted) for f in old]
+        traced = [self.origins(before, f, column, inputs, wanted) for f in old]
         live = [self.live_mask(before, f) for f in old]
         ids = np.concatenate([t[0][m] for t, m in zip(traced, live, strict=True)])
         rows = np.concatenate([t[1][m] for t, m in zip(traced, live, strict=True)])
@@ -275,37 +290,44 @@ class History:
         self, fragment: FragmentInfo, column: str, born: int, before: Snapshot, after: Snapshot
     ) -> RowMap:
         """Compare a rewritten column with its previous version, row by row."""
-        old = self.row_map(before, before.fragments[fragment.id], column)
-        was = chunks(self._storage, before, fragment.id, column)
-        now = chunks(self._storage, after, fragment.id, column)
-        return match_in_place(old, was, now, _foreign(born))
+        row_map = self.row_map(before, before.fragments[fragment.id], column)
+        for name in group_columns(after, column):
+            if name in before.fields:
+                was = chunks(self._storage, before, fragment.id, name)
+                now = chunks(self._storage, after, fragment.id, name)
+                row_map = match_in_place(row_map, was, now, _missing(born), _foreign(born))
+        return row_map
 
     def _moved(
         self, fragment: FragmentInfo, column: str, born: int, before: Snapshot, after: Snapshot
     ) -> RowMap:
         """Match the rows of a fragment that an update made with the rows that it removed."""
         removed = self._removed(column, before, after)
-        marked = {
-            m.field
-            for _, _, c in removed
-            for m in (*c.inputs, *(m for _, ms in c.wheres for m in ms))
-        }
-        names = [n for n, f in before.fields.items() if f.id in marked and n in after.fields]
-        columns = [column, *[n for n in names if n != column]]
-        old = [
-            (
-                _with_marks(c, self._translator(f, before, fragment, after)),
-                keys(self._storage, before, f.id, columns, mask),
-            )
-            for f, mask, c in removed
-        ]
+        classes = [c for _, _, row_map in removed for c in row_map.classes]
+        read = {m.field for c in classes for m in c.inputs}
+        filtered = {m.field for c in classes for _, marks in c.wheres for m in marks} - read
+        group = [c for c in group_columns(after, column) if c in before.fields]
+
+        def names(ids: set[int]) -> list[str]:
+            found = [n for n, f in before.fields.items() if f.id in ids]
+            return [n for n in found if n in after.fields and n not in group]
+
+        columns = Columns(tuple(group), tuple(names(read)), tuple(names(filtered)))
+        old: list[OldRow] = []
+        for f, mask, row_map in removed:
+            translate = self._translator(f, before, fragment, after)
+            known = [_with_marks(c, translate) for c in row_map.classes]
+            kept = row_map.expand()[mask].tolist()
+            rows = keys(self._storage, before, f.id, columns, mask)
+            old += [OldRow(k, known[c]) for k, c in zip(rows, kept, strict=True)]
         new = keys(self._storage, after, fragment.id, columns)
-        return match_moved(new, old, _foreign(born))
+        stable = before.stable_row_ids and after.stable_row_ids
+        return match_moved(new, old, _missing(born), _foreign(born), stable=stable)
 
     def _removed(
         self, column: str, before: Snapshot, after: Snapshot
-    ) -> list[tuple[FragmentInfo, BoolArray, RowClass]]:
-        """Return the rows that a version deleted, by fragment and class."""
+    ) -> list[tuple[FragmentInfo, BoolArray, RowMap]]:
+        """Return the rows that a version deleted, by fragment, with the fragment's row map."""
         found = []
         for f in before.fragments.values():
             still = after.fragments.get(f.id)
@@ -314,19 +336,15 @@ class History:
             gone = self.live_mask(before, f)
             if still is not None:
                 gone &= ~self.live_mask(after, still)
-            row_map = self.row_map(before, f, column)
-            ids = row_map.expand()
-            for k, c in enumerate(row_map.classes):
-                mask = gone & (ids == k)
-                if mask.any():
-                    found.append((f, mask, c))
+            if gone.any():
+                found.append((f, gone, self.row_map(before, f, column)))
         return found
 
     # --- versions ----------------------------------------------------------------------
 
     def made_by(self, snapshot: Snapshot, fragment: FragmentInfo, column: str) -> str:
         """Return the operation that brought a fragment about; empty when nobody can tell."""
-        file = supplier(fragment, snapshot.fields[column].subtree)
+        file = supplier(fragment, group_subtree(snapshot, column))
         born = self._first_version(snapshot, fragment, column, file)
         change = None if born is None else self._storage.change(snapshot, born)
         return "" if change is None else change.operation
@@ -347,26 +365,58 @@ class History:
         ``None`` when the version before the oldest one that is left already had it.
         """
         field_id = snapshot.fields[column].id
-        key = (field_id, fragment.id, file)
-        if key in self._born:
-            return self._born[key]
+        key = f"{field_id}|{fragment.id}|{file}"
+        known = self.ledger.born(key)
+        if known is not None:
+            return known
+        if key in self._unknown:
+            return None
 
         def has(version: int) -> bool:
             past = self._open(version)
             if past is None or fragment.id not in past.fragments:
                 return False
-            field = next((f for f in past.fields.values() if f.id == field_id), None)
-            return (
-                field is not None and supplier(past.fragments[fragment.id], field.subtree) == file
+            name = next((n for n, f in past.fields.items() if f.id == field_id), None)
+            there = past.fragments[fragment.id]
+            return name is not None and file in (
+                supplier(there, group_subtree(past, name)),
+                supplier(there, past.fields[name].subtree),
             )
 
         low, high = 0, snapshot.version  # has(high) is true, has(low) is false
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if has(middle) else (middle, high)
-        known = high == 1 or self._open(high - 1) is not None
-        self._born[key] = high if known else None
-        return self._born[key]
+        if high > 1 and self._open(high - 1) is None:
+            self._unknown.add(key)
+            return None
+        self.ledger.learn_born(key, high)
+        return high
+
+
+def group_columns(snapshot: Snapshot, column: str) -> list[str]:
+    """Return a column and those that are computed together with it."""
+    binding = binding_of(snapshot.fields[column].arrow)
+    if binding is None or not binding.grouped:
+        return [column]
+    return [name for name, _ in group_of(snapshot.schema, binding)]
+
+
+def group_subtree(snapshot: Snapshot, column: str) -> tuple[int, ...]:
+    """Return the field ids of a column and of those that are computed together with it."""
+    known = _SUBTREES.setdefault(snapshot, {})
+    if column not in known:
+        names = group_columns(snapshot, column)
+        known[column] = tuple(i for n in names for i in snapshot.fields[n].subtree)
+    return known[column]
+
+
+# Asked for every fragment; parsing the bindings each time would be most of a plan.
+_SUBTREES: WeakKeyDictionary[Snapshot, dict[str, tuple[int, ...]]] = WeakKeyDictionary()
+
+
+def _missing(version: int) -> RowClass:
+    return replace(MISSING, generation=file_generation(version))
 
 
 def _foreign(version: int) -> RowClass:
@@ -426,9 +476,10 @@ def unchanged(
         new = now.get(old.field)
         if new == old:
             continue
-        comparable = new is not None and 0 <= old.generation < new.generation
-        if new is None or not comparable or old.file != new.file:
+        if new is None or old.file != new.file or old.generation < 0:
             return False
+        if new.generation != UNKNOWN and new.generation <= old.generation:
+            return False  # an older version was restored
         rows = generations(new)
         if rows is None:
             return False

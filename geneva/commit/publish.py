@@ -13,11 +13,11 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from geneva.column.binding import binding_of
-from geneva.column.provenance import supplier
+from geneva.column.provenance import group_subtree, supplier
 from geneva.errors import ConflictError, StorageError, SupersededError, TableChangedError
 from geneva.storage.lance import CommitConflict, Replacement, Snapshot, TableStorage
 from geneva.types import ColumnFile, Target
@@ -37,11 +37,18 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Discarded:
-    """A column file that must not be committed, and why."""
+    """A column file that must not be committed, and why.
+
+    Attributes
+    ----------
+    keep_file
+        A version may name it: its commit was sent and the reply was lost.
+    """
 
     file: ColumnFile
     verdict: Verdict
     reason: str
+    keep_file: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,7 @@ def publish(
         The store failed every try.
     """
     landed: dict[str, ColumnFile] = {}
+    doubtful: set[str] = set()  # a commit that named them was sent, and no reply came
     vanished: list[Discarded] = []
     version: int | None = None
     faults = 0
@@ -80,14 +88,19 @@ def publish(
             if valid:
                 replacements = [Replacement(f.fragment_id, f.name) for f in valid]
                 properties = {"geneva.job": job_id}
+                doubtful |= {f.name for f in valid}
                 snapshot = storage.publish(snapshot, replacements, target.columns, properties)
                 version = snapshot.version
                 landed |= {f.name: f for f in valid}
             elif landed and version is None:
                 version = snapshot.version
-            lost = (*discarded, *vanished)
+            lost = tuple(
+                replace(d, keep_file=True) if d.file.name in doubtful else d
+                for d in (*discarded, *vanished)
+            )
             return Published(snapshot, version, tuple(landed.values()), lost)
         except CommitConflict as error:
+            doubtful -= {f.name for f in files}
             if not error.retryable:
                 raise TableChangedError(
                     f"table {storage.uri} was overwritten or restored while column "
@@ -157,7 +170,7 @@ def _verify(
     landed: dict[str, ColumnFile],
 ) -> tuple[list[ColumnFile], list[Discarded]]:
     """Sort files into those to commit and those that no longer fit; note those that landed."""
-    subtree = snapshot.fields[target.columns[0]].subtree
+    subtree = group_subtree(snapshot, target.columns[0])
     by_id = {f.id: f for f in snapshot.fields.values()}
     valid: list[ColumnFile] = []
     discarded: list[Discarded] = []

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from geneva.checkpoint.journal import Journal
 from geneva.checkpoint.key import log_path
-from geneva.column.provenance import History, supplier
+from geneva.column.provenance import History, group_subtree, supplier
 from geneva.rows import RowStatus
 from geneva.storage.lance import FragmentInfo, Snapshot, TableStorage
 from geneva.types import ColumnFile, Target, Task, stored_type
@@ -41,7 +41,8 @@ def remap(
     files = {f.fragment_id: f for f in lost}
     snapshot = history.snapshot
     by_field = {f.id: f for f in snapshot.fields.values()}
-    first = snapshot.fields[target.columns[0]]
+    inputs = [by_field[i].subtree for f in lost for i, _ in f.sources if i in by_field]
+    subtree = group_subtree(snapshot, target.columns[0])
 
     def computed_for(then: Snapshot, fragment: FragmentInfo) -> bool:
         """Whether a fragment, as it was then, is one that a lost file was computed for."""
@@ -49,7 +50,7 @@ def remap(
         return (
             file is not None
             and fragment.rows == file.rows
-            and supplier(fragment, first.subtree) == (file.target_file or "")
+            and supplier(fragment, subtree) == (file.target_file or "")
             and all(
                 i in by_field and supplier(fragment, by_field[i].subtree) == path
                 for i, path in file.sources
@@ -59,7 +60,9 @@ def remap(
     written: dict[str, tuple[str, ...]] = {}
     for task in tasks:
         fragment = snapshot.fragments[task.fragment_id]
-        old_ids, old_rows = history.origins(snapshot, fragment, target.columns[0], computed_for)
+        old_ids, old_rows = history.origins(
+            snapshot, fragment, target.columns[0], list(dict.fromkeys(inputs)), computed_for
+        )
         journal = Journal(
             storage.objects,
             log_path(target.incarnation, task.key, uuid4().hex),

@@ -254,7 +254,7 @@ class _TaskRun:
             self._storage.objects,
             task.resume,
             self._types,
-            with_failed=self._settings.on_error == "null",
+            with_failed=self._settings.on_error == "null" and not self._settings.retry_failed,
         )
         adopted = self._adopt(snapshot, earlier)
         if adopted is not None:
@@ -286,8 +286,10 @@ class _TaskRun:
     def _adopt(self, snapshot: Snapshot, earlier: Replay) -> TaskDone | None:
         """Return the outcome of an attempt that finished its file but died before the commit."""
         task, fact = self._task, earlier.finish
-        if fact is None or not task.assemble or fact["target_file"] != task.target_file:
+        if fact is None or not task.assemble:
             return None
+        if (fact["target_file"], fact["selection"]) != (task.target_file, task.selection):
+            return None  # it carries other values along, or leaves rows out that are wanted now
         schema = pa.schema([snapshot.schema.field(c) for c in self._settings.target.columns])
         try:
             check_file(self._storage, fact["file"], task.rows, schema)
@@ -416,6 +418,7 @@ class _TaskRun:
         fact = {
             "file": file.name,
             "target_file": self._task.target_file,
+            "selection": self._task.selection,
             "computed": self._counts.computed,
             "failed": self._counts.failed,
             "overwritten": self._counts.overwritten,

@@ -21,7 +21,7 @@ class LocalExecutor:
         self._appliers: list[Applier] = []
         self._threads: list[threading.Thread] = []
         self._in_flight = 0
-        self._cancelled = False
+        self._cancelled = threading.Event()
 
     def capacity(self, udf: UDF, appliers: int) -> int:
         """Every thread can run."""
@@ -29,24 +29,33 @@ class LocalExecutor:
 
     def start(self, storage: TableStorage, udf: UDF, settings: JobSettings, appliers: int) -> None:
         """Start the threads."""
-        self._cancelled = False
+        # A thread that was stuck in the last job keeps that job's queues.
+        self._tasks, self._events = queue.SimpleQueue(), queue.SimpleQueue()
+        self._in_flight, self._cancelled = 0, threading.Event()
         for k in range(appliers):
             applier = Applier(storage, udf)
             self._appliers.append(applier)
             thread = threading.Thread(
                 target=self._serve,
-                args=(applier, settings),
+                args=(applier, settings, self._tasks, self._events, self._cancelled),
                 name=f"geneva-applier-{k}",
                 daemon=True,
             )
             self._threads.append(thread)
             thread.start()
 
-    def _serve(self, applier: Applier, settings: JobSettings) -> None:
+    @staticmethod
+    def _serve(
+        applier: Applier,
+        settings: JobSettings,
+        tasks: queue.SimpleQueue[Task | None],
+        events: queue.SimpleQueue[TaskEvent],
+        cancelled: threading.Event,
+    ) -> None:
         ready = False
-        while (task := self._tasks.get()) is not None:
-            if self._cancelled:
-                self._events.put(TaskStopped(task))
+        while (task := tasks.get()) is not None:
+            if cancelled.is_set():
+                events.put(TaskStopped(task))
                 continue
             if not ready:
                 try:
@@ -54,9 +63,9 @@ class LocalExecutor:
                     ready = True
                 except Exception as error:
                     text = f"{type(error).__name__}: {error}"
-                    self._events.put(TaskFailed(task, "setup", text, cause=error))
+                    events.put(TaskFailed(task, "setup", text, cause=error))
                     continue
-            self._events.put(outcome(applier, task))
+            events.put(outcome(applier, task))
         applier.close()
 
     def free_slots(self) -> int:
@@ -87,7 +96,7 @@ class LocalExecutor:
 
     def cancel(self) -> None:
         """Stop at the next batch boundary."""
-        self._cancelled = True
+        self._cancelled.set()
         for applier in self._appliers:
             applier.cancel()
 

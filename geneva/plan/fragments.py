@@ -17,7 +17,13 @@ from geneva.checkpoint.key import work_key
 from geneva.column.binding import bindings_of, target_of, top_level
 from geneva.column.ledger import entry_key
 from geneva.column.name import ColumnFileName, class_hash
-from geneva.column.provenance import History, job_generation, supplier, unchanged
+from geneva.column.provenance import (
+    History,
+    group_subtree,
+    job_generation,
+    supplier,
+    unchanged,
+)
 from geneva.plan.where import Where
 from geneva.rows import BoolArray, IntArray, Mark, Marks, RowClass, RowMap, RowSet, RowStatus
 from geneva.storage.lance import FragmentInfo, Snapshot, TableStorage
@@ -101,11 +107,12 @@ class Planner:
         self._columns = [c for c in self._read if c not in own]
         self._filter_columns = [c for c in (where.columns if where else ()) if c not in own]
         self._settled: dict[tuple[int, str], BoolArray] = {}
+        self._others: dict[str, Planner] = {}
 
     def plan(self, fragment: FragmentInfo) -> FragmentPlan:
         """Decide about one fragment."""
         inputs = self._marks(fragment, self._columns)
-        file = supplier(fragment, self._snapshot.fields[self._target.columns[0]].subtree)
+        file = self._target_file(fragment, self._snapshot)
         if self._vouched_for(file, inputs):
             return FragmentPlan(fragment.id, fragment.live_rows, Action.SKIP, "up to date")
         filters = self._marks(fragment, self._filter_columns)
@@ -117,7 +124,7 @@ class Planner:
         row_map = self._history.row_map(self._snapshot, fragment, self._target.columns[0])
         now = {m.field: m for m in (*inputs, *filters)}
         need = self._needed(fragment, row_map, now)
-        live = self._live(fragment, need)
+        live = self._live(fragment, need, row_map)
         need &= live
         waiting = need & ~self._ready(fragment) if self._options.inputs == "wait" else ~live & need
         need &= ~waiting
@@ -171,7 +178,7 @@ class Planner:
     def coverage(self, fragment: FragmentInfo) -> dict[str, int]:
         """Count a fragment's live rows by what they are."""
         inputs = self._marks(fragment, self._columns)
-        file = supplier(fragment, self._snapshot.fields[self._target.columns[0]].subtree)
+        file = self._target_file(fragment, self._snapshot)
         found = {"fragment": fragment.id, "rows": fragment.live_rows}
         if self._vouched_for(file, inputs):
             return found | {"computed": fragment.live_rows} | dict.fromkeys(_OTHER, 0)
@@ -180,11 +187,12 @@ class Planner:
         kept = self._kept(row_map, live)
         stale = self._needed(fragment, row_map, {m.field: m for m in inputs}) & live
         stale &= ~row_map.mask(lambda c: c.status is RowStatus.MISSING)
+        computed = row_map.mask(lambda c: c.status is RowStatus.COMPUTED)
         return found | {
-            "computed": kept[RowStatus.COMPUTED] + kept[RowStatus.FAILED] - int(stale.sum()),
+            "computed": kept[RowStatus.COMPUTED] - int((stale & computed).sum()),
             "stale": int(stale.sum()),
             "missing": kept[RowStatus.MISSING],
-            "failed": kept[RowStatus.FAILED],
+            "failed": kept[RowStatus.FAILED] - int((stale & ~computed).sum()),
             "foreign": kept[RowStatus.FOREIGN],
             "unverified": kept[RowStatus.UNVERIFIED],
         }
@@ -199,7 +207,7 @@ class Planner:
             fragment = snapshot.fragments.get(fragment_id)
             if fragment is None or self._where is None:
                 continue
-            present = supplier(fragment, snapshot.fields[self._target.columns[0]].subtree)
+            present = self._target_file(fragment, snapshot)
             inputs = self._marks(fragment, self._columns)
             filters = self._marks(fragment, self._filter_columns)
             read = [
@@ -207,6 +215,9 @@ class Planner:
                 for c in file.row_map.classes
                 if c.inputs == inputs and (self._where.digest, filters) in c.wheres
             ]
+            failed = any(c.status is RowStatus.FAILED for c in file.row_map.classes)
+            if failed and self._options.retry_failed:
+                continue  # the next such run tries them once more
             if present == file.name and read:
                 found.append(self._work(fragment, inputs, filters, present))
         return found
@@ -278,8 +289,10 @@ class Planner:
         row_map = self._history.row_map(self._snapshot, fragment, name)
         return np.array([c.generation for c in row_map.classes], np.int64)[row_map.expand()]
 
-    def _live(self, fragment: FragmentInfo, need: BoolArray) -> BoolArray:
-        if not fragment.deleted or not need.any():
+    def _live(self, fragment: FragmentInfo, need: BoolArray, row_map: RowMap) -> BoolArray:
+        """Return the rows that are not deleted, where anybody asks."""
+        told = row_map.any(lambda c: c.status not in (RowStatus.COMPUTED, RowStatus.MISSING))
+        if not fragment.deleted or not (need.any() or told):
             return np.ones(fragment.rows, np.bool_)
         return self._history.live_mask(self._snapshot, fragment)
 
@@ -296,17 +309,18 @@ class Planner:
     def _is_settled(self, fragment: FragmentInfo, column: str) -> BoolArray:
         key = (fragment.id, column)
         if key not in self._settled:
-            binding = self._bindings[column]
-            target = target_of(self._snapshot.schema, binding, binding.digest)
-            options = Options(where=None)
-            other = Planner(self._storage, self._history, target, None, options)
-            self._settled[key] = ~other.needed(fragment)
+            if column not in self._others:
+                binding = self._bindings[column]
+                target = target_of(self._snapshot.schema, binding, binding.digest)
+                options = Options(where=None)
+                self._others[column] = Planner(self._storage, self._history, target, None, options)
+            self._settled[key] = ~self._others[column].needed(fragment)
         return self._settled[key]
 
     def needed(self, fragment: FragmentInfo) -> BoolArray:
         """Return the rows that are missing or stale, deleted ones included."""
         inputs = self._marks(fragment, self._columns)
-        file = supplier(fragment, self._snapshot.fields[self._target.columns[0]].subtree)
+        file = self._target_file(fragment, self._snapshot)
         if self._vouched_for(file, inputs):
             return np.zeros(fragment.rows, np.bool_)
         row_map = self._history.row_map(self._snapshot, fragment, self._target.columns[0])
@@ -340,8 +354,8 @@ class Planner:
             fragment.rows,
             sources,
             force,
-            self._options.retry_failed,
         )
+        o = self._options
         now = {m.field: m for m in inputs}
         keep = [
             k
@@ -361,13 +375,17 @@ class Planner:
             carry=row_map if file else None,
             target_file=file or None,
             row_class=row_class,
+            selection=work_key(filters, o.retry_failed, o.unverified, o.foreign, o.inputs),
             keep_wheres=tuple(keep),
-            complete=whole and self._where is None and self._options.on_error == "fail",
+            complete=whole and self._where is None and o.on_error == "fail",
         )
 
     def _sources(self, fragment: FragmentInfo) -> tuple[tuple[int, str], ...]:
         fields = [self._snapshot.fields[c] for c in self._read]
         return tuple((f.id, supplier(fragment, f.subtree)) for f in fields)
+
+    def _target_file(self, fragment: FragmentInfo, snapshot: Snapshot) -> str:
+        return supplier(fragment, group_subtree(snapshot, self._target.columns[0]))
 
     def _marks(self, fragment: FragmentInfo, columns: list[str]) -> Marks:
         return self._history.marks(self._snapshot, fragment, columns)

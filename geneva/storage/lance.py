@@ -67,13 +67,6 @@ class FragmentInfo:
         """Rows that are not deleted."""
         return self.rows - self.deleted
 
-    def file_of(self, field_id: int) -> str | None:
-        """Return the path of the data file that supplies a field, or ``None``."""
-        for f in self.files:
-            if field_id in f.fields:
-                return f.path
-        return None
-
 
 @dataclass(frozen=True, slots=True)
 class Field:
@@ -223,10 +216,6 @@ class TableStorage:
             raise
         return Snapshot(dataset)
 
-    def latest_version(self, snapshot: Snapshot) -> int:
-        """Return the newest version's number without opening it."""
-        return int(snapshot.dataset.latest_version)
-
     def scan(
         self,
         snapshot: Snapshot,
@@ -271,10 +260,6 @@ class TableStorage:
         )
         yield from scanner.to_batches()
 
-    def count_rows(self, snapshot: Snapshot, fragment_id: int, where: str | None) -> int:
-        """Count one fragment's live rows for which a filter is true."""
-        return int(snapshot.dataset.get_fragment(fragment_id).count_rows(where))
-
     def check_filter(self, snapshot: Snapshot, where: str) -> None:
         """Let Lance plan a filter; ``ValueError`` or ``OSError`` when it cannot."""
         snapshot.dataset.scanner(filter=where).explain_plan()
@@ -283,8 +268,10 @@ class TableStorage:
         """Return what made a version, or ``None`` if that is no longer known."""
         try:
             transaction = snapshot.dataset.read_transaction(version)
-        except (OSError, ValueError):
-            return None
+        except (OSError, ValueError) as error:
+            if "not found" in str(error).lower() or "does not exist" in str(error).lower():
+                return None
+            raise  # a passing fault must not become a lasting "nobody knows"
         if transaction is None:
             return None
         operation = transaction.operation
