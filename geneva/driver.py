@@ -118,6 +118,7 @@ class Driver:
         self.again, self.compacted, self.paused = set(), False, False
         self.committed = []
         self._waiting = {p.fragment_id for p in all_plans if p.rows_waiting}
+        self._unfinished &= set(snapshot.fragments)  # what a compaction took was planned anew
         self._unfinished -= {p.fragment_id for p in all_plans}
         self._unfinished |= {p.fragment_id for p in plans}
         self._drop_spare(all_plans)

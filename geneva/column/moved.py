@@ -43,10 +43,17 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class OldRow:
-    """A row that the update removed, and the class that it would have where rows are now."""
+    """A row that the update removed, and the class that it would have where rows are now.
+
+    Attributes
+    ----------
+    fresh
+        Whether its value was computed from the inputs that it had at the end.
+    """
 
     key: Key
     row_class: RowClass
+    fresh: bool
 
 
 def match_moved(
@@ -60,9 +67,9 @@ def match_moved(
     """Return the classes of rows that an update wrote, given those that it removed.
 
     Row by row where it is known which is which: by stable row ids, or by order where no input
-    changed. Otherwise by value: a row that agrees with a removed one in the target and in all
-    that the target was computed from keeps that row's class, whichever row it was; a value that
-    some removed row held is stale; one that none held is ``foreign``.
+    changed. Otherwise by value: a row that agrees with a fresh removed one in the target and in
+    all that the target was computed from keeps that row's class, whichever row it was; any other
+    value that some removed row held is stale; one that none held is ``foreign``.
 
     Parameters
     ----------
@@ -101,6 +108,8 @@ class _ByValue:
         self._computed: dict[tuple[object, ...], RowClass] = {}
         self._targets = {o.key.target for o in old}
         for o in old:
+            if not o.fresh:
+                continue  # its value says nothing about the inputs that are beside it
             key, c = o.key, o.row_class
             _keep_newest(self._full, (key.target, key.inputs, key.filters), c)
             _keep_newest(self._computed, (key.target, key.inputs), replace(c, wheres=()))

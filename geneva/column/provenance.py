@@ -318,11 +318,30 @@ class History:
             translate = self._translator(f, before, fragment, after)
             known = [_with_marks(c, translate) for c in row_map.classes]
             kept = row_map.expand()[mask].tolist()
+            fresh = self._fresh(before, f, row_map, columns.inputs)[mask].tolist()
             rows = keys(self._storage, before, f.id, columns, mask)
-            old += [OldRow(k, known[c]) for k, c in zip(rows, kept, strict=True)]
+            old += [OldRow(k, known[c], g) for k, c, g in zip(rows, kept, fresh, strict=True)]
         new = keys(self._storage, after, fragment.id, columns)
         stable = before.stable_row_ids and after.stable_row_ids
         return match_moved(new, old, _missing(born), _foreign(born), stable=stable)
+
+    def _fresh(
+        self, snapshot: Snapshot, fragment: FragmentInfo, row_map: RowMap, inputs: Sequence[str]
+    ) -> BoolArray:
+        """Return the rows whose inputs are what their class was computed from."""
+        now = {m.field: m for m in self.marks(snapshot, fragment, list(inputs))}
+        names = {f.id: n for n, f in snapshot.fields.items()}
+
+        def generations(mark: Mark) -> IntArray:
+            upstream = self.row_map(snapshot, fragment, names[mark.field])
+            return np.array([c.generation for c in upstream.classes], np.int64)[upstream.expand()]
+
+        ids = row_map.expand()
+        fresh = np.zeros(fragment.rows, np.bool_)
+        for k, c in enumerate(row_map.classes):
+            verdict = unchanged(c.inputs, now, generations)
+            fresh |= (ids == k) & np.broadcast_to(verdict, fragment.rows)
+        return fresh
 
     def _removed(
         self, column: str, before: Snapshot, after: Snapshot
