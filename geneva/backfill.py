@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from geneva.column.binding import Binding, bindings_of, target_of, top_level, unknown_column
 from geneva.column.ledger import Ledger, entry_key
+from geneva.column.marks import group_subtree, supplier
 from geneva.column.pickles import load
-from geneva.column.provenance import History, group_subtree, supplier
+from geneva.column.provenance import History
 from geneva.commit.publish import check_target
 from geneva.driver import Driver, Observer, Request
 from geneva.errors import ColumnError, ConflictError, JobCancelledError, StorageError, WhereError

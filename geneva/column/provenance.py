@@ -7,16 +7,24 @@ the old rows over to the new ones where that can be proven.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from geneva.column.binding import Binding, binding_of, group_of
+from geneva.column.binding import Binding, binding_of
 from geneva.column.file import read_row_map
 from geneva.column.ledger import Ledger, entry_key
+from geneva.column.marks import (
+    NO_FILE,
+    UNKNOWN,
+    file_generation,
+    group_columns,
+    group_subtree,
+    supplier,
+    unchanged,
+)
 from geneva.column.moved import (
     Columns,
     OldRow,
@@ -40,29 +48,6 @@ from geneva.rows import (
     RowMap,
 )
 from geneva.storage.lance import FragmentInfo, RewriteGroup, Snapshot, TableStorage
-
-_NO_FILE = ""
-UNKNOWN = 0  # generation of a file whose first version is gone; no file has it
-
-
-def job_generation(plan_version: int) -> int:
-    """Return the generation of rows that a job computes which planned on a version.
-
-    It is newer than everything visible at that version, and older than everything that anyone
-    makes after the job's commit, because a commit expects the file that the plan saw.
-    """
-    return 2 * plan_version + 1
-
-
-def file_generation(version: int) -> int:
-    """Return the generation of a file that somebody else wrote in a version."""
-    return 2 * version
-
-
-def supplier(fragment: FragmentInfo, subtree: tuple[int, ...]) -> str:
-    """Return the data files that supply a field and its descendants, joined with ``|``."""
-    wanted = set(subtree)
-    return "|".join(f.path for f in fragment.files if wanted.intersection(f.fields))
 
 
 class History:
@@ -93,7 +78,7 @@ class History:
         field = snapshot.fields[column]
         file = supplier(fragment, field.subtree)
         binding = binding_of(field.arrow)
-        if binding is None or file == _NO_FILE:
+        if binding is None or file == NO_FILE:
             return Mark(field.id, file)
         name = ColumnFileName.parse(file)
         if name is not None and name.incarnation == binding.incarnation:
@@ -111,7 +96,7 @@ class History:
     def row_map(self, snapshot: Snapshot, fragment: FragmentInfo, column: str) -> RowMap:
         """Return the class of every physical row of a fragment in a computed column."""
         file = supplier(fragment, group_subtree(snapshot, column))
-        if file == _NO_FILE:
+        if file == NO_FILE:
             return RowMap.uniform(fragment.rows, MISSING)
         binding = binding_of(snapshot.fields[column].arrow)
         key = entry_key(binding.incarnation if binding else "", file, fragment.id)
@@ -413,27 +398,6 @@ class History:
         return high
 
 
-def group_columns(snapshot: Snapshot, column: str) -> list[str]:
-    """Return a column and those that are computed together with it."""
-    binding = binding_of(snapshot.fields[column].arrow)
-    if binding is None or not binding.grouped:
-        return [column]
-    return [name for name, _ in group_of(snapshot.schema, binding)]
-
-
-def group_subtree(snapshot: Snapshot, column: str) -> tuple[int, ...]:
-    """Return the field ids of a column and of those that are computed together with it."""
-    known = _SUBTREES.setdefault(snapshot, {})
-    if column not in known:
-        names = group_columns(snapshot, column)
-        known[column] = tuple(i for n in names for i in snapshot.fields[n].subtree)
-    return known[column]
-
-
-# Asked for every fragment; parsing the bindings each time would be most of a plan.
-_SUBTREES: WeakKeyDictionary[Snapshot, dict[str, tuple[int, ...]]] = WeakKeyDictionary()
-
-
 def _missing(version: int) -> RowClass:
     return replace(MISSING, generation=file_generation(version))
 
@@ -467,40 +431,3 @@ def rewritten_from(
                 return old, start, sum(n for _, n in new)
             start += rows
     return None
-
-
-def unchanged(
-    recorded: Marks,
-    now: Mapping[int, Mark],
-    generations: Callable[[Mark], np.ndarray[tuple[int], np.dtype[np.int64]] | None],
-) -> bool | BoolArray:
-    """Compare what a class was computed from with what supplies the columns now.
-
-    Parameters
-    ----------
-    recorded
-        Marks of the class.
-    now
-        Present marks by field.
-    generations
-        Returns, for a computed column, the generation of every physical row.
-
-    Returns
-    -------
-    bool or array
-        For all rows of the class, or row by row where only some were computed again.
-    """
-    verdict: bool | BoolArray = True
-    for old in recorded:
-        new = now.get(old.field)
-        if new == old:
-            continue
-        if new is None or old.file != new.file or old.generation < 0:
-            return False
-        if new.generation != UNKNOWN and new.generation <= old.generation:
-            return False  # an older version was restored
-        rows = generations(new)
-        if rows is None:
-            return False
-        verdict = verdict & (rows <= old.generation)
-    return verdict

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from geneva.column.binding import binding_of
-from geneva.column.provenance import group_subtree, supplier
+from geneva.column.marks import group_subtree, supplier
 from geneva.errors import ConflictError, StorageError, SupersededError, TableChangedError
 from geneva.storage.lance import CommitConflict, Replacement, Snapshot, TableStorage
 from geneva.types import ColumnFile, Target

@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from geneva.checkpoint.journal import Journal
 from geneva.checkpoint.key import log_path
-from geneva.column.provenance import History, group_subtree, supplier
+from geneva.column.marks import group_subtree, supplier
+from geneva.column.provenance import History
 from geneva.rows import RowStatus
 from geneva.storage.lance import FragmentInfo, Snapshot, TableStorage
 from geneva.types import ColumnFile, Target, Task, stored_type

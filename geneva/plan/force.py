@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from uuid import uuid4
 
-from geneva.column.provenance import job_generation
+from geneva.column.marks import job_generation
 from geneva.plan.fragments import Force
 from geneva.plan.where import Where
 from geneva.storage.lance import Snapshot, TableStorage

@@ -16,14 +16,9 @@ import numpy as np
 from geneva.checkpoint.key import work_key
 from geneva.column.binding import bindings_of, target_of, top_level
 from geneva.column.ledger import entry_key
+from geneva.column.marks import group_subtree, job_generation, supplier, unchanged
 from geneva.column.name import ColumnFileName, class_hash
-from geneva.column.provenance import (
-    History,
-    group_subtree,
-    job_generation,
-    supplier,
-    unchanged,
-)
+from geneva.column.provenance import History
 from geneva.plan.where import Where
 from geneva.rows import BoolArray, IntArray, Mark, Marks, RowClass, RowMap, RowSet, RowStatus
 from geneva.storage.lance import FragmentInfo, Snapshot, TableStorage

@@ -1,0 +1,91 @@
+"""What supplied a column when it was read, and whether that is still so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from weakref import WeakKeyDictionary
+
+from geneva.column.binding import binding_of, group_of
+from geneva.rows import BoolArray, IntArray, Mark, Marks
+from geneva.storage.lance import FragmentInfo, Snapshot
+
+NO_FILE = ""
+UNKNOWN = 0  # generation of a file whose first version is gone; no file has it
+
+
+def job_generation(plan_version: int) -> int:
+    """Return the generation of rows that a job computes which planned on a version.
+
+    It is newer than everything visible at that version, and older than everything that anyone
+    makes after the job's commit, because a commit expects the file that the plan saw.
+    """
+    return 2 * plan_version + 1
+
+
+def file_generation(version: int) -> int:
+    """Return the generation of a file that somebody else wrote in a version."""
+    return 2 * version
+
+
+def supplier(fragment: FragmentInfo, subtree: tuple[int, ...]) -> str:
+    """Return the data files that supply a field and its descendants, joined with ``|``."""
+    wanted = set(subtree)
+    return "|".join(f.path for f in fragment.files if wanted.intersection(f.fields))
+
+
+def group_columns(snapshot: Snapshot, column: str) -> list[str]:
+    """Return a column and those that are computed together with it."""
+    binding = binding_of(snapshot.fields[column].arrow)
+    if binding is None or not binding.grouped:
+        return [column]
+    return [name for name, _ in group_of(snapshot.schema, binding)]
+
+
+def group_subtree(snapshot: Snapshot, column: str) -> tuple[int, ...]:
+    """Return the field ids of a column and of those that are computed together with it."""
+    known = _SUBTREES.setdefault(snapshot, {})
+    if column not in known:
+        names = group_columns(snapshot, column)
+        known[column] = tuple(i for n in names for i in snapshot.fields[n].subtree)
+    return known[column]
+
+
+# Asked for every fragment; parsing the bindings each time would be most of a plan.
+_SUBTREES: WeakKeyDictionary[Snapshot, dict[str, tuple[int, ...]]] = WeakKeyDictionary()
+
+
+def unchanged(
+    recorded: Marks,
+    now: Mapping[int, Mark],
+    generations: Callable[[Mark], IntArray | None],
+) -> bool | BoolArray:
+    """Compare what a class was computed from with what supplies the columns now.
+
+    Parameters
+    ----------
+    recorded
+        Marks of the class.
+    now
+        Present marks by field.
+    generations
+        Returns, for a computed column, the generation of every physical row.
+
+    Returns
+    -------
+    bool or array
+        For all rows of the class, or row by row where only some were computed again.
+    """
+    verdict: bool | BoolArray = True
+    for old in recorded:
+        new = now.get(old.field)
+        if new == old:
+            continue
+        if new is None or old.file != new.file or old.generation < 0:
+            return False
+        if new.generation != UNKNOWN and new.generation <= old.generation:
+            return False  # an older version was restored
+        rows = generations(new)
+        if rows is None:
+            return False
+        verdict = verdict & (rows <= old.generation)
+    return verdict
