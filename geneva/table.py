@@ -24,7 +24,7 @@ from geneva.column.binding import (
 from geneva.column.pickles import load
 from geneva.coverage import Coverage, coverage
 from geneva.driver import Observer, Request
-from geneva.errors import ColumnError, SettingError, TableError
+from geneva.errors import ColumnError, SettingError, TableChangedError, TableError
 from geneva.execute.executor import Executor
 from geneva.execute.local import LocalExecutor
 from geneva.jobs.control import Control
@@ -455,14 +455,22 @@ class _Run:
         storage = self._table.storage
         return prepare(storage, storage.open(), name, self._options, self._params or None)
 
+    def _request_again(self, name: str) -> Request:
+        """Check a later column again: it may have been dropped or bound anew meanwhile."""
+        try:
+            return self._request(name)
+        except ColumnError as error:
+            raise TableChangedError(
+                f"column {name!r} was changed while the columns before it were computed: {error}"
+            ) from error
+
     def run(self, observe: Observer) -> BackfillResult:
         """Compute one column after the other."""
         storage = self._table.storage
         results: list[BackfillResult] = []
         try:
             for name in self.names:
-                # The others again: a column may have been dropped or bound anew meanwhile.
-                request = self._first if not results else self._request(name)
+                request = self._first if not results else self._request_again(name)
                 results.append(backfill(storage, request, self._executor, self.control, observe))
         finally:
             self._table.unwrap().checkout_latest()

@@ -13,7 +13,7 @@ import pytest
 
 import geneva
 import geneva.driver
-from geneva.errors import StorageError, TableChangedError, UDFError
+from geneva.errors import StorageError, TableChangedError, UdfFailedError
 from geneva.storage.lance import TableStorage
 from geneva.types import JobState
 from tests.support.backfills import Gate, run, times, until, xs
@@ -251,7 +251,7 @@ def test_retry_failed_after_a_crash_computes_checkpoints_again(
 
     table = make_table(tmp_path, rows=8, fragments=1)
     table.add_columns({"y": breaks})
-    with pytest.raises(UDFError, match="not yet"):
+    with pytest.raises(UdfFailedError, match="not yet"):
         table.backfill("y", executor="local", concurrency=1)
     before = set(xs(calls)) - {6}
     assert before  # something was checkpointed
