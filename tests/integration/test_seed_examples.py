@@ -136,7 +136,7 @@ def test_reader_sees_nothing_before_the_job_ends(
     until(lambda: seen() > 0)
     assert seen() == 20  # ten whole fragments, no more and no less
     assert not job.state.ended
-    assert job.progress().fragments_committed == 10
+    until(lambda: job.progress().fragments_committed == 10)  # reported just after the commit
     gates[0].open()
     until(lambda: seen() > 20)
     assert seen() == 40
