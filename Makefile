@@ -6,7 +6,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format lint crash bench docs clean
+.PHONY: help demo test test-s3 check format lint crash bench docs clean
 
 ARGS ?=
 BIN := .venv/bin
@@ -21,13 +21,19 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do \
 	"$$p" -c '$(NEW_ENOUGH)' 2>/dev/null && { echo "$$p"; break; }; done)
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1	\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1	\2/p' Makefile | expand -t 16
 
 demo: .venv/.dev ## backfill a small table, from nothing to values
 	@$(BIN)/geneva demo $(ARGS)
 
-test: .venv/.dev ## every test but the crash and the slow ones
+test: .venv/.dev .venv-s3/.done ## every test but the crash and the slow ones
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+test-s3: .venv/.dev .venv-s3/.done ## the integration tests on an S3 server, but those that need a disk
+	@$(BIN)/python -m pytest -q --store=s3 tests/integration $(ARGS)
+
+test-services: .venv/.dev ## what needs a server beside the tests, which they start themselves
+	@$(BIN)/python -m pytest -q -m "services and not crash" $(ARGS)
 
 check: lint ## format, lint, types, contracts, unit and property tests
 	@$(BIN)/python -m pytest -q --timeout=60 $(wildcard tests/unit tests/property) $(ARGS)
@@ -42,7 +48,7 @@ lint: .venv/.dev ## format, lint, types and import contracts, without tests
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-crash: .venv/.dev ## kill every process at every bad moment and look at what is left
+crash: .venv/.dev .venv-s3/.done ## kill every process at every bad moment and look at what is left
 	@$(BIN)/python -m pytest -q -m crash $(ARGS)
 
 bench: .venv/.bench .venv-daft/.done ## measure against the peers
@@ -54,7 +60,7 @@ docs: .venv/.docs ## run every example, follow every link, write the reference t
 	@$(BIN)/pdoc -d numpy -o site geneva
 
 clean: ## remove the environments, the caches and what the targets made
-	rm -rf .venv .venv-daft build dist site demo-data .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf .venv .venv-daft .venv-s3 build dist site demo-data .mypy_cache .ruff_cache .pytest_cache \
 		.hypothesis .import_linter_cache
 	find $(PYTHON_FILES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -83,4 +89,11 @@ clean: ## remove the environments, the caches and what the targets made
 	@"$(PYTHON)" -m venv --clear .venv-daft
 	@.venv-daft/bin/python -m pip install -q --disable-pip-version-check "pip>=25.1"
 	@.venv-daft/bin/python -m pip install -q --disable-pip-version-check --group daft
+	@touch $@
+
+# The tests' S3 server wants an older python-dateutil than Geneva's environment holds.
+.venv-s3/.done: pyproject.toml
+	@"$(PYTHON)" -m venv --clear .venv-s3
+	@.venv-s3/bin/python -m pip install -q --disable-pip-version-check "pip>=25.1"
+	@.venv-s3/bin/python -m pip install -q --disable-pip-version-check --group s3
 	@touch $@

@@ -10,9 +10,10 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
+from benchmarks import plots
 from benchmarks.measure import Answer, Scale
 
 QUESTIONS = (
@@ -22,9 +23,11 @@ QUESTIONS = (
     "vectors",
     "where",
     "fragments",
+    "scale",
     "noop",
     "checkpoints",
     "concurrency",
+    "appliers",
     "skew",
     "resume",
     "startup",
@@ -40,7 +43,11 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(QUESTIONS)}; all by default")
     parser.add_argument("--quick", action="store_true", help="small data, to try the code out")
     parser.add_argument("--rounds", type=int, default=5, help="alternating rounds per question")
-    parser.add_argument("--out", type=Path, help="also write the table to this Markdown file")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="also write table and plots: a Markdown file, with pictures beside it",
+    )
     arguments = parser.parse_args()
     names = arguments.names or list(QUESTIONS)
     if unknown := [n for n in names if n not in QUESTIONS]:
@@ -55,7 +62,8 @@ def main() -> int:
     text = "\n".join(_table(answers))
     print(f"\n{text}\n\n{_verdict(answers)} ({minutes:.1f} minutes)")
     if arguments.out:
-        arguments.out.write_text(_page(answers, scale, minutes))
+        drawn = plots.draw([c for _, a in answers for c in a.curves], arguments.out.parent)
+        arguments.out.write_text(_page(answers, scale, minutes, drawn))
     return 0
 
 
@@ -89,7 +97,17 @@ def _verdict(answers: Sequence[tuple[str, Answer]]) -> str:
     return f"{met}; {broken} questions could not be asked" if broken else met
 
 
-def _page(answers: Sequence[tuple[str, Answer]], scale: Scale, minutes: float) -> str:
+def _left_out(asked: Set[str]) -> str:
+    names = [n for n in QUESTIONS if n not in asked]
+    return f" Not asked in this run: {', '.join(names)}." if names else ""
+
+
+def _page(
+    answers: Sequence[tuple[str, Answer]],
+    scale: Scale,
+    minutes: float,
+    drawn: Sequence[tuple[str, str]],
+) -> str:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     lines = [
         "# Benchmarks",
@@ -101,11 +119,13 @@ def _page(answers: Sequence[tuple[str, Answer]], scale: Scale, minutes: float) -
         "",
         f"{today}, {_machine()}, {_versions()}; {scale.rounds} rounds, {minutes:.1f} minutes"
         f"{'; **quick: small data, figures mean little**' if scale.quick else ''}. "
-        f"**{_verdict(answers)}.**",
+        f"**{_verdict(answers)}.**{_left_out({name for name, _ in answers})}",
         "",
         "| question | bar | figure | |",
         "|---|---|---|---|",
         *(f"| {a.question} | {a.bar} | {a.figure} | {_bold(_met(a))} |" for _, a in answers),
+        "",
+        *(f"![{title}]({file})" for title, file in drawn),
         "",
         "## Behind the figures",
         "",

@@ -12,7 +12,7 @@ from typing import Any
 
 import geneva
 from benchmarks import tables, udfs
-from benchmarks.measure import Answer, Scale, Side, alternate
+from benchmarks.measure import Answer, Curve, Scale, Side, alternate
 from geneva.storage.lance import TableStorage
 
 _NOISE = 0.05
@@ -80,6 +80,7 @@ def _ask(name: str, rows: int, udf: object, scale: Scale) -> Answer:
         f"{overhead:+.0%}{' (noise, not judged)' if noise else ''}",
         None if noise else overhead <= 0.15,
         rounds.text(),
+        (Curve("checkpoints", name, {0: rounds.median("without"), 1: rounds.median("with")}),),
     )
 
 

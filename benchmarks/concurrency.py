@@ -7,15 +7,15 @@ import statistics
 from pathlib import Path
 
 from benchmarks import tables, udfs
-from benchmarks.measure import Answer, Scale
+from benchmarks.measure import Answer, Curve, Scale
 
 _CALL_S = 0.010
 _ROWS_PER_CALL = 10
 
 
 def run(scale: Scale) -> list[Answer]:
-    """50 sleeping calls at once; CPU-bound calls with default settings."""
-    return [_calls(scale), _cores(scale)]
+    """50 sleeping calls at once; CPU-bound calls with default settings; more and more appliers."""
+    return [_calls(scale), _cores(scale), _appliers(scale)]
 
 
 def _calls(scale: Scale) -> Answer:
@@ -75,6 +75,32 @@ def _cores(scale: Scale) -> Answer:
         busy >= bar,
         "processor seconds in the UDF per second between the first and the last call; rounds: "
         + ", ".join(f"{f:.2f}" for f in found),
+    )
+
+
+def _appliers(scale: Scale) -> Answer:
+    points = {}
+    with tables.folder() as path:
+        log = path / "calls.log"
+        for appliers in (1, 2, 4, 8):
+            calls = scale.rows(200) * appliers
+            tbl = tables.table(path, tables.numbers(calls * _ROWS_PER_CALL), 16, f"t{appliers}")
+            udf = udfs.sleeper(str(log), _CALL_S, _ROWS_PER_CALL)
+            before = tables.warm(tbl, udf)
+            before()
+            log.unlink()
+            tbl.backfill("c", concurrency=appliers, progress=False)
+            logged = _lines(log)
+            seconds = max(c[1] for c in logged) - min(c[0] for c in logged)
+            points[float(appliers)] = calls * _ROWS_PER_CALL / seconds
+    share = points[8] / (8 * points[1])
+    return Answer(
+        "the same UDF with 1, 2, 4, 8 appliers: rows a second of 8 over 8 times those of 1",
+        "(no bar)",
+        f"{share:.2f}",
+        None,
+        ", ".join(f"{n:.0f}: {y:,.0f} rows/s" for n, y in points.items()),
+        (Curve("appliers", "sleeps 10 ms a call", points),),
     )
 
 

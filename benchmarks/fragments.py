@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from benchmarks import roofline, tables, udfs
-from benchmarks.measure import Answer, Scale, Side, alternate
+from benchmarks.measure import Answer, Curve, Scale, Side, alternate
 
 _CUTS = (1, 4, 10, 20, 100)
 
@@ -23,16 +23,19 @@ def _cuts(scale: Scale) -> Answer:
             path = stack.enter_context(tables.folder())
             tbl = tables.table(path, tables.numbers(rows), n)
             sides[str(n)] = Side(_work(tbl), before=tables.warm(tbl, udfs.double_batch))
+            uri = tables.write(path, tables.numbers(rows), n, "loop")
+            sides[f"R {n}"] = roofline.side(uri)
         rounds = alternate(sides, scale.rounds)
     points = {float(n): rounds.median(str(n)) for n in _CUTS}
+    bare = {float(n): rounds.median(f"R {n}") for n in _CUTS}
     ratio = max(points.values()) / min(points.values())
     return Answer(
         f"{rows:,} rows in 1, 4, 10, 20, 100 fragments: slowest / fastest",
         "<= 2",
         f"{ratio:.2f}",
         ratio <= 2,
-        rounds.text(),
-        tuple(points.items()),
+        f"the roofline loop itself: {max(bare.values()) / min(bare.values()):.2f}; {rounds.text()}",
+        (Curve("fragments", "geneva", points), Curve("fragments", "roofline R", bare)),
     )
 
 

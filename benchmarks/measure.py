@@ -11,6 +11,15 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class Curve:
+    """One line of a plot (see `benchmarks.plots`): its label, and y by x."""
+
+    plot: str
+    label: str
+    points: Mapping[float, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What a question found; ``met`` is ``None`` where there is no bar, or nothing to judge."""
 
@@ -19,7 +28,7 @@ class Answer:
     figure: str
     met: bool | None
     details: str = ""
-    points: tuple[tuple[float, float], ...] = ()
+    curves: tuple[Curve, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from lance.file import LanceFileWriter
 from lance.fragment import DataFile
 
 from benchmarks import tables
-from benchmarks.measure import Answer, Scale, Side, alternate, slope
+from benchmarks.measure import Answer, Curve, Scale, Side, alternate, slope
 
 _BATCH_ROWS = 65_536
 
@@ -74,6 +74,6 @@ def run(scale: Scale) -> list[Answer]:
             figure,
             None,
             f"twice the rows take {slope(points):.2f} times as long",
-            tuple(points.items()),
+            (Curve("rows", "roofline R", {n: n / s for n, s in points.items()}),),
         )
     ]

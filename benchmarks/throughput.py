@@ -5,7 +5,7 @@ from __future__ import annotations
 import lance
 
 from benchmarks import roofline, tables, udfs
-from benchmarks.measure import Answer, Rounds, Scale, Side, alternate, slope
+from benchmarks.measure import Answer, Curve, Rounds, Scale, Side, alternate, slope
 
 
 def run(scale: Scale) -> list[Answer]:
@@ -23,7 +23,7 @@ def run(scale: Scale) -> list[Answer]:
             f"{ratio:.2f} R",
             ratio <= 2.0,
             f"{batch[large].text()}; twice the rows take {slope(points):.2f} times as long",
-            tuple(points.items()),
+            (Curve("rows", "geneva, 2 appliers", {n: n / s for n, s in points.items()}),),
         ),
         Answer(
             f"trivial batch UDF, {small:,} rows, 20 fragments, Ray warm",

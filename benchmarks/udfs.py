@@ -57,6 +57,20 @@ def sleeper(path: str, seconds: float, rows: int) -> object:
     return sleep
 
 
+def uneven_sleeper(path: str, seconds: float, rows: int) -> object:
+    """A batch UDF with a GPU that waits for 0.4 to 1.6 times as long, and logs its calls."""
+
+    @udf(data_type=pa.int64(), num_cpus=0.01, num_gpus=1, batch_size=rows)
+    def sleep(x: pa.Array) -> pa.Array:
+        part = hashlib.sha256(str(x[0]).encode()).digest()[0] / 255
+        started = time.time()
+        time.sleep(seconds * (0.4 + 1.2 * part))
+        log(path, f"{started} {time.time()}")
+        return x
+
+    return sleep
+
+
 def counted(path: str, seconds_per_row: float) -> object:
     """A batch UDF of a known cost that logs the rows it was given, which are consecutive."""
 

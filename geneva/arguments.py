@@ -9,6 +9,8 @@ from dataclasses import fields as dataclass_fields
 from typing import Any
 
 from geneva.errors import SettingError
+from geneva.execute.executor import Executor
+from geneva.execute.local import LocalExecutor
 from geneva.types import Options
 
 _POSITIVE = (
@@ -106,3 +108,18 @@ def _check_value(name: str, value: Any) -> None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def chosen_executor(
+    executor: str | Executor | None, options: Options, ray: Mapping[str, Any]
+) -> Executor:
+    """Return the executor that the user asked for; ``ray`` is for ``ray.init``."""
+    if executor == "local":
+        return LocalExecutor()
+    if executor is None or executor == "ray":
+        from geneva.execute.ray import RayExecutor
+
+        return RayExecutor(ray, options.resource_timeout)
+    if isinstance(executor, str):
+        raise SettingError(f"executor={executor!r} is unknown; choose 'ray' or 'local'")
+    return executor

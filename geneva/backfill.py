@@ -1,12 +1,16 @@
 """The story of a backfill: plan -> execute -> commit -> record.
 
-A job fills one group of columns. It plans the fragments of the latest version, runs the tasks of
-that plan (`geneva.driver` hands them out and commits every ``commit_granularity`` fragments),
-records what was proven, and plans again what other writers took from under it. Whatever ends a
-job, what was finished is committed first.
+A job fills one group of columns. It plans the fragments of the latest version, claims them, runs
+the tasks of that plan (`geneva.driver` hands them out and commits every ``commit_granularity``
+fragments), records what was proven, and plans again what other writers took from under it, or
+what other drivers of the same column had claimed. Whatever ends a job, what was finished is
+committed first.
 """
 
 from __future__ import annotations
+
+import random
+from contextlib import suppress
 
 from geneva.column.binding import Binding, bindings_of, target_of, top_level, unknown_column
 from geneva.column.ledger import Ledger, entry_key
@@ -14,19 +18,31 @@ from geneva.column.marks import group_subtree, supplier
 from geneva.column.pickles import load
 from geneva.column.provenance import History
 from geneva.commit.publish import check_target
-from geneva.driver import Driver, Observer, Request
-from geneva.errors import ColumnError, ConflictError, JobCancelledError, StorageError, WhereError
+from geneva.driver import Driver, Observer
+from geneva.errors import (
+    ColumnError,
+    ConflictError,
+    JobCancelledError,
+    StorageError,
+    VersionGoneError,
+    WhereError,
+)
 from geneva.execute.executor import Executor
 from geneva.jobs.control import Control
 from geneva.plan.force import ForceToken
 from geneva.plan.fragments import Force, FragmentPlan, Planner
 from geneva.plan.report import Plan
 from geneva.plan.where import Where, parse_where
+from geneva.request import Request
 from geneva.result import BackfillResult
+from geneva.sharing import Turn
 from geneva.storage.lance import Snapshot, TableStorage
+from geneva.storage.objects import RESUME
 from geneva.types import JobState, Options, Target
 
 _ROUNDS = 20  # plans of one job; each later one is for what other writers took from the last
+_WAITED = "waited for other backfills of the column, which had claimed fragments of it"
+_FIRST_LOOK_S, _LOOK_S = 0.05, 0.5  # at the claims of other drivers, while nothing else is to do
 
 
 def prepare(
@@ -47,6 +63,17 @@ def prepare(
     binding = _binding(snapshot, column)
     udf = load(storage, binding)
     return Request(target, binding, udf.with_params(params) if params else udf, where, options)
+
+
+def check(storage: TableStorage, column: str, options: Options) -> Target:
+    """Check a request without loading its UDF, and return what it fills.
+
+    Raises
+    ------
+    RequestError
+        Whatever is wrong with it.
+    """
+    return _checked(storage, storage.open(), column, options, None)[0]
 
 
 def _checked(
@@ -109,12 +136,12 @@ def plan(
 
 def backfill(
     storage: TableStorage,
-    request: Request,
+    turn: Turn,
     executor: Executor,
     control: Control,
     observe: Observer,
 ) -> BackfillResult:
-    """Fill a column group until nothing that was planned is left.
+    """Fill the column group whose turn it is until nothing that was planned is left.
 
     Raises
     ------
@@ -123,9 +150,9 @@ def backfill(
     TableChangedError, RetryableError, OperatorError
         See `geneva.errors` for what to do.
     """
-    driver = Driver(storage, request, executor, control, observe)
+    driver = Driver(storage, turn, executor, control, observe)
     try:
-        return _Job(storage, request, control, driver).run()
+        return _Job(storage, turn.request, control, driver).run()
     except KeyboardInterrupt as error:
         driver.report(JobState.CANCELLED)
         raise JobCancelledError(driver.how_to_continue("interrupted")) from error
@@ -134,13 +161,14 @@ def backfill(
         raise
     except OSError as error:
         driver.report(JobState.FAILED)
-        raise StorageError(
-            f"reading or writing {storage.uri} failed: {error}; "
-            "run the same command again when the cause is gone: nothing is computed twice"
-        ) from error
+        raise StorageError(f"reading or writing {storage.uri} failed: {error}; {RESUME}") from error
     except BaseException:
         driver.report(JobState.FAILED)
         raise
+    finally:
+        with suppress(OSError):  # what cannot be removed now is left to clean()
+            driver.forget_vanished()
+        driver.claims.release()
 
 
 class _Job:
@@ -156,34 +184,46 @@ class _Job:
 
     def run(self) -> BackfillResult:
         self._driver.report(JobState.STARTING)
-        snapshot = self._storage.open()
-        check_target(snapshot, self._target)
+        snapshot = self._open()
         known = set(snapshot.fragments)
         force = self._begin_force(snapshot)
         first: list[FragmentPlan] | None = None
-        chosen = list(known)
+        chosen = list(snapshot.fragments)
         contested = 0
-        while chosen and contested < _ROUNDS:
+        while (chosen or self._left_to_others) and contested < _ROUNDS:
             planner, history = self._planner(snapshot, force)
-            plans = [planner.plan(snapshot.fragments[i]) for i in chosen]
-            first = first or plans
-            self._driver.run_round(snapshot, plans)
+            try:
+                plans = [planner.plan(snapshot.fragments[i]) for i in chosen]
+                first = first or plans
+                if self._claim(plans) and not self._storage.is_latest(snapshot):
+                    # Another driver may have filled them and let them go since they were planned.
+                    self._driver.again = set(self._driver.claims.holds)
+                    snapshot = self._open()
+                    chosen = self._to_plan_again(snapshot, history, known)
+                    known |= set(chosen)
+                    continue
+                if any(p.task for p in plans):
+                    self._storage.check_commits()
+                self._control.recorder.planned(self._target.columns, snapshot.version, plans)
+                self._driver.run_round(snapshot, plans)
+            except VersionGoneError:
+                contested += 1
+                snapshot, chosen = self._latest(history, known)
+                continue
             if any(p.task for p in plans):
-                snapshot = self._storage.open()
-                check_target(snapshot, self._target)
+                snapshot = self._open()
             self._record(snapshot, history, force)
+            contested += bool(self._driver.again)
+            if self._left_to_others and not self._driver.again:
+                self._wait_for_others()
+                snapshot = self._open()  # after the claim: what others filled is in it
             if self._driver.paused:
-                self._driver.wait_paused()
-                snapshot = self._storage.open()
-                check_target(snapshot, self._target)
-                chosen = [i for i in snapshot.fragments if i in known]
-                chosen += self._compacted_meanwhile(snapshot, history, known)
-                known |= set(chosen)
+                self._wait_paused()
+                snapshot, chosen = self._latest(history, known)
                 continue
             chosen = self._to_plan_again(snapshot, history, known)
-            contested += bool(self._driver.again)
             known |= set(chosen)
-        if chosen and self._driver.again:
+        if chosen:
             raise ConflictError(
                 f"other writers took fragments of column {self._target.name!r} from under the "
                 f"backfill {_ROUNDS} times; run the same command again when they are done"
@@ -191,6 +231,75 @@ class _Job:
         if force is not None and not self._driver.tally.left:
             self._token.end()
         return self._driver.result(first or [])
+
+    def _open(self) -> Snapshot:
+        snapshot = self._storage.open()
+        check_target(snapshot, self._target)
+        return snapshot
+
+    @property
+    def _left_to_others(self) -> bool:
+        """Whether other drivers of the column have something that this job is to see done."""
+        return bool(self._driver.claims.left) and self._room != 0
+
+    @property
+    def _room(self) -> int | None:
+        """How many more fragments ``num_frags`` allows."""
+        limit = self._options.num_frags
+        return None if limit is None else limit - len(self._driver.tally.committed)
+
+    @property
+    def _to_claim(self) -> int | None:
+        """How many fragments to claim; those in which the filter finds nothing do not count."""
+        return None if self._request.where and self._room != 0 else self._room
+
+    def _claim(self, plans: list[FragmentPlan]) -> bool:
+        """Claim what is to be computed; return whether some was not held when it was planned."""
+        before = self._driver.claims.holds
+        planned = [p.fragment_id for p in plans if p.task is not None]
+        return not self._driver.claims.begin(planned, self._to_claim) <= before
+
+    def _wait_for_others(self) -> None:
+        """Wait until something is free that other drivers had; it is claimed, and planned again.
+
+        Planned only now, because they may have filled it.
+
+        Raises
+        ------
+        JobError
+            The job was cancelled meanwhile, or its time ran out.
+        """
+        driver, pause_s = self._driver, _FIRST_LOOK_S
+        while not (mine := driver.claims.take(self._to_claim)) and not driver.stop_if_wanted():
+            if _WAITED not in driver.tally.notes:
+                driver.tally.notes.append(_WAITED)
+            driver.waits_for = driver.claims.describe()
+            driver.report(JobState.RUNNING)
+            self._control.sleep(pause_s * random.uniform(0.5, 1.0))  # no two in step for ever
+            pause_s = min(2 * pause_s, _LOOK_S)
+        driver.again, driver.waits_for = set(mine), ""
+        driver.raise_if_stopped()
+
+    def _wait_paused(self) -> None:
+        """Say that the job is paused, and wait until something else is wanted.
+
+        Raises
+        ------
+        JobError
+            It was cancelled meanwhile, or its time ran out.
+        """
+        self._driver.claims.release()
+        self._driver.report(JobState.PAUSED)
+        self._control.wait_while_paused()
+        self._driver.raise_if_stopped()
+
+    def _latest(self, history: History, known: set[int]) -> tuple[Snapshot, list[int]]:
+        """Return the latest version and what of it is to be planned, all of it anew."""
+        snapshot = self._open()
+        chosen = [i for i in snapshot.fragments if i in known]
+        chosen += self._compacted_meanwhile(snapshot, history, known)
+        known |= set(chosen)
+        return snapshot, chosen
 
     def _planner(self, snapshot: Snapshot, force: Force | None) -> tuple[Planner, History]:
         ledger = Ledger.load(self._storage, self._target.incarnation)

@@ -22,10 +22,15 @@ from geneva.column.binding import (
 )
 from geneva.column.pickles import store
 from geneva.errors import ColumnError, ConflictError, UdfError
-from geneva.storage.lance import CommitConflict, TableStorage
+from geneva.storage.lance import TableStorage
+from geneva.storage.values import CommitConflict
 from geneva.udf import UDF
 
 _BIND_TRIES = 20
+_RESERVED = {
+    *("_rowid", "_rowaddr", "_rowoffset"),
+    *("_row_created_at_version", "_row_last_updated_at_version"),
+}
 
 
 def bind(storage: TableStorage, wanted: Mapping[tuple[str, ...], UDF]) -> None:
@@ -96,10 +101,10 @@ def _bind(storage: TableStorage, names: tuple[str, ...], udf: UDF) -> None:
         ]
         fresh = [f for f in fields if f.name not in schema.names]
         if fresh:
-            storage.add_columns(fresh)
+            storage.sync_version(storage.add_columns(fresh))
         bound = {n: binding.metadata(k) for k, n in enumerate(names) if n in schema.names}
         if bound:
-            storage.set_field_metadata(bound)
+            storage.sync_version(storage.set_field_metadata(bound))
 
     _against_others(publish)
 
@@ -146,7 +151,7 @@ def _rebind(storage: TableStorage, column: str, udf: UDF) -> None:
     incarnation = old.incarnation if old else new_incarnation()
     binding = _new_binding(storage, udf, incarnation, grouped=bool(old and old.grouped))
     _check_binding(schema, names, binding)
-    storage.set_field_metadata({n: binding.metadata(p) for n, p in group})
+    storage.sync_version(storage.set_field_metadata({n: binding.metadata(p) for n, p in group}))
 
 
 def _new_binding(storage: TableStorage, udf: UDF, incarnation: str, *, grouped: bool) -> Binding:
@@ -208,7 +213,19 @@ def _holds_fixed_lists_of_structs(data_type: pa.DataType) -> bool:
     return any((fixed and pa.types.is_struct(t)) or _holds_fixed_lists_of_structs(t) for t in inner)
 
 
+def _check_name(name: str) -> None:
+    """Refuse a new column's name that Lance takes and cannot read, or reads as something else."""
+    if not name or name in _RESERVED or any(c in name for c in ".`\0"):
+        raise ColumnError(
+            f"{name!r} cannot be a computed column's name: Lance reserves it, or cannot read a "
+            "name that is empty or holds a dot, a backtick or a zero byte"
+        )
+
+
 def _check_binding(schema: pa.Schema, names: tuple[str, ...], binding: Binding) -> None:
+    for name in names:
+        if name not in schema.names:
+            _check_name(name)
     after = dict(bindings_of(schema))
     after |= dict.fromkeys(names, binding)
     for path in binding.inputs:
@@ -221,6 +238,8 @@ def _check_binding(schema: pa.Schema, names: tuple[str, ...], binding: Binding) 
                     "reads_own_output=True if that is meant"
                 )
             continue
+        if "`" in path:
+            raise ColumnError(f"{path!r} cannot be read: Lance has no way to quote a backtick")
         top_level(schema, path)
     dependency_order(after, list(after))
 

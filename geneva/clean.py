@@ -11,6 +11,7 @@ A file committed between 1 and 2 is named by then; one that appears later is not
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import time
@@ -20,8 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from geneva.column.name import ColumnFileName
-from geneva.errors import SettingError, TableChangedError
-from geneva.storage.lance import TableStorage
+from geneva.errors import TableChangedError
+from geneva.jobs.claims import FOLDER
+from geneva.storage.lance import PROBES, TableStorage
+from geneva.storage.local import check_all_manifests
+from geneva.storage.objects import storage_errors
 
 WEEK_S = 7 * 24 * 3600.0
 _TEMPORARY = ".tmp"
@@ -40,7 +44,7 @@ class Cleaned:
     files, file_bytes
         Column files that no version of the table names.
     leftovers, leftover_bytes
-        Files that a killed process was in the middle of writing.
+        Files that a killed process was in the middle of writing, and its claims.
     kept
         Checkpoint logs that are too young to be called abandoned.
     dry_run
@@ -85,7 +89,8 @@ def clean(storage: TableStorage, older_than_s: float = WEEK_S, *, dry_run: bool 
     Parameters
     ----------
     older_than_s
-        Seconds since a file was last written. 0 takes everything: make sure that no backfill
+        Seconds since a file was last written; on an object store, since the writing of a column
+        file began. 0 takes everything: make sure that no backfill
         of this table is running then, or it will have to compute rows again.
     dry_run
         Only count.
@@ -94,20 +99,14 @@ def clean(storage: TableStorage, older_than_s: float = WEEK_S, *, dry_run: bool 
     -------
     Cleaned
         Counts and bytes.
-
-    Raises
-    ------
-    SettingError
-        The table lies on an object store, which does not tell a file's age, and
-        ``older_than_s`` is not 0.
     """
-    if older_than_s and not storage.local:
-        raise SettingError(
-            f"{storage.uri} lies on an object store, where the age of a file is not known to "
-            "Geneva: use an age of 0 at a time when no backfill of this table runs"
-        )
-    before = time.time() - older_than_s
-    all_logs, all_data, torn = _logs(storage), _data(storage), _torn(storage)
+    before = time.time() - older_than_s if older_than_s else math.inf
+    with storage_errors(storage.uri):
+        return _clean(storage, before, dry_run=dry_run)
+
+
+def _clean(storage: TableStorage, before: float, *, dry_run: bool) -> Cleaned:
+    all_logs, all_data, all_torn = _logs(storage), _data(storage), _torn(storage)
     logs, young = _split(all_logs, before)
     data, _ = _split(all_data, before)
     leftovers = [f for f in data if f.name.startswith(_TEMPORARY)]
@@ -115,16 +114,18 @@ def clean(storage: TableStorage, older_than_s: float = WEEK_S, *, dry_run: bool 
     if files:
         kept = _finished_files(storage, young) | _named_by_versions(storage)
         files = [f for f in files if f.name not in kept]
-    old_torn, _ = _split(torn, before)
+    old_torn, _ = _split(all_torn, before)
+    claims, _ = _split(_claims(storage), before)
     if not dry_run:
         # Logs first: one that outlived its column file would be read in vain.
-        for log in logs:
-            storage.objects.delete(log.name)
+        for small in [*logs, *claims]:
+            storage.objects.delete(small.name)
         for file in [*files, *leftovers]:
-            _delete_data(storage, file.name)
+            storage.delete_file(file.name)
         for file in old_torn:
-            Path(file.name).unlink(missing_ok=True)
-    return Cleaned(*_sum(logs), *_sum(files), *_sum([*leftovers, *old_torn]), len(young), dry_run)
+            storage.objects.delete(file.name)
+    torn = [*leftovers, *old_torn, *claims]
+    return Cleaned(*_sum(logs), *_sum(files), *_sum(torn), len(young), dry_run)
 
 
 def _split(files: Iterable[_File], before_s: float) -> tuple[list[_File], list[_File]]:
@@ -144,37 +145,54 @@ def _sum(files: Iterable[_File]) -> tuple[int, int]:
 
 
 def _logs(storage: TableStorage) -> list[_File]:
-    names = storage.objects.list("work")
-    if not storage.local:
-        return [_File(n, 0, 0.0) for n in names]
-    return list(_stat(storage.path / "_backfill", names))
+    return _small(storage, "work")
+
+
+def _claims(storage: TableStorage) -> list[_File]:
+    return _small(storage, FOLDER)
+
+
+def _small(storage: TableStorage, folder: str) -> list[_File]:
+    if storage.local:
+        return list(_stat(storage.path, "_backfill", storage.objects.list(folder)))
+    return [_File(n, 0, at) for n, at in storage.written(folder).items()]
 
 
 def _data(storage: TableStorage) -> list[_File]:
+    """Return the files under ``data/``; on object stores ours, as old as their names say."""
     names = storage.list_files()
-    if not storage.local:
-        return [_File(n, 0, 0.0) for n in names]
-    return list(_stat(storage.path / "data", names))
+    if storage.local:
+        return list(_stat(storage.path, "data", names))
+    parsed = ((n, ColumnFileName.parse(n)) for n in names)
+    return [_File(n, 0, name.begun_s) for n, name in parsed if name is not None]
 
 
 def _torn(storage: TableStorage) -> list[_File]:
-    """Return half-written small files of the engine; uploads to object stores leave none."""
+    """Return half-written small files of the engine; on an object store, what a probe left."""
     if not storage.local:
-        return []
+        probes = storage.objects.list(PROBES)
+        return [_File(n, 0, float(n.split("/")[1].partition("-")[0])) for n in probes]
     root = storage.path / "_backfill"
     found = [
-        str(Path(folder) / n)
+        os.path.relpath(os.path.join(folder, n), root)
         for folder, _, names in os.walk(root)
         for n in names
         if n.startswith(".tmp-")
     ]
-    return list(_stat(Path(), found))
+    return list(_stat(storage.path, "_backfill", found))
 
 
-def _stat(folder: Path, names: Iterable[str]) -> Iterator[_File]:
+def _stat(table: Path, folder: str, names: Iterable[str]) -> Iterator[_File]:
+    root = table.resolve()
+    inside: dict[Path, bool] = {}
     for name in names:
+        path = table / folder / name
+        if path.parent not in inside:
+            inside[path.parent] = path.parent.resolve().is_relative_to(root)
+        if not inside[path.parent]:
+            continue  # behind a link: nothing outside the table is ever deleted
         try:
-            status = (folder / name).stat()
+            status = path.lstat()
         except FileNotFoundError:
             continue  # its job committed and removed it meanwhile
         yield _File(name, status.st_size, status.st_mtime)
@@ -201,7 +219,7 @@ def _named_by_versions(storage: TableStorage) -> set[str]:
     found: set[str] = set()
     for branch in [None, *latest.branches.list()]:
         head = latest if branch is None else latest.checkout_version((branch, None))
-        for version in head.versions():
+        for version in _versions(storage, head):
             try:
                 found |= _data_files(latest.checkout_version((branch, version["version"])))
             except (TableChangedError, ValueError, OSError) as error:
@@ -211,12 +229,14 @@ def _named_by_versions(storage: TableStorage) -> set[str]:
     return found
 
 
+def _versions(storage: TableStorage, dataset: Any) -> list[dict[str, Any]]:
+    try:
+        return list(dataset.versions())
+    except (OSError, RuntimeError):
+        if storage.local:
+            check_all_manifests(storage.path)
+        raise
+
+
 def _data_files(dataset: Any) -> set[str]:
     return {f.path for fragment in dataset.get_fragments() for f in fragment.metadata.files}
-
-
-def _delete_data(storage: TableStorage, name: str) -> None:
-    if storage.local:
-        (storage.path / "data" / name).unlink(missing_ok=True)
-    else:
-        storage.delete_file(name)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from geneva.checkpoint.key import log_folder, logs_by_key
-from geneva.column.binding import Binding, top_level
+from geneva.column.binding import top_level
 from geneva.column.ledger import Ledger
 from geneva.column.provenance import History
 from geneva.commit.publish import Discarded, Published, Verdict, publish
@@ -27,24 +27,26 @@ from geneva.errors import (
     UdfFailedError,
     WorkerDiedError,
 )
+from geneva.execute.batches import read_rows
 from geneva.execute.executor import Executor
 from geneva.execute.state import Schedule
+from geneva.jobs.claims import Claims
 from geneva.jobs.control import Control, Wanted
-from geneva.plan.batches import bytes_per_row, read_rows
+from geneva.plan.batches import bytes_per_row
 from geneva.plan.fragments import Action, FragmentPlan
 from geneva.plan.spans import split
-from geneva.plan.where import Where
 from geneva.result import BackfillResult
+from geneva.sharing import Turn
 from geneva.storage.lance import Snapshot, TableStorage
+from geneva.storage.objects import RESUME, is_lasting
+from geneva.storage.snapshot import blob_columns
 from geneva.tally import Tally
 from geneva.types import (
     ColumnFile,
     Counts,
     JobSettings,
     JobState,
-    Options,
     Progress,
-    Target,
     Task,
     TaskDone,
     TaskEvent,
@@ -53,7 +55,6 @@ from geneva.types import (
     TaskStopped,
     Workers,
 )
-from geneva.udf import UDF
 
 Observer = Callable[[Progress], None]
 
@@ -62,29 +63,19 @@ _TICK_S = 0.1
 _GRACE_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One column group to fill, checked against the table."""
-
-    target: Target
-    binding: Binding
-    udf: UDF
-    where: Where | None
-    options: Options
-
-
 class Driver:
     """Runs the rounds of one job; the driver process's side of it."""
 
     def __init__(
         self,
         storage: TableStorage,
-        request: Request,
+        turn: Turn,
         executor: Executor,
         control: Control,
         observe: Observer,
     ) -> None:
-        self._storage, self._request = storage, request
+        self._storage, self._turn = storage, turn
+        request = self._request = turn.request
         self._executor, self._control, self._observe = executor, control, observe
         self._target, self._options = request.target, request.options
         self._started = time.monotonic()
@@ -105,6 +96,8 @@ class Driver:
         self.committed: list[ColumnFile] = []  # by the last round
         self._waiting: set[int] = set()
         self._unfinished: set[int] = set()  # fragments that were planned and are not committed
+        self.claims = Claims(storage.objects, request.target.incarnation, control.job_id)
+        self.waits_for = ""  # said in reports until it is emptied
 
     @property
     def seconds(self) -> float:
@@ -132,14 +125,16 @@ class Driver:
         )
         self._fragments_total = len(plans[:limit]) + len(self.tally.committed)
         self.tally.left = len(self._unfinished)
+        plans = [p for p in plans if p.fragment_id in self.claims.holds]
         if not plans or limit == 0 or self._control.wanted is not Wanted.RUN:
-            if plans and self.stop_if_wanted() and self._error is not None:
-                raise self._error
+            if plans:
+                self.raise_if_stopped()
             return
         logs = logs_by_key(self._storage.objects.list(log_folder(self._target.incarnation)))
         tasks = [p.task for p in plans if p.task]
         carried = self._remap(snapshot, tasks)
         tasks = [replace(t, resume=logs.get(t.key, ()) + carried.get(t.key, ())) for t in tasks]
+        tasks = self._turn.prepared(snapshot, tasks)
         bound = tasks if limit is None or self._request.where else tasks[:limit]
         appliers = self._executor.capacity(self._request.udf, self._options.concurrency)
         pieces = split(bound, appliers, self._options.batch_size)
@@ -147,11 +142,12 @@ class Driver:
             [*pieces, *((t,) for t in tasks[len(bound) :])],
             limit,
             self._options.commit_granularity,
+            self._turn.followed,
         )
         wanted = min(self._options.concurrency, sum(len(p) for p in pieces))
-        settings = self._settings(snapshot, [t.fragment_id for t in tasks])
+        settings = self._turn.settings(self._settings(snapshot, tasks))
         try:
-            self._executor.start(self._storage, self._request.udf, settings, wanted)
+            self._executor.start(self._storage, self._turn.udfs, settings, wanted)
             self._drive()
         except KeyboardInterrupt:
             self._control.want(Wanted.CANCEL)
@@ -165,8 +161,13 @@ class Driver:
         """Hand out tasks and take in events until nothing is left or the job must stop."""
         schedule = self._schedule
         while not schedule.idle and self._error is None:
-            while self._executor.free_slots() > 0 and (task := schedule.next_task()) is not None:
-                self._executor.submit(task)
+            while self._executor.free_slots(schedule.waiting) > 0:
+                if (task := schedule.next_task()) is None:
+                    break
+                self._executor.submit(self._turn.admitted(task))
+                self._control.recorder.began(task)
+            if self.claims.due:
+                schedule.give_up(self.claims.refresh(schedule.not_begun))
             for event in self._executor.wait(_TICK_S):
                 self._take(event)
             if schedule.commit_due(time.monotonic()):
@@ -186,6 +187,11 @@ class Driver:
         # Noted here, because the job may be resumed while it is still winding up.
         self.paused = self.paused or self._control.wanted is Wanted.PAUSE
         return self._error is not None or self.paused
+
+    def raise_if_stopped(self) -> None:
+        """Raise what must end the job, if anything must."""
+        if self.stop_if_wanted() and self._error is not None:
+            raise self._error
 
     def _wind_up(self) -> None:
         """Let running tasks stop, commit what is finished, release the appliers."""
@@ -226,13 +232,16 @@ class Driver:
 
     def _take(self, event: TaskEvent) -> None:
         schedule = self._schedule
+        self._control.recorder.took(event)
         match event:
             case TaskDone():
+                self._turn.done(event)
                 schedule.done(event)
                 self._check_failures()
             case TaskStopped():
                 schedule.stopped(event)
             case TaskLost():
+                self._turn.lost(event)
                 isolate = self._options.on_error == "null"
                 logs = self._logs_of(event.task.key)
                 if schedule.lost(event, logs, isolate=isolate):
@@ -286,11 +295,14 @@ class Driver:
             return  # another span of it said so already
         self.again.add(event.task.fragment_id)
         self._faults[key] = self._faults.get(key, 0) + 1
-        if self._faults[key] >= _TASK_FAULTS:
+        faults = self._faults[key]
+        # On a full disk every other fragment would compute what it cannot keep.
+        if faults >= _TASK_FAULTS or is_lasting(event.message):
+            times = "" if faults == 1 else f" {faults} times"
             self._fail(
                 error(
-                    f"fragment {event.task.fragment_id} of {self._storage.uri} failed "
-                    f"{_TASK_FAULTS} times: {event.message}"
+                    f"fragment {event.task.fragment_id} of {self._storage.uri} failed{times}: "
+                    f"{event.message}; {RESUME}"
                 ),
                 event,
             )
@@ -329,13 +341,15 @@ class Driver:
     # --- commits ------------------------------------------------------------------
 
     def _commit(self) -> None:
-        files = self._schedule.take_finished()
-        if not files:
+        if not (files := self._schedule.take_finished()):
             return
         started = time.monotonic()
-        published = publish(self._storage, self._target, files, self._control.job_id)
+        recorder, job_id = self._control.recorder, self._control.job_id
+        published = publish(self._storage, self._target, files, job_id, recorder.may_publish)
+        recorder.published(published.version, [f.fragment_id for f in published.committed])
         self.tally.committed += published.committed
         self.committed += published.committed
+        self.claims.settle(f.fragment_id for f in published.committed)
         if published.version is not None:
             self.tally.versions.append(published.version)
         self._tidy(published)
@@ -392,9 +406,15 @@ class Driver:
         for log in file.logs:
             self._storage.objects.delete(log)
 
+    def forget_vanished(self) -> None:
+        """Remove what a job that ends leaves of compacted fragments: no later one can use it."""
+        for file in self._vanished:
+            self._remove(file)
+        self._vanished = []
+
     def _remap(self, snapshot: Snapshot, tasks: list[Task]) -> dict[str, tuple[str, ...]]:
         """Carry the results of compacted fragments over to the tasks of their successors."""
-        lost, self._vanished = self._vanished, []
+        lost = self._vanished
         if not lost:
             return {}
         history = History(self._storage, snapshot, Ledger())
@@ -404,15 +424,21 @@ class Driver:
             self.tally.notes.append(f"results of compacted fragments were lost: {error}")
             return {}
         finally:
-            for file in lost:
-                self._remove(file)
+            self.forget_vanished()
 
     # --- reports ------------------------------------------------------------------
 
-    def _settings(self, snapshot: Snapshot, fragments: Sequence[int]) -> JobSettings:
+    def _settings(self, snapshot: Snapshot, tasks: Sequence[Task]) -> JobSettings:
         options, inputs = self._options, self._target.inputs
-        columns = list(dict.fromkeys(top_level(snapshot.schema, p) for p in inputs))
-        rows, readahead = read_rows(bytes_per_row(self._storage, snapshot, columns, fragments))
+        blobs = blob_columns(snapshot.schema, inputs)
+        known = self._turn.read_size
+        if known is None or any(t.checkpointed is None for t in tasks):
+            columns = list(dict.fromkeys(top_level(snapshot.schema, p) for p in inputs))
+            columns = [c for c in columns if c not in blobs]  # it tells its size before it is read
+            fragments = [t.fragment_id for t in tasks]
+            known = read_rows(bytes_per_row(self._storage, snapshot, columns, fragments))
+            self._turn.read_size = known
+        rows, readahead = known
         batch_size = options.batch_size or self._request.udf.batch_size
         return JobSettings(
             job_id=self._control.job_id,
@@ -423,7 +449,7 @@ class Driver:
             checkpoint_size=options.checkpoint_size,
             threads=options.intra_applier_concurrency,
             read_rows=rows,
-            readahead=readahead,
+            readahead=1 if blobs else readahead,
             retry_failed=options.retry_failed,
         )
 
@@ -436,7 +462,7 @@ class Driver:
             job_id=self._control.job_id,
             columns=self._target.columns,
             state=state,
-            reason=self._live.waiting_for,
+            reason=self.waits_for or self._live.waiting_for,
             rows_total=self._rows_total,
             rows_computed=max(counts.computed, in_memory + self.tally.counts.computed),
             rows_replayed=counts.replayed,
@@ -450,19 +476,6 @@ class Driver:
         )
         self._control.report(progress)
         self._observe(progress)
-
-    def wait_paused(self) -> None:
-        """Say that the job is paused, and wait until something else is wanted.
-
-        Raises
-        ------
-        JobError
-            It was cancelled meanwhile, or its time ran out.
-        """
-        self.report(JobState.PAUSED)
-        self._control.wait_while_paused()
-        if self.stop_if_wanted() and self._error is not None:
-            raise self._error
 
     def how_to_continue(self, what: str) -> str:
         """Return the message of a job that was stopped."""
@@ -481,4 +494,6 @@ class Driver:
 
 
 def _died(event: TaskLost) -> str:
+    if not event.started:
+        return f"nodes went away again and again, the last one ({event.reason})"
     return f"{event.task.attempt + 1} workers died one after the other ({event.reason})"

@@ -8,12 +8,17 @@
     │   ├── ColumnError            no such column, not computed, or a cycle
     │   ├── WhereError             the filter does not parse, or is not a stable boolean
     │   ├── SettingError           an argument has a value that makes no sense
-    │   └── UdfError               the UDF cannot be declared, pickled or loaded
+    │   ├── UdfError               the UDF cannot be declared, pickled or loaded
+    │   ├── NoSuchJobError         no such run, job or pool in the store
+    │   └── JobStateError          the job's state does not allow it
     ├── TableChangedError          the table changed under the job; call again to plan anew
+    │   ├── VersionGoneError       somebody cleaned up a version that was still read
     │   └── SupersededError        the column was bound to another UDF meanwhile
     ├── RetryableError             a passing fault; the same call continues where this one stopped
     │   ├── ConflictError          other writers won every attempt to commit
-    │   └── StorageError           reading or writing failed
+    │   ├── StorageError           reading or writing failed
+    │   ├── ServiceError           the service or its database does not answer
+    │   └── LeaseLostError         the scheduler gave this driver up; another one goes on
     ├── OperatorError              somebody must mend the cluster or the files
     │   ├── ResourceError          no node can ever hold an applier
     │   ├── SharedPathError        the workers do not see the driver's directory
@@ -57,8 +62,20 @@ class UdfError(RequestError):
     """The UDF cannot be declared, pickled or loaded."""
 
 
+class NoSuchJobError(RequestError):
+    """There is no such run, job or pool."""
+
+
+class JobStateError(RequestError):
+    """The job is in a state in which this cannot be done."""
+
+
 class TableChangedError(GenevaError):
     """The table changed in a way that makes the job's work void; plan again."""
+
+
+class VersionGoneError(TableChangedError):
+    """Somebody cleaned up a version of the table, or files of one, that was still read."""
 
 
 class SupersededError(TableChangedError):
@@ -75,6 +92,14 @@ class ConflictError(RetryableError):
 
 class StorageError(RetryableError):
     """Reading or writing the table's files failed."""
+
+
+class ServiceError(RetryableError):
+    """The service, or the database of jobs, does not answer."""
+
+
+class LeaseLostError(RetryableError):
+    """The scheduler gave this driver up for dead; another one goes on with the job."""
 
 
 class OperatorError(GenevaError):

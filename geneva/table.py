@@ -3,39 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
+
+import pyarrow as pa
 
 from geneva.arguments import (
     checked_options,
+    chosen_executor,
     chosen_options,
     refuse_unknown,
     with_defaults,
 )
-from geneva.backfill import backfill, plan, prepare
+from geneva.backfill import check, plan
 from geneva.bind import bind, is_udf, rebind
+from geneva.call import Call
 from geneva.column.binding import (
     Binding,
-    binding_of,
     bindings_of,
+    computed,
     dependency_order,
-    unknown_column,
 )
 from geneva.column.pickles import load
 from geneva.coverage import Coverage, coverage
-from geneva.driver import Observer, Request
-from geneva.errors import ColumnError, SettingError, TableChangedError, TableError
+from geneva.driver import Observer
+from geneva.errors import SettingError, TableError
 from geneva.execute.executor import Executor
-from geneva.execute.local import LocalExecutor
+from geneva.hosted import HostedCall, JobsPlace, jobs, sql_jobs
 from geneva.jobs.control import Control
 from geneva.jobs.handle import Job
 from geneva.plan.report import Plan
 from geneva.progress import observer_for
-from geneva.result import BackfillResult, combined
+from geneva.result import BackfillResult
 from geneva.storage.lance import TableStorage, check_uri
 from geneva.storage.objects import storage_errors
-from geneva.types import Options
+from geneva.storage.remote import is_fault, store_faults
 from geneva.udf import UDF, as_udf
+
+if TYPE_CHECKING:
+    from geneva.store.view import Jobs
+
+_STABLE_ROW_IDS = "new_table_enable_stable_row_ids"
 
 
 def connect(
@@ -43,6 +51,7 @@ def connect(
     *,
     storage_options: Mapping[str, str] | None = None,
     ray: Mapping[str, Any] | None = None,
+    jobs: str | None = None,
     **options: Any,
 ) -> Connection:
     """Open a LanceDB database whose tables can have computed columns.
@@ -56,6 +65,9 @@ def connect(
     ray
         Options for ``ray.init``, used when the first backfill starts Ray: ``address``,
         ``runtime_env``, ``num_cpus`` ...
+    jobs
+        Where backfills are recorded: ``sqlite:///file`` or ``postgresql://...``; or the service
+        that carries them out, ``http://...``.
     options
         Further options of ``lancedb.connect``.
 
@@ -80,19 +92,25 @@ def connect(
 
     check_uri(str(uri))
     known = dict(storage_options) if storage_options else None
-    inner = lancedb.connect(uri, storage_options=known, **options)
-    return Connection(inner, known, dict(ray or {}))
+    with storage_errors(str(uri)), store_faults(known):
+        inner = lancedb.connect(uri, storage_options=known, **options)
+    return Connection(inner, known, dict(ray or {}), JobsPlace(jobs) if jobs else None)
 
 
 class Connection:
     """A LanceDB database; every method of lancedb's connection works, tables are `Table`."""
 
     def __init__(
-        self, inner: Any, storage_options: dict[str, str] | None, ray: dict[str, Any]
+        self,
+        inner: Any,
+        storage_options: dict[str, str] | None,
+        ray: dict[str, Any],
+        jobs: JobsPlace | None = None,
     ) -> None:
         self._inner = inner
         self._storage_options = storage_options
         self._ray = ray
+        self._jobs = jobs
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -112,9 +130,9 @@ class Connection:
         """
         if stable_row_ids:
             known = dict(options.get("storage_options") or self._storage_options or {})
-            known["new_table_enable_stable_row_ids"] = "true"
+            known[_STABLE_ROW_IDS] = "true"
             options["storage_options"] = known
-        return self._wrap(self._inner.create_table(name, data, **options))
+        return self._wrap(self._inner.create_table(name, data, **options), options)
 
     def open_table(self, name: str, **options: Any) -> Table:
         """Open a table.
@@ -123,19 +141,37 @@ class Connection:
         ------
         TableError
             There is none of that name; the message lists those that exist.
+        CorruptFileError
+            A power failure tore its newest version; the message says what to do.
         """
-        try:
-            return self._wrap(self._inner.open_table(name, **options))
-        except (FileNotFoundError, ValueError) as error:
-            if "not found" not in str(error).lower():
-                raise
-            names = ", ".join(sorted(self._inner.list_tables().tables)) or "none"
-            raise TableError(
-                f"there is no table {name!r} in {self._inner.uri}; tables: {names}"
-            ) from error
+        known = self._options_of(options)
+        with storage_errors(self._inner.uri), store_faults(known):
+            try:
+                return self._wrap(self._inner.open_table(name, **options), options)
+            except (FileNotFoundError, ValueError, RuntimeError) as error:
+                if is_fault(error) or "not found" not in str(error).lower():
+                    TableStorage(f"{self._inner.uri}/{name}.lance").check_manifests()
+                    raise
+                names = ", ".join(sorted(self._inner.list_tables().tables)) or "none"
+                known_to = f"{self._inner.uri}; tables: {names}"
+                raise TableError(f"there is no table {name!r} in {known_to}") from error
 
-    def _wrap(self, inner: Any) -> Table:
-        return Table(inner, storage_options=self._storage_options, ray=self._ray)
+    def _options_of(self, options: Mapping[str, Any]) -> dict[str, str]:
+        """Return the storage options of a table: those of the connection, and its own."""
+        return {**(self._storage_options or {}), **(options.get("storage_options") or {})}
+
+    def _wrap(self, inner: Any, options: Mapping[str, Any]) -> Table:
+        # Stable row ids are for the making of the table.
+        known = {k: v for k, v in self._options_of(options).items() if k != _STABLE_ROW_IDS}
+        return Table(inner, storage_options=known or None, ray=self._ray, jobs=self._jobs)
+
+    def jobs(self, **wish: Any) -> Jobs:
+        """Return the runs of this database: ``for run in db.jobs(table="docs")``."""
+        return jobs(self._jobs, str(self._inner.uri), wish)
+
+    def sql_jobs(self, query: str) -> pa.Table:
+        """Run SQL over all that is recorded: runs, jobs, tasks, failures and events."""
+        return sql_jobs(self._jobs, query)
 
     def __repr__(self) -> str:
         return f"geneva.Connection({self._inner.uri!r})"
@@ -172,6 +208,7 @@ class Table:
         storage_options: Mapping[str, str] | None = None,
         ray: Mapping[str, Any] | None = None,
         storage: TableStorage | None = None,
+        jobs: JobsPlace | None = None,
     ) -> None:
         if isinstance(inner, Table):
             inner = inner.unwrap()
@@ -182,7 +219,8 @@ class Table:
             )
         self._inner: Any = inner
         self._ray = dict(ray or {})
-        self.storage = storage or TableStorage(str(inner.uri), storage_options)
+        self._jobs = jobs
+        self.storage = storage or TableStorage(str(inner.uri), storage_options or None)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -192,6 +230,11 @@ class Table:
     def unwrap(self) -> Any:
         """Return lancedb's own table."""
         return self._inner
+
+    def refresh(self) -> None:
+        """Look at the latest version from now on."""
+        with storage_errors(self.storage.uri), store_faults(self.storage.options):
+            self._inner.checkout_latest()
 
     def __len__(self) -> int:
         return int(self._inner.count_rows())
@@ -223,15 +266,14 @@ class Table:
         plain = {k: v for k, v in transforms.items() if not is_udf(v)}
         if plain:
             self._inner.add_columns(plain, **options)
-        bind(
-            self.storage,
-            {
-                (name,) if isinstance(name, str) else tuple(name): as_udf(udf)
-                for name, udf in transforms.items()
-                if is_udf(udf)
-            },
-        )
-        self._inner.checkout_latest()
+        bound = {
+            (name,) if isinstance(name, str) else tuple(name): as_udf(udf)
+            for name, udf in transforms.items()
+            if is_udf(udf)
+        }
+        with storage_errors(self.storage.uri):
+            bind(self.storage, bound)
+        self.refresh()
         return None
 
     def alter_columns(self, *alterations: Mapping[str, Any]) -> Any:
@@ -242,10 +284,12 @@ class Table:
         """
         for alteration in alterations:
             if "udf" in alteration:
-                rebind(self.storage, str(alteration["path"]), as_udf(alteration["udf"]))
+                udf = as_udf(alteration["udf"])
+                with storage_errors(self.storage.uri):
+                    rebind(self.storage, str(alteration["path"]), udf)
         plain = [dict(a) for a in alterations if "udf" not in a]
         result = self._inner.alter_columns(*plain) if plain else None
-        self._inner.checkout_latest()
+        self.refresh()
         return result
 
     def computed_columns(self) -> dict[str, Binding]:
@@ -254,20 +298,7 @@ class Table:
 
     def load_udf(self, column: str) -> UDF:
         """Load a column's UDF. This runs its author's code: trust it as you trust the code."""
-        return load(self.storage, self._binding(column))
-
-    def _binding(self, column: str) -> Binding:
-        schema = self.storage.open().schema
-        if column not in schema.names:
-            raise ColumnError(unknown_column(column, schema.names))
-        binding = binding_of(schema.field(column))
-        if binding is None:
-            computed = ", ".join(bindings_of(schema)) or "none"
-            raise ColumnError(
-                f"column {column!r} is not computed: no UDF is bound to it. Bind one with "
-                f"add_columns({{{column!r}: udf}}). Computed columns: {computed}"
-            )
-        return binding
+        return load(self.storage, computed(self.storage.open().schema, column))
 
     # --- backfills ---------------------------------------------------------------------
 
@@ -305,7 +336,8 @@ class Table:
         Parameters
         ----------
         columns
-            One computed column or several; several are computed in dependency order.
+            One computed column or several; several are computed in dependency order, and those
+            that read the same inputs share one read.
         where
             SQL filter. Rows for which it is true are computed, also when they hold a value; the
             others keep what they have. Without it: rows that are missing or stale.
@@ -358,21 +390,28 @@ class Table:
             It ended before it was complete; what was finished is kept.
         """
         refuse_unknown(Table.backfill, unknown)
-        job = self._prepare(columns, chosen_options(locals()), executor, params)
-        with observer_for(progress, job.names) as observe:
-            return job.run(observe)
+        call = self._prepare(columns, chosen_options(locals()), executor, params)
+        with observer_for(progress, call.names) as observe:
+            return call.run(observe)
 
     def backfill_async(self, columns: str | Sequence[str], **arguments: Any) -> Job:
         """Begin a backfill in a thread of this process; takes what `backfill` takes."""
         known = with_defaults(Table.backfill, arguments)
         observe = known.pop("progress")
-        job = self._prepare(columns, known, known.pop("executor"), known.pop("params"))
+        call = self._prepare(columns, known, known.pop("executor"), known.pop("params"))
 
         def work() -> BackfillResult:
-            with observer_for(observe if callable(observe) else bool(observe), job.names) as see:
-                return job.run(see)
+            with observer_for(observe if callable(observe) else bool(observe), call.names) as see:
+                return call.run(see)
 
-        return Job(job.control, work)
+        return Job(call.control, work)
+
+    def prepare_backfill(
+        self, columns: str | Sequence[str], arguments: Mapping[str, Any], job_id: str
+    ) -> Call:
+        """Check a call of `backfill` for a job that exists, and return it, not yet begun."""
+        known = with_defaults(Table.backfill, dict(arguments))
+        return self._call(columns, known, known.pop("executor"), known.pop("params"), job_id)
 
     def plan_backfill(self, columns: str | Sequence[str], **arguments: Any) -> Plan:
         """Say per fragment what `backfill` with the same arguments would do; nothing runs.
@@ -385,14 +424,32 @@ class Table:
         with storage_errors(self.storage.uri):
             plans = [
                 plan(self.storage, name, options, dict(params or {}))
-                for name in self._ordered(columns)
+                for name in self._ordered(columns, self.storage.open().schema)
             ]
         return next((p for p in plans if p.to_compute), plans[0])
+
+    def check_backfill(self, columns: str | Sequence[str], **arguments: Any) -> tuple[str, ...]:
+        """Check a call of `backfill`, and return all columns that it fills; no UDF is loaded.
+
+        Raises
+        ------
+        RequestError
+            Whatever is wrong with it.
+        """
+        known = with_defaults(Table.backfill, arguments)
+        options = checked_options(known)
+        if known["executor"] not in (None, "ray", "local"):
+            raise SettingError(
+                f"executor={known['executor']!r} is unknown; choose 'ray' or 'local'"
+            )
+        with storage_errors(self.storage.uri):
+            names = self._ordered(columns, self.storage.open().schema)
+            return tuple(c for n in names for c in check(self.storage, n, options).columns)
 
     def coverage(self, column: str) -> Coverage:
         """Count per fragment the rows that are computed, stale and missing; no UDF is loaded."""
         with storage_errors(self.storage.uri):
-            return coverage(self.storage, column, self._binding(column))
+            return coverage(self.storage, column, computed(self.storage.open().schema, column))
 
     def _prepare(
         self,
@@ -400,78 +457,43 @@ class Table:
         arguments: dict[str, Any],
         executor: str | Executor | None,
         params: Mapping[str, Any] | None,
-    ) -> _Run:
-        options = checked_options(arguments)
-        with storage_errors(self.storage.uri):
-            names = self._ordered(columns)
-            runner = self._executor(executor, options)
-            return _Run(self, names, options, dict(params or {}), runner)
+    ) -> Call | HostedCall:
+        def call() -> Call:
+            return self._call(columns, arguments, executor, params, uuid4().hex[:12])
 
-    def _ordered(self, columns: str | Sequence[str]) -> list[str]:
+        if self._jobs is None:
+            return call()
+        given = arguments | {"executor": executor, "params": dict(params) if params else None}
+        defaults = with_defaults(Table.backfill, {})
+        chosen = {k: v for k, v in given.items() if v != defaults[k]}
+        return self._jobs.host(self.storage.uri, columns, chosen, self._ray, call)
+
+    def _call(
+        self,
+        columns: str | Sequence[str],
+        arguments: dict[str, Any],
+        executor: str | Executor | None,
+        params: Mapping[str, Any] | None,
+        job_id: str,
+    ) -> Call:
+        options, storage = checked_options(arguments), self.storage
+        with storage_errors(storage.uri):
+            snapshot = storage.open()
+            names = tuple(self._ordered(columns, snapshot.schema))
+            runner = chosen_executor(executor, options, self._ray)
+            control = Control(job_id, names, options.timeout)
+            chosen = dict(params or {})
+            return Call(storage, snapshot, names, options, chosen, runner, control, self.refresh)
+
+    def _ordered(self, columns: str | Sequence[str], schema: pa.Schema) -> list[str]:
         """Check columns and return one of each group, in dependency order."""
         names = [columns] if isinstance(columns, str) else columns
         if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
             raise SettingError(f"a column's name or a list of names is needed, not {columns!r}")
         if not names:
             raise SettingError("no column given")
-        bindings = {n: self._binding(n) for n in names}
-        everything = self.computed_columns()
+        bindings = {n: computed(schema, n) for n in names}
         groups: dict[str, str] = {}
-        for name in dependency_order(everything, names):
+        for name in dependency_order(bindings_of(schema), names):
             groups.setdefault(bindings[name].incarnation, name)
         return list(groups.values())
-
-    def _executor(self, executor: str | Executor | None, options: Options) -> Executor:
-        if executor == "local":
-            return LocalExecutor()
-        if executor is None or executor == "ray":
-            from geneva.execute.ray import RayExecutor
-
-            return RayExecutor(self._ray, options.resource_timeout)
-        if isinstance(executor, str):
-            raise SettingError(f"executor={executor!r} is unknown; choose 'ray' or 'local'")
-        return executor
-
-
-class _Run:
-    """One call of backfill: its columns one after the other, under one control."""
-
-    def __init__(
-        self,
-        table: Table,
-        names: list[str],
-        options: Options,
-        params: dict[str, Any],
-        executor: Executor,
-    ) -> None:
-        self.names = tuple(names)
-        self._table, self._options, self._params = table, options, params
-        self._executor = executor
-        # All requests are checked before the first row is computed.
-        self._first, *_ = [self._request(n) for n in names]
-        self.control = Control(uuid4().hex[:12], self.names, options.timeout)
-
-    def _request(self, name: str) -> Request:
-        storage = self._table.storage
-        return prepare(storage, storage.open(), name, self._options, self._params or None)
-
-    def _request_again(self, name: str) -> Request:
-        """Check a later column again: it may have been dropped or bound anew meanwhile."""
-        try:
-            return self._request(name)
-        except ColumnError as error:
-            raise TableChangedError(
-                f"column {name!r} was changed while the columns before it were computed: {error}"
-            ) from error
-
-    def run(self, observe: Observer) -> BackfillResult:
-        """Compute one column after the other."""
-        storage = self._table.storage
-        results: list[BackfillResult] = []
-        try:
-            for name in self.names:
-                request = self._first if not results else self._request_again(name)
-                results.append(backfill(storage, request, self._executor, self.control, observe))
-        finally:
-            self._table.unwrap().checkout_latest()
-        return combined(results)

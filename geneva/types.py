@@ -25,15 +25,19 @@ class JobState(StrEnum):
     """State of a backfill job, as a person reads it."""
 
     PENDING = "PENDING"
+    QUEUED = "QUEUED"
     STARTING = "STARTING"
     RUNNING = "RUNNING"
     PAUSING = "PAUSING"
     PAUSED = "PAUSED"
     CANCELLING = "CANCELLING"
+    RECOVERING = "RECOVERING"
     SUCCEEDED = "SUCCEEDED"
     PARTIAL = "PARTIAL"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
+    SKIPPED = "SKIPPED"
+    UPSTREAM_FAILED = "UPSTREAM_FAILED"
 
     @property
     def ended(self) -> bool:
@@ -41,7 +45,14 @@ class JobState(StrEnum):
         return self in _ENDED
 
 
-_ENDED = {JobState.SUCCEEDED, JobState.PARTIAL, JobState.FAILED, JobState.CANCELLED}
+_ENDED = {
+    JobState.SUCCEEDED,
+    JobState.PARTIAL,
+    JobState.FAILED,
+    JobState.CANCELLED,
+    JobState.SKIPPED,
+    JobState.UPSTREAM_FAILED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +188,13 @@ class Task:
         How many workers died of this task.
     assemble
         Write the column file at the end; else only checkpoint.
+    deletion, live
+        Name of the deletions that the plan saw, and the rows that these spare; ``None`` for all.
     complete
         Every live row is computed here and none may fail, so the present values are not needed
         and the file's name can vouch for all rows.
+    followers
+        (incarnation, task) of columns that are checkpointed from what this task reads.
     """
 
     key: str
@@ -200,7 +215,10 @@ class Task:
     checkpointed: int | None = None
     attempt: int = 0
     assemble: bool = True
+    deletion: str = ""
+    live: RowSet | None = None
     complete: bool = False
+    followers: tuple[tuple[str, Task], ...] = ()
 
     @property
     def whole(self) -> bool:
@@ -250,6 +268,31 @@ class ColumnFile:
     sources: tuple[tuple[int, str], ...]
     target_file: str | None
     logs: tuple[str, ...] = ()
+    deletion: str = ""
+    live: RowSet | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """What was checkpointed of a follower while the lead's task ran.
+
+    Attributes
+    ----------
+    incarnation, key
+        Of the follower and of its work on the fragment.
+    rows
+        Rows that are checkpointed now, of those that the follower needs.
+    complete
+        Whether these are all that it needs of what the lead's task covers.
+    counts
+        Of what was done for it just now; ``computed`` leaves out what was there before.
+    """
+
+    incarnation: str
+    key: str
+    rows: int
+    complete: bool
+    counts: Counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,11 +307,18 @@ class TaskDone:
     counts: Counts
     failures: tuple[Failure, ...] = ()
     logs: tuple[str, ...] = ()
+    followed: tuple[Followed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class JobSettings:
-    """What every applier of a job must know besides its tasks; small and picklable."""
+    """What every applier of a job must know besides its tasks; small and picklable.
+
+    Attributes
+    ----------
+    followers
+        The same for the columns that may be computed from what this job reads.
+    """
 
     job_id: str
     target: Target
@@ -280,6 +330,12 @@ class JobSettings:
     read_rows: int
     readahead: int | None
     retry_failed: bool = False
+    followers: tuple[JobSettings, ...] = ()
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the engine chooses how much is computed and checkpointed at once."""
+        return self.batch_size is None and self.checkpoint_size is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,7 +369,13 @@ class TaskStopped:
 
 @dataclass(frozen=True, slots=True)
 class TaskLost:
-    """The worker died while it had the task; ``started`` says whether it was working on it."""
+    """The worker died, or had to leave its node, while it had the task.
+
+    Attributes
+    ----------
+    started
+        Whether the task may be the cause: it may have been begun, and the node is still there.
+    """
 
     task: Task
     reason: str

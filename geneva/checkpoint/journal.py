@@ -16,6 +16,7 @@ Crash windows, in order:
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 import threading
@@ -85,6 +86,9 @@ class Journal:
     def begin(self, first_row: int, last_row: int) -> None:
         """Record that a batch is about to be computed, so that its worker's death names it."""
         self._write(_BEGIN, memoryview(_RANGE.pack(first_row, last_row)), first_row)
+        with self._lock:
+            if self._log is not None:
+                self._log.flush()
 
     def finish(self, fact: Mapping[str, Any]) -> None:
         """Record that the column file is complete and synced."""
@@ -138,11 +142,13 @@ class Replay:
     finish: Mapping[str, Any] | None
     fatal: tuple[tuple[int, int], ...]
     _columns: tuple[pa.ChunkedArray, ...]
-    _order: IntArray
+    _order: IntArray | None  # of ``rows`` in the columns; as they stand if every row is there once
 
     def values(self, positions: IntArray) -> list[pa.Array]:
-        """Return the output columns of some positions in ``rows``."""
-        index = pa.array(self._order[positions])
+        """Return the output columns of some positions in ``rows``, given in ascending order."""
+        if self._order is None and len(positions) and _contiguous(positions):
+            return [_whole(c.slice(int(positions[0]), len(positions))) for c in self._columns]
+        index = pa.array(positions if self._order is None else self._order[positions])
         return [_whole(c.take(index)) for c in self._columns]
 
 
@@ -161,13 +167,9 @@ def replay(
     with_failed
         Whether rows that failed count as done.
     """
-    rows: list[IntArray] = []
-    batches: list[pa.RecordBatch] = []
-    errors: dict[int, str] = {}  # by position among all rows read
-    total = 0
+    records: list[_Record] = []
     fatal: list[tuple[int, int]] = []
     finish = None
-    schema = _schema(types, 0)
     for path in paths:
         try:
             content = objects.read_log(path)
@@ -177,38 +179,76 @@ def replay(
         for kind, first_row, payload in _frames(content):
             if kind == _FINISH:
                 finish = json.loads(bytes(payload))
-                continue
-            if kind == _BEGIN:
+            elif kind == _BEGIN:
                 begun = _RANGE.unpack(payload)
-                continue
-            begun = None
-            batch = pa.ipc.read_record_batch(pa.py_buffer(payload), _schema(types, kind))
-            n = batch.num_rows
-            explicit = kind & _ROWS
-            rows.append(
-                batch.column("row").to_numpy(zero_copy_only=False).astype(np.int64)
-                if explicit
-                else np.arange(first_row, first_row + n)
-            )
-            if kind & _ERRORS:
-                texts = enumerate(batch.column("error").to_pylist(), total)
-                errors |= {at: text for at, text in texts if text is not None}
-            total += n
-            batches.append(pa.record_batch(batch.columns[: len(types)], schema=schema))
+            else:
+                begun = None
+                records.append(_record(kind, first_row, payload, types))
         if begun is not None:
             fatal.append(begun)
-    all_rows = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-    failed = np.zeros(len(all_rows), np.bool_)
+    return _arranged(records, types, finish, tuple(fatal), with_failed=with_failed)
+
+
+def _arranged(
+    records: Sequence[_Record],
+    types: Sequence[pa.DataType],
+    finish: Mapping[str, Any] | None,
+    fatal: tuple[tuple[int, int], ...],
+    *,
+    with_failed: bool,
+) -> Replay:
+    ascending = sorted(records, key=lambda r: int(r.rows[0]))
+    apart = all(int(a.rows[-1]) < int(b.rows[0]) for a, b in itertools.pairwise(ascending))
+    chosen = ascending if apart else records
+    errors: dict[int, str] = {}
+    at = 0
+    for record in chosen:
+        errors |= {at + k: text for k, text in record.errors.items()}
+        at += len(record.rows)
+    columns = pa.Table.from_batches([r.values for r in chosen], _schema(types, 0)).columns
+    rows = np.concatenate([r.rows for r in chosen]) if chosen else np.zeros(0, np.int64)
+    if apart and (with_failed or not errors):
+        return Replay(rows, errors, finish, fatal, tuple(columns), None)
+    order, left = _winners(rows, errors, with_failed=with_failed)
+    return Replay(rows[order], left, finish, fatal, tuple(columns), order)
+
+
+def _winners(
+    rows: IntArray, errors: Mapping[int, str], *, with_failed: bool
+) -> tuple[IntArray, dict[int, str]]:
+    """Choose one of the results that a row has; return positions by row, and errors by result."""
+    failed = np.zeros(len(rows), np.bool_)
     failed[list(errors)] = True
     # A value counts before a failure, else the first attempt: unique takes the first of equals.
     valued_first = np.argsort(failed, kind="stable")
-    unique, at = np.unique(all_rows[valued_first], return_index=True)
-    order = valued_first[at]
+    _, first = np.unique(rows[valued_first], return_index=True)
+    order = valued_first[first]
     if not with_failed:
-        unique, order = unique[~failed[order]], order[~failed[order]]
-    left = {int(i): errors[int(order[i])] for i in np.flatnonzero(failed[order])}
-    columns = pa.Table.from_batches(batches, schema).columns
-    return Replay(unique, left, finish, tuple(fatal), tuple(columns), order.astype(np.int64))
+        order = order[~failed[order]]
+    left = {int(k): errors[int(order[k])] for k in np.flatnonzero(failed[order])}
+    return order.astype(np.int64), left
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    rows: IntArray
+    values: pa.RecordBatch
+    errors: Mapping[int, str]
+
+
+def _record(
+    kind: int, first_row: int, payload: memoryview, types: Sequence[pa.DataType]
+) -> _Record:
+    batch = pa.ipc.read_record_batch(pa.py_buffer(payload), _schema(types, kind))
+    rows: IntArray = (
+        batch.column("row").to_numpy(zero_copy_only=False).astype(np.int64)
+        if kind & _ROWS
+        else np.arange(first_row, first_row + batch.num_rows)
+    )
+    texts = batch.column("error").to_pylist() if kind & _ERRORS else ()
+    errors = {k: text for k, text in enumerate(texts) if text is not None}
+    values = pa.record_batch(batch.columns[: len(types)], schema=_schema(types, 0))
+    return _Record(rows, values, errors)
 
 
 def _checksum(kind: int, payload: memoryview, first_row: int) -> int:

@@ -23,7 +23,6 @@ from geneva.errors import (
     RetryableError,
     TableChangedError,
 )
-from geneva.plan.report import Plan
 from geneva.result import BackfillResult
 
 OK, JOB_FAILED, BAD_REQUEST, RETRY, OPERATOR, INTERRUPTED = 0, 1, 2, 3, 4, 130
@@ -92,27 +91,6 @@ def result_facts(result: BackfillResult) -> dict[str, Any]:
     names = [n for n in result.__dataclass_fields__ if n != "recorded_failures"]
     facts = {n: getattr(result, n) for n in names}
     return facts | {"failures": result.failures.to_pylist()}
-
-
-def plan_facts(plan: Plan) -> dict[str, Any]:
-    """Return all of a plan but what only the engine reads."""
-    chosen = {f.fragment_id for f in plan.to_compute}
-    hidden = ("task", "work")
-    fragments = [
-        {n: getattr(f, n) for n in f.__dataclass_fields__ if n not in hidden}
-        | {"this_call": f.fragment_id in chosen}
-        for f in plan.fragments
-    ]
-    names: tuple[str, ...] = (
-        "columns",
-        "version",
-        "where",
-        "num_frags",
-        "rows_compute",
-        "rows_waiting",
-    )
-    names += ("rows_foreign", "rows_unverified", "warnings")
-    return {n: getattr(plan, n) for n in names} | {"fragments": fragments}
 
 
 def coverage_text(found: Coverage, fragments: bool) -> str:

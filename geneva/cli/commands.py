@@ -10,12 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from geneva.clean import clean as clean_table
+from geneva.cli import service
 from geneva.cli.answers import (
     answering,
     column_facts,
     columns_text,
     coverage_text,
-    plan_facts,
     result_facts,
     result_text,
 )
@@ -34,6 +34,7 @@ from geneva.cli.options import (
     IncludeNew,
     Inputs,
     IntraApplierConcurrency,
+    JobsUrl,
     MaxFailures,
     NumFrags,
     OnError,
@@ -52,6 +53,7 @@ from geneva.cli.options import (
     values,
 )
 from geneva.column.binding import binding_of
+from geneva.plan.report import plan_facts
 from geneva.table import Table, connect
 
 app = typer.Typer(
@@ -69,10 +71,15 @@ app = typer.Typer(
 
 
 def _open(
-    db: str, table: str, storage: Sequence[str] | None, ray: Sequence[str] | None = None
+    db: str,
+    table: str,
+    storage: Sequence[str] | None,
+    ray: Sequence[str] | None = None,
+    jobs: str | None = None,
 ) -> Table:
     options = pairs(storage, "--storage-option") or None
-    return connect(db, storage_options=options, ray=values(ray, "--ray")).open_table(table)
+    found = connect(db, storage_options=options, ray=values(ray, "--ray"), jobs=jobs)
+    return found.open_table(table)
 
 
 @app.command()
@@ -102,6 +109,7 @@ def backfill(
     progress: ShowProgress = None,
     storage_option: StorageOptions = None,
     ray: RayOptions = None,
+    jobs: JobsUrl = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -112,7 +120,7 @@ def backfill(
     """
     given = dict(locals())
     with answering(as_json, debug) as answer:
-        opened = _open(db, table, storage_option, ray)
+        opened = _open(db, table, storage_option, ray, jobs)
         result = opened.backfill(columns, **_arguments(given), progress=progress)
         answer(result_text(result), result_facts(result))
 
@@ -152,7 +160,17 @@ def plan(
         answer(str(found), plan_facts(found))
 
 
-_NOT_ARGUMENTS = {"table", "columns", "db", "storage_option", "ray", "as_json", "debug", "progress"}
+_NOT_ARGUMENTS = {
+    "table",
+    "columns",
+    "db",
+    "storage_option",
+    "ray",
+    "jobs",
+    "as_json",
+    "debug",
+    "progress",
+}
 
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any]:
@@ -257,3 +275,6 @@ def version() -> None:
     """Print the versions of geneva and of what its tables depend on."""
     names = {"geneva": "geneva-backfill", "lancedb": "lancedb", "pylance": "pylance", "ray": "ray"}
     print(" ".join(f"{k} {version_of(v)}" for k, v in names.items()))
+
+
+service.install(app)

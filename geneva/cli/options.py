@@ -26,6 +26,16 @@ RayOptions = Annotated[
     list[str] | None,
     typer.Option("--ray", metavar="KEY=VALUE", help="For ray.init, values as JSON; repeat."),
 ]
+JobsUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--jobs",
+        metavar="URL",
+        envvar="GENEVA_JOBS",
+        help="Record the job in sqlite:///FILE or postgresql://..., or have the service at "
+        "http://... carry it out.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Where = Annotated[
@@ -95,7 +105,8 @@ def pairs(given: Sequence[str] | None, option: str) -> dict[str, str]:
     pairs = dict(text.partition("=")[::2] for text in given or ())
     for text in given or ():
         if "=" not in text or text.startswith("="):
-            raise SettingError(f"{option} {text!r} is not KEY=VALUE")
+            shown = "" if option == "--storage-option" else f" {text!r}"  # it may be a secret
+            raise SettingError(f"{option}{shown} is not KEY=VALUE")
     return pairs
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from uuid import uuid4
 
 import pyarrow as pa
@@ -73,15 +74,38 @@ def python_version() -> str:
 def binding_of(field: pa.Field) -> Binding | None:
     """Return a field's binding, or ``None`` if it is an ordinary column."""
     raw = (field.metadata or {}).get(BINDING)
-    if raw is None:
-        return None
+    return None if raw is None else _parsed(raw, field.name)
+
+
+@lru_cache(maxsize=1024)  # a plan asks for each fragment
+def _parsed(raw: bytes, column: str) -> Binding:
     values = json.loads(raw)
     if values.get("format", 0) > _FORMAT:
         raise ColumnError(
-            f"column {field.name!r} was bound by a newer version of geneva; upgrade to use it"
+            f"column {column!r} was bound by a newer version of geneva; upgrade to use it"
         )
     values["inputs"] = tuple(values["inputs"])
     return Binding(**values)
+
+
+def computed(schema: pa.Schema, column: str) -> Binding:
+    """Return a column's binding.
+
+    Raises
+    ------
+    ColumnError
+        There is no such column, or no UDF is bound to it.
+    """
+    if column not in schema.names:
+        raise ColumnError(unknown_column(column, schema.names))
+    binding = binding_of(schema.field(column))
+    if binding is None:
+        others = ", ".join(bindings_of(schema)) or "none"
+        raise ColumnError(
+            f"column {column!r} is not computed: no UDF is bound to it. Bind one with "
+            f"add_columns({{{column!r}: udf}}). Computed columns: {others}"
+        )
+    return binding
 
 
 def bindings_of(schema: pa.Schema) -> dict[str, Binding]:

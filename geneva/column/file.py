@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,8 @@ import pyarrow as pa
 from geneva.column.name import ColumnFileName, class_hash
 from geneva.errors import CorruptFileError
 from geneva.rows import MISSING, IntArray, RowClass, RowMap, RowStatus
-from geneva.storage.lance import ColumnWriter, Snapshot, TableStorage
+from geneva.storage.lance import Snapshot, TableStorage
+from geneva.storage.values import ColumnWriter
 from geneva.types import ColumnFile, Target, Task, stored_type
 
 ROW_MAP = "geneva.rows"
@@ -117,7 +119,16 @@ class ColumnFileBuilder:
             row_map=row_map,
             sources=self._task.sources,
             target_file=self._task.target_file,
+            deletion=self._task.deletion,
+            live=self._task.live,
         )
+
+    def abandon(self) -> None:
+        """Remove what was written; the records of the task are all that is left."""
+        self._writer = None  # Lance removes a file that was not closed
+        if self._name:
+            with suppress(OSError):
+                self._storage.delete_file(self._name)
 
     def _fill(self, rows: IntArray, values: list[pa.Array]) -> None:
         """Write the physical rows from the cursor through the last of ``rows``."""

@@ -7,7 +7,8 @@ from weakref import WeakKeyDictionary
 
 from geneva.column.binding import binding_of, group_of
 from geneva.rows import BoolArray, IntArray, Mark, Marks
-from geneva.storage.lance import FragmentInfo, Snapshot
+from geneva.storage.lance import Snapshot
+from geneva.storage.snapshot import FragmentInfo
 
 NO_FILE = ""
 UNKNOWN = 0  # generation of a file whose first version is gone; no file has it
@@ -29,8 +30,8 @@ def file_generation(version: int) -> int:
 
 def supplier(fragment: FragmentInfo, subtree: tuple[int, ...]) -> str:
     """Return the data files that supply a field and its descendants, joined with ``|``."""
-    wanted = set(subtree)
-    return "|".join(f.path for f in fragment.files if wanted.intersection(f.fields))
+    paths = [f.path for f in fragment.files if not f.fields.isdisjoint(subtree)]
+    return paths[0] if len(paths) == 1 else "|".join(paths)
 
 
 def group_columns(snapshot: Snapshot, column: str) -> list[str]:

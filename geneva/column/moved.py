@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
-from geneva.rows import BoolArray, RowClass, RowMap
+from geneva.rows import BoolArray, RowClass, RowMap, RowStatus
 from geneva.storage.lance import Snapshot, TableStorage
+from geneva.storage.snapshot import FragmentInfo
+from geneva.storage.values import Change
 
 _NULL = b"N"
 _ROWS = 4096
+_BYTES = 16 << 20  # compared at once, where rows are wide
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,12 @@ class Key:
         """Whether the target holds no value."""
         return all(v == _NULL for v in self.target)
 
+    def agrees(self, other: Key, kept: Sequence[bool]) -> bool:
+        """Whether two rows have the same values in the columns that an update kept."""
+        mine = (*self.target, *self.inputs, *self.filters)
+        theirs = (*other.target, *other.inputs, *other.filters)
+        return all(a == b for a, b, k in zip(mine, theirs, kept, strict=True) if k)
+
 
 @dataclass(frozen=True, slots=True)
 class OldRow:
@@ -56,102 +65,191 @@ class OldRow:
     fresh: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What an update of rows is known to have set.
+
+    Attributes
+    ----------
+    columns
+        For each column that is compared, whether it was set. Of a merge, which writes whole
+        rows, all were.
+    in_order
+        Whether the new rows follow the order of the removed ones, as those of an update of some
+        columns do.
+    target
+        Whether the target was set.
+    """
+
+    columns: tuple[bool, ...]
+    in_order: bool
+    target: bool
+
+
+def written_by(change: Change, before: Snapshot, columns: Columns) -> Written:
+    """Return what an update set of the columns that are compared."""
+    compared = [*columns.target, *columns.inputs, *columns.filters]
+    everything = all(change.written.intersection(f.subtree) for f in before.fields.values())
+    if not change.written or everything:
+        return Written((True,) * len(compared), in_order=False, target=True)
+    was_set = [bool(change.written.intersection(before.fields[c].subtree)) for c in compared]
+    return Written(tuple(was_set), in_order=True, target=any(was_set[: len(columns.target)]))
+
+
 def match_moved(
     new: Sequence[Key],
     old: Sequence[OldRow],
+    former: Sequence[OldRow | None] | None,
     missing: RowClass,
     foreign: RowClass,
-    *,
-    stable: bool,
+    written: Written,
 ) -> RowMap:
     """Return the classes of rows that an update wrote, given those that it removed.
 
-    Row by row where it is known which is which: by stable row ids, or by order where no input
-    changed. Otherwise by value: a row that agrees with a fresh removed one in the target and in
-    all that the target was computed from keeps that row's class, whichever row it was; any other
-    value that some removed row held is stale; one that none held is ``foreign``.
-
     Parameters
     ----------
+    old
+        All removed rows.
+    former
+        What each new row was, ``None`` if it is an inserted one; or ``None`` if nobody knows.
+        Then rows are matched by value: a row that agrees with a fresh removed one in the target
+        and in all that the target was computed from keeps that row's class, whichever row it
+        was; any other value that some removed row held is stale, one that none held ``foreign``.
     missing
         Class of stale rows too: they are computed again, and the old value goes.
     """
-    by_id = {o.key.row_id: o for o in old} if stable else {}
-    ordered = [k.inputs for k in new] == [o.key.inputs for o in old]
-    by_value = _ByValue(old, missing, foreign)
+    if former is None:
+        by_value = _ByValue(old, missing, foreign, written)
+        found = [by_value.find(key) for key in new]
+    else:
+        found = [
+            _same_row(key, was, missing, foreign, written)
+            for key, was in zip(new, former, strict=True)
+        ]
     classes: dict[RowClass, int] = {}
-    ids = []
-    for k, key in enumerate(new):
-        was = by_id.get(key.row_id) if stable else (old[k] if ordered else None)
-        found = by_value.find(key) if was is None else _same_row(key, was, missing, foreign)
-        ids.append(classes.setdefault(found, len(classes)))
+    ids = [classes.setdefault(c, len(classes)) for c in found]
     return RowMap.from_ids(list(classes), np.array(ids, np.int64))
 
 
-def _same_row(key: Key, was: OldRow, missing: RowClass, foreign: RowClass) -> RowClass:
-    """Return the class of a row whose former self is known."""
-    if key.target != was.key.target:
+def former_rows(
+    new: Sequence[Key],
+    old: Sequence[OldRow],
+    first: int,
+    written: Written,
+    *,
+    stable: bool,
+) -> list[OldRow | None] | None:
+    """Return what each new row was before an update, or ``None`` if nobody knows.
+
+    By stable row id; else by order, where the update kept it and all that it did not set agrees.
+
+    Parameters
+    ----------
+    first
+        Number of rows that the update wrote to fragments before this one.
+    """
+    if stable:
+        by_id = {o.key.row_id: o for o in old}
+        return [by_id.get(key.row_id) for key in new]
+    part = old[first : first + len(new)]
+    kept = [not w for w in written.columns]
+    if not written.in_order or len(part) != len(new):
+        return None
+    if not all(key.agrees(o.key, kept) for key, o in zip(new, part, strict=True)):
+        return None
+    return list(part)
+
+
+def _same_row(
+    key: Key, was: OldRow | None, missing: RowClass, foreign: RowClass, written: Written
+) -> RowClass:
+    """Return the class of a row whose former self is known; an inserted row has none."""
+    if was is None or key.target != was.key.target:
         return missing if key.empty else foreign
-    if key.inputs != was.key.inputs:
-        return was.row_class if was.row_class.status == foreign.status else missing
-    if key.filters != was.key.filters:
-        return replace(was.row_class, wheres=())
-    return was.row_class
+    # Set to what a stale value already was: somebody means it. A merge sets what it read, too.
+    meant = written.target and written.in_order and not key.empty
+    status = was.row_class.status
+    if key.inputs == was.key.inputs:
+        stale = not was.fresh or status is RowStatus.MISSING
+        if stale and meant:
+            return foreign
+        return was.row_class if key.filters == was.key.filters else _unfiltered(was.row_class)
+    if status is RowStatus.FOREIGN:
+        return was.row_class
+    return foreign if meant else missing
+
+
+def _unfiltered(row_class: RowClass) -> RowClass:
+    return replace(row_class, wheres=())
 
 
 class _ByValue:
     """Finds a removed row by its values."""
 
-    def __init__(self, old: Sequence[OldRow], missing: RowClass, foreign: RowClass) -> None:
-        self._missing, self._foreign = missing, foreign
+    def __init__(
+        self, old: Sequence[OldRow], missing: RowClass, foreign: RowClass, written: Written
+    ) -> None:
+        self._missing = missing
+        self._new = foreign if written.target else None  # of a value that no removed row held
         self._full: dict[tuple[object, ...], RowClass] = {}
         self._computed: dict[tuple[object, ...], RowClass] = {}
-        self._targets = {o.key.target for o in old}
+        self._holders: dict[tuple[bytes, ...], RowClass | None] = {}
         for o in old:
+            key, c = o.key, o.row_class
+            if c.status is not RowStatus.FOREIGN:
+                self._holders[key.target] = None
+            self._holders.setdefault(key.target, c)
             if not o.fresh:
                 continue  # its value says nothing about the inputs that are beside it
-            key, c = o.key, o.row_class
-            _keep_newest(self._full, (key.target, key.inputs, key.filters), c)
-            _keep_newest(self._computed, (key.target, key.inputs), replace(c, wheres=()))
+            _keep_best(self._full, (key.target, key.inputs, key.filters), c)
+            _keep_best(self._computed, (key.target, key.inputs), _unfiltered(c))
 
     def find(self, key: Key) -> RowClass:
         found = self._full.get((key.target, key.inputs, key.filters))
         found = found or self._computed.get((key.target, key.inputs))
         if found is not None:
             return found
-        stale = key.empty or key.target in self._targets
-        return self._missing if stale else self._foreign
+        if key.empty:
+            return self._missing
+        # A value that only people's rows held is still theirs; any computed one may be stale.
+        return self._holders.get(key.target, self._new) or self._missing
 
 
-def _keep_newest(
+_BETTER = (
+    RowStatus.MISSING,
+    RowStatus.UNVERIFIED,
+    RowStatus.FOREIGN,
+    RowStatus.FAILED,
+    RowStatus.COMPUTED,
+)
+
+
+def _keep_best(
     known: dict[tuple[object, ...], RowClass], key: tuple[object, ...], c: RowClass
 ) -> None:
-    # Rows that agree in all values may differ in age; an older one than its own would make a row
-    # look unchanged to those who read the old value.
-    if key not in known or c.generation > known[key].generation:
+    # Rows that agree in all values may differ in who wrote them and when. A computed one taken for
+    # a person's would never be computed again; an older one than its own would make a row look
+    # unchanged to those who read the old value.
+    def rank(row_class: RowClass) -> tuple[int, int]:
+        return _BETTER.index(row_class.status), row_class.generation
+
+    if key not in known or rank(c) > rank(known[key]):
         known[key] = c
 
 
 def match_in_place(
-    old: RowMap,
-    was: Iterable[pa.Array],
-    now: Iterable[pa.Array],
-    missing: RowClass,
-    foreign: RowClass,
+    old: RowMap, same: BoolArray, empty: BoolArray, missing: RowClass, foreign: RowClass
 ) -> RowMap:
-    """Return the classes of rows whose column was rewritten where they lie."""
-    ids = old.expand()
-    classes = [*old.classes, missing, foreign]
+    """Return the classes of rows whose column was rewritten where they lie.
+
+    Parameters
+    ----------
+    same, empty
+        Rows whose value is the same, and those that hold none now.
+    """
     gone = len(old.classes)
-    at = 0
-    for before, after in zip(was, now, strict=True):
-        if not before.equals(after):
-            pairs = zip(_comparable(before), _comparable(after), strict=True)
-            for row, (a, b) in enumerate(pairs, at):
-                if a != b:
-                    ids[row] = gone if b == _NULL else gone + 1
-        at += len(after)
-    return RowMap.from_ids(classes, ids)
+    ids = np.where(same, old.expand(), np.where(empty, gone, gone + 1))
+    return RowMap.from_ids([*old.classes, missing, foreign], ids)
 
 
 def _comparable(array: pa.Array) -> list[bytes]:
@@ -189,12 +287,42 @@ def keys(
     return rows
 
 
-def chunks(
-    storage: TableStorage, snapshot: Snapshot, fragment_id: int, column: str
+def compare(
+    storage: TableStorage,
+    was: tuple[Snapshot, FragmentInfo, str],
+    now: tuple[Snapshot, FragmentInfo, str],
+) -> tuple[BoolArray, BoolArray]:
+    """Compare a fragment's column in two versions: rows of the same value, rows without one now."""
+    rows = now[1].rows
+    same, empty = np.ones(rows, np.bool_), np.zeros(rows, np.bool_)
+    at = 0
+    for before, after in _aligned(_values(storage, *was), _values(storage, *now)):
+        part = slice(at, at + len(after))
+        empty[part] = after.is_null().to_numpy(zero_copy_only=False)
+        if not before.equals(after):
+            pairs = zip(_comparable(before), _comparable(after), strict=True)
+            same[part] = [a == b for a, b in pairs]
+        at += len(after)
+    return same, empty
+
+
+def _values(
+    storage: TableStorage, snapshot: Snapshot, fragment: FragmentInfo, column: str
 ) -> Iterator[pa.Array]:
-    """Yield a column's physical rows in chunks of equal bounds, whatever the version."""
-    batches = storage.scan(snapshot, fragment_id, [column], batch_rows=_ROWS)
-    whole = pa.chunked_array([b.column(column) for b in batches])
-    for start in range(0, len(whole), _ROWS):
-        piece = whole.slice(start, _ROWS).combine_chunks()
-        yield piece.chunk(0) if isinstance(piece, pa.ChunkedArray) else piece
+    subtree = set(snapshot.fields[column].subtree)
+    size = sum(f.size_bytes for f in fragment.files if subtree.intersection(f.fields))
+    rows = min(_ROWS, max(1, _BYTES * fragment.rows // max(size, 1)))
+    for batch in storage.scan(snapshot, fragment.id, [column], batch_rows=rows):
+        yield batch.column(column)
+
+
+def _aligned(
+    first: Iterator[pa.Array], second: Iterator[pa.Array]
+) -> Iterator[tuple[pa.Array, pa.Array]]:
+    """Cut two streams of as many rows at the same places."""
+    a, b = next(first, None), next(second, None)
+    while a is not None and b is not None:
+        n = min(len(a), len(b))
+        yield a.slice(0, n), b.slice(0, n)
+        a = a.slice(n) if len(a) > n else next(first, None)
+        b = b.slice(n) if len(b) > n else next(second, None)

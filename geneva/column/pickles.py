@@ -8,12 +8,26 @@ import json
 from geneva.column.binding import PICKLES, Binding, python_version
 from geneva.errors import CorruptFileError, UdfError
 from geneva.storage.lance import TableStorage
+from geneva.storage.secrets import secrets_of
 from geneva.udf import UDF, from_reference
 
 
 def store(storage: TableStorage, udf: UDF) -> str:
-    """Write a pickled UDF; return its sha256. Writing it again changes nothing."""
+    """Write a pickled UDF; return its sha256. Writing it again changes nothing.
+
+    Raises
+    ------
+    UdfError
+        It holds a secret of the storage options, which everybody who reads the table could read.
+    """
     data = udf.dumps()
+    for secret, option in secrets_of(storage.options).items():
+        if secret.encode() in data:
+            raise UdfError(
+                f"UDF {udf.name!r} holds the value of {option!r}: it is stored with the table, for "
+                "all who can read it. Open what it needs when it is called, with credentials "
+                "from the environment, instead of passing them in"
+            )
     digest = hashlib.sha256(data).hexdigest()
     storage.objects.put(f"{PICKLES}/{digest}", data)
     return digest

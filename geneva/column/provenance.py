@@ -7,18 +7,17 @@ the old rows over to the new ones where that can be proven.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 
 import numpy as np
 
-from geneva.column.binding import Binding, binding_of
+from geneva.column.binding import Binding, binding_of, top_level
 from geneva.column.file import read_row_map
 from geneva.column.ledger import Ledger, entry_key
 from geneva.column.marks import (
     NO_FILE,
-    UNKNOWN,
     file_generation,
     group_columns,
     group_subtree,
@@ -28,13 +27,17 @@ from geneva.column.marks import (
 from geneva.column.moved import (
     Columns,
     OldRow,
-    chunks,
+    compare,
+    former_rows,
     keys,
     match_in_place,
     match_moved,
+    written_by,
 )
 from geneva.column.name import ColumnFileName
-from geneva.errors import CorruptFileError, TableChangedError
+from geneva.column.rewritten import live_mask, rewritten_from
+from geneva.column.sources import Sources
+from geneva.errors import CorruptFileError, VersionGoneError
 from geneva.rows import (
     FOREIGN,
     GONE,
@@ -47,10 +50,12 @@ from geneva.rows import (
     RowClass,
     RowMap,
 )
-from geneva.storage.lance import FragmentInfo, RewriteGroup, Snapshot, TableStorage
+from geneva.storage.lance import Snapshot, TableStorage
+from geneva.storage.snapshot import FragmentInfo
+from geneva.storage.values import Change, RewriteGroup
 
 
-class History:
+class History(Sources):
     """Answers, for one snapshot, what the rows of a fragment are; remembers what it learned.
 
     Parameters
@@ -59,37 +64,9 @@ class History:
         What was proven earlier; `History` adds what it proves.
     """
 
-    def __init__(
-        self,
-        storage: TableStorage,
-        snapshot: Snapshot,
-        ledger: Ledger,
-    ) -> None:
-        self._storage = storage
-        self.snapshot = snapshot
-        self.ledger = ledger
-        self._unknown: set[str] = set()
-        self._versions: dict[int, Snapshot | None] = {snapshot.version: snapshot}
-
-    # --- what supplies a column --------------------------------------------------------
-
-    def mark(self, snapshot: Snapshot, fragment: FragmentInfo, column: str) -> Mark:
-        """Return what supplies a top-level column of a fragment."""
-        field = snapshot.fields[column]
-        file = supplier(fragment, field.subtree)
-        binding = binding_of(field.arrow)
-        if binding is None or file == NO_FILE:
-            return Mark(field.id, file)
-        name = ColumnFileName.parse(file)
-        if name is not None and name.incarnation == binding.incarnation:
-            return Mark(field.id, binding.incarnation, name.generation)
-        born = self._first_version(snapshot, fragment, column, file)
-        generation = UNKNOWN if born is None else file_generation(born)
-        return Mark(field.id, binding.incarnation, generation)
-
-    def marks(self, snapshot: Snapshot, fragment: FragmentInfo, columns: list[str]) -> Marks:
-        """Return what supplies several columns."""
-        return tuple(self.mark(snapshot, fragment, c) for c in columns)
+    def __init__(self, storage: TableStorage, snapshot: Snapshot, ledger: Ledger) -> None:
+        super().__init__(storage, snapshot, ledger)
+        self._compared: dict[tuple[int, int, int, str], BoolArray] = {}
 
     # --- what the rows are -------------------------------------------------------------
 
@@ -119,36 +96,53 @@ class History:
             try:
                 return read_row_map(self._storage, file)
             except (FileNotFoundError, CorruptFileError):
-                return self._by_value(snapshot, fragment, column, UNVERIFIED)
-        born = self._first_version(snapshot, fragment, column, file)
-        before = None if born is None else self._open(born - 1)
-        if born is None or before is None:
-            if born == 1:
-                return self._by_value(snapshot, fragment, column, _foreign(born))
-            return self._by_value(snapshot, fragment, column, UNVERIFIED)
-        return self._trace(snapshot, fragment, column, born, before)
+                return self._unverified(snapshot, fragment, column, snapshot.version)
+        born, known = self.first_version(snapshot, fragment, column, file)
+        before = self._versions.open(born - 1) if known else None
+        if known and born == 1:
+            return self._by_value(snapshot, fragment, column, _foreign(born))
+        if before is None:
+            return self._unverified(snapshot, fragment, column, born)
+        try:
+            return self._trace(snapshot, fragment, column, born, before)
+        except VersionGoneError:
+            return self._unverified(snapshot, fragment, column, born)
 
     def _trace(
         self, snapshot: Snapshot, fragment: FragmentInfo, column: str, born: int, before: Snapshot
     ) -> RowMap:
         """Carry classes over the version in which the fragment's file came to be."""
-        change = self._storage.change(snapshot, born)
-        operation = "" if change is None else change.operation
-        after = self._open(born)
-        if after is None or not operation:
-            return self._by_value(snapshot, fragment, column, UNVERIFIED)
+        change = self._versions.change(born)
+        after = self._versions.open(born)
+        if after is None or change is None or not change.operation:
+            return self._unverified(snapshot, fragment, column, born)
         if column not in before.fields:
             return self._by_value(snapshot, fragment, column, _foreign(born))
         # As it was then: its inputs may have been rewritten since, and that is for others to see.
         then = after.fragments[fragment.id]
         if fragment.id in before.fragments:
             return self._replaced_in_place(then, column, born, before, after)
-        if change is not None and operation == "Rewrite":
+        if change.operation == "Rewrite":
             found = self._rewritten(then, column, before, after, change.groups)
-            return found or self._by_value(snapshot, fragment, column, UNVERIFIED)
-        if operation == "Update":
-            return self._moved(then, column, born, before, after)
+            return found or self._unverified(snapshot, fragment, column, born)
+        if change.operation == "Update":
+            return self._moved(then, column, before, after, change)
         return self._by_value(snapshot, fragment, column, _foreign(born))
+
+    def _unverified(
+        self, snapshot: Snapshot, fragment: FragmentInfo, column: str, oldest: int
+    ) -> RowMap:
+        """Trust the values, as of the oldest version that has them: later changes are known."""
+        past = self._versions.open(oldest) or snapshot
+        there, field = past.fragments.get(fragment.id), past.fields.get(column)
+        binding = None if field is None else binding_of(field.arrow)
+        trusted = UNVERIFIED
+        if there is not None and binding is not None:
+            own = group_columns(past, column)
+            read = dict.fromkeys(top_level(past.schema, path) for path in binding.inputs)
+            inputs = self.marks(past, there, [c for c in read if c not in own])
+            trusted = replace(trusted, digest=binding.digest, inputs=inputs)
+        return self._by_value(snapshot, fragment, column, trusted)
 
     def _by_value(
         self, snapshot: Snapshot, fragment: FragmentInfo, column: str, valued: RowClass
@@ -161,6 +155,123 @@ class History:
         ]
         present = np.concatenate(flags) if flags else np.ones(0, np.bool_)
         return RowMap.from_ids([MISSING, valued], present.astype(np.int64))
+
+    # --- inputs that were written again --------------------------------------------------
+
+    def refreshed(
+        self, snapshot: Snapshot, fragment: FragmentInfo, column: str, row_map: RowMap
+    ) -> RowMap:
+        """Return a row map with present marks where a row's inputs hold the values that they had.
+
+        Somebody rewrote an input's file, or it was computed again: the values of single rows need
+        not have changed by that.
+        """
+        classes: list[RowClass] = []
+        ids = row_map.expand()
+        found = ids.copy()
+        for k, c in enumerate(row_map.classes):
+            rows = ids == k
+            sources = [c.inputs, *(marks for _, marks in c.wheres)]
+            same = [self._same(snapshot, fragment, column, c, s, rows) for s in sources]
+            code = np.zeros(len(ids), np.int64)
+            for bit, verdict in enumerate(same):
+                code |= np.where(verdict, 1 << bit, 0)
+            for variant in np.unique(code[rows]).tolist():
+                found[rows & (code == variant)] = len(classes)
+                classes.append(self._remarked(snapshot, fragment, c, variant))
+        return RowMap.from_ids(classes, found)
+
+    def _remarked(
+        self, snapshot: Snapshot, fragment: FragmentInfo, c: RowClass, variant: int
+    ) -> RowClass:
+        """Return a class with present marks of its inputs (bit 0) and of its filters."""
+        names = {f.id: n for n, f in snapshot.fields.items()}
+
+        def now(marks: Marks, bit: int) -> Marks:
+            if not variant >> bit & 1:
+                return marks
+            return tuple(self.mark(snapshot, fragment, names[m.field]) for m in marks)
+
+        wheres = tuple((d, now(ms, bit)) for bit, (d, ms) in enumerate(c.wheres, 1))
+        return replace(c, inputs=now(c.inputs, 0), wheres=wheres)
+
+    def _same(
+        self,
+        snapshot: Snapshot,
+        fragment: FragmentInfo,
+        column: str,
+        c: RowClass,
+        marks: Marks,
+        rows: BoolArray,
+    ) -> bool | BoolArray:
+        """Return which rows of a class still have the inputs that some marks stand for."""
+        verdict = self.unchanged(snapshot, fragment, marks)
+        if verdict is True or np.all(np.broadcast_to(verdict, len(rows))[rows]):
+            return verdict
+        names = {f.id: n for n, f in snapshot.fields.items()}
+        if any(m.field not in names for m in marks):
+            return verdict
+        try:
+            for past, there in self._witnesses(snapshot, fragment, column, c):
+                held = self.unchanged(past, there, marks)
+                if held is False:
+                    continue
+                for m in marks:
+                    held = held & self._equal(past, snapshot, fragment, names[m.field])
+                return verdict | held
+        except VersionGoneError:
+            pass  # nothing is proven
+        return verdict
+
+    def _witnesses(
+        self, snapshot: Snapshot, fragment: FragmentInfo, column: str, c: RowClass
+    ) -> Iterator[tuple[Snapshot, FragmentInfo]]:
+        """Yield versions in which the inputs of a class may be seen as they were.
+
+        That which its job planned on; that which the file was planned on, as it may carry rows
+        whose inputs were compared then; and the first that has the fragment.
+        """
+        name = ColumnFileName.parse(supplier(fragment, group_subtree(snapshot, column)))
+        generations = [c.generation, name.generation if name else -1]
+        versions = [g // 2 for g in generations if g > 0 and g % 2]
+        first, _ = self._versions.first(lambda s: fragment.id in s.fragments, snapshot.version)
+        for version in dict.fromkeys([*versions, first]):
+            past = self._versions.open(version) if version < snapshot.version else None
+            there = None if past is None else past.fragments.get(fragment.id)
+            if past is not None and there is not None and there.rows == fragment.rows:
+                yield past, there
+
+    def _equal(
+        self, past: Snapshot, snapshot: Snapshot, fragment: FragmentInfo, column: str
+    ) -> bool | BoolArray:
+        """Return which rows of a fragment hold the same value of a column in two versions."""
+        key = (past.version, snapshot.version, fragment.id, column)
+        if key not in self._compared:
+            field = snapshot.fields[column]
+            name = next((n for n, f in past.fields.items() if f.id == field.id), None)
+            if name is None or past.fields[name].arrow.type != field.arrow.type:
+                return False
+            was = (past, past.fragments[fragment.id], name)
+            same, _ = compare(self._storage, was, (snapshot, fragment, column))
+            self._compared[key] = same
+        return self._compared[key]
+
+    def unchanged(
+        self, snapshot: Snapshot, fragment: FragmentInfo, recorded: Marks
+    ) -> bool | BoolArray:
+        """Return whether marks are present ones, or row by row where computed ones changed."""
+        names = {f.id: n for n, f in snapshot.fields.items()}
+        there = [names[m.field] for m in recorded if m.field in names]
+        now = {m.field: m for m in self.marks(snapshot, fragment, there)}
+
+        def generations(mark: Mark) -> IntArray | None:
+            name = names[mark.field]
+            if binding_of(snapshot.fields[name].arrow) is None:
+                return None
+            row_map = self.row_map(snapshot, fragment, name)
+            return np.array([c.generation for c in row_map.classes], np.int64)[row_map.expand()]
+
+        return unchanged(recorded, now, generations)
 
     # --- compaction --------------------------------------------------------------------
 
@@ -178,7 +289,9 @@ class History:
             return None
         old, start, total = found
         moved = RowMap.concat(
-            self._translated(column, f, before, fragment, after).take(self.live_mask(before, f))
+            self._translated(column, f, before, fragment, after).take(
+                live_mask(self._storage, before, f)
+            )
             for f in old
         )
         if moved.rows != total:
@@ -202,11 +315,11 @@ class History:
             return np.full(fragment.rows, fragment.id), np.arange(fragment.rows)
         unknown = np.full(fragment.rows, -1), np.zeros(fragment.rows, np.int64)
         file = supplier(fragment, group_subtree(snapshot, column))
-        born = self._first_version(snapshot, fragment, column, file)
-        if born is None:
+        born, known = self.first_version(snapshot, fragment, column, file)
+        if not known:
             return unknown
-        before, after = self._open(born - 1), self._open(born)
-        change = self._storage.change(snapshot, born)
+        before, after = self._versions.open(born - 1), self._versions.open(born)
+        change = self._versions.change(born)
         if before is None or after is None or change is None or column not in before.fields:
             return unknown
         then = after.fragments[fragment.id]
@@ -217,7 +330,7 @@ class History:
             return unknown
         old, start, total = found
         traced = [self.origins(before, f, column, inputs, wanted) for f in old]
-        live = [self.live_mask(before, f) for f in old]
+        live = [live_mask(self._storage, before, f) for f in old]
         ids = np.concatenate([t[0][m] for t, m in zip(traced, live, strict=True)])
         rows = np.concatenate([t[1][m] for t, m in zip(traced, live, strict=True)])
         if len(ids) != total:
@@ -235,7 +348,8 @@ class History:
     ) -> RowMap:
         """Return a map whose marks name the new fragment's files where the old were unchanged."""
         translate = self._translator(old, before, new, after)
-        return self.row_map(before, old, column).replace(lambda c: _with_marks(c, translate))
+        row_map = self.refreshed(before, old, column, self.row_map(before, old, column))
+        return row_map.replace(lambda c: _with_marks(c, translate))
 
     def _translator(
         self, old: FragmentInfo, before: Snapshot, new: FragmentInfo, after: Snapshot
@@ -257,34 +371,27 @@ class History:
 
         return translate
 
-    def live_mask(self, snapshot: Snapshot, fragment: FragmentInfo) -> BoolArray:
-        """Return which physical rows are not deleted."""
-        mask = np.ones(fragment.rows, np.bool_)
-        if fragment.deleted:
-            mask[:] = False
-            for batch in self._storage.scan(
-                snapshot, fragment.id, [], batch_rows=65_536, live_only=True
-            ):
-                address = batch.column("_rowaddr").to_numpy(zero_copy_only=False).astype(np.int64)
-                mask[address & 0xFFFFFFFF] = True
-        return mask
-
     # --- updates -----------------------------------------------------------------------
 
     def _replaced_in_place(
         self, fragment: FragmentInfo, column: str, born: int, before: Snapshot, after: Snapshot
     ) -> RowMap:
         """Compare a rewritten column with its previous version, row by row."""
-        row_map = self.row_map(before, before.fragments[fragment.id], column)
+        old = before.fragments[fragment.id]
+        row_map = self.row_map(before, old, column)
         for name in group_columns(after, column):
             if name in before.fields:
-                was = chunks(self._storage, before, fragment.id, name)
-                now = chunks(self._storage, after, fragment.id, name)
-                row_map = match_in_place(row_map, was, now, _missing(born), _foreign(born))
+                same, empty = compare(self._storage, (before, old, name), (after, fragment, name))
+                row_map = match_in_place(row_map, same, empty, _missing(born), _foreign(born))
         return row_map
 
     def _moved(
-        self, fragment: FragmentInfo, column: str, born: int, before: Snapshot, after: Snapshot
+        self,
+        fragment: FragmentInfo,
+        column: str,
+        before: Snapshot,
+        after: Snapshot,
+        change: Change,
     ) -> RowMap:
         """Match the rows of a fragment that an update made with the rows that it removed."""
         removed = self._removed(column, before, after)
@@ -303,28 +410,24 @@ class History:
             translate = self._translator(f, before, fragment, after)
             known = [_with_marks(c, translate) for c in row_map.classes]
             kept = row_map.expand()[mask].tolist()
-            fresh = self._fresh(before, f, row_map, columns.inputs)[mask].tolist()
+            fresh = self._fresh(before, f, row_map)[mask].tolist()
             rows = keys(self._storage, before, f.id, columns, mask)
             old += [OldRow(k, known[c], g) for k, c, g in zip(rows, kept, fresh, strict=True)]
         new = keys(self._storage, after, fragment.id, columns)
         stable = before.stable_row_ids and after.stable_row_ids
-        return match_moved(new, old, _missing(born), _foreign(born), stable=stable)
+        made = [f for i, f in after.fragments.items() if i not in before.fragments]
+        first = sum(f.rows for f in made[: made.index(fragment)])
+        written = written_by(change, before, columns)
+        former = former_rows(new, old, first, written, stable=stable)
+        missing, foreign = _missing(change.version), _foreign(change.version)
+        return match_moved(new, old, former, missing, foreign, written)
 
-    def _fresh(
-        self, snapshot: Snapshot, fragment: FragmentInfo, row_map: RowMap, inputs: Sequence[str]
-    ) -> BoolArray:
+    def _fresh(self, snapshot: Snapshot, fragment: FragmentInfo, row_map: RowMap) -> BoolArray:
         """Return the rows whose inputs are what their class was computed from."""
-        now = {m.field: m for m in self.marks(snapshot, fragment, list(inputs))}
-        names = {f.id: n for n, f in snapshot.fields.items()}
-
-        def generations(mark: Mark) -> IntArray:
-            upstream = self.row_map(snapshot, fragment, names[mark.field])
-            return np.array([c.generation for c in upstream.classes], np.int64)[upstream.expand()]
-
         ids = row_map.expand()
         fresh = np.zeros(fragment.rows, np.bool_)
         for k, c in enumerate(row_map.classes):
-            verdict = unchanged(c.inputs, now, generations)
+            verdict = self.unchanged(snapshot, fragment, c.inputs)
             fresh |= (ids == k) & np.broadcast_to(verdict, fragment.rows)
         return fresh
 
@@ -337,65 +440,13 @@ class History:
             still = after.fragments.get(f.id)
             if still is not None and still.deletion == f.deletion:
                 continue
-            gone = self.live_mask(before, f)
+            gone = live_mask(self._storage, before, f)
             if still is not None:
-                gone &= ~self.live_mask(after, still)
+                gone &= ~live_mask(self._storage, after, still)
             if gone.any():
-                found.append((f, gone, self.row_map(before, f, column)))
+                row_map = self.refreshed(before, f, column, self.row_map(before, f, column))
+                found.append((f, gone, row_map))
         return found
-
-    # --- versions ----------------------------------------------------------------------
-
-    def made_by(self, snapshot: Snapshot, fragment: FragmentInfo, column: str) -> str:
-        """Return the operation that brought a fragment about; empty when nobody can tell."""
-        file = supplier(fragment, group_subtree(snapshot, column))
-        born = self._first_version(snapshot, fragment, column, file)
-        change = None if born is None else self._storage.change(snapshot, born)
-        return "" if change is None else change.operation
-
-    def _open(self, version: int) -> Snapshot | None:
-        if version not in self._versions:
-            try:
-                self._versions[version] = self._storage.open(version)
-            except TableChangedError:
-                self._versions[version] = None
-        return self._versions[version]
-
-    def _first_version(
-        self, snapshot: Snapshot, fragment: FragmentInfo, column: str, file: str
-    ) -> int | None:
-        """Return the version in which a file first supplied a column of a fragment.
-
-        ``None`` when the version before the oldest one that is left already had it.
-        """
-        field_id = snapshot.fields[column].id
-        key = f"{field_id}|{fragment.id}|{file}"
-        known = self.ledger.born(key)
-        if known is not None:
-            return known
-        if key in self._unknown:
-            return None
-
-        def has(version: int) -> bool:
-            past = self._open(version)
-            if past is None or fragment.id not in past.fragments:
-                return False
-            name = next((n for n, f in past.fields.items() if f.id == field_id), None)
-            there = past.fragments[fragment.id]
-            return name is not None and file in (
-                supplier(there, group_subtree(past, name)),
-                supplier(there, past.fields[name].subtree),
-            )
-
-        low, high = 0, snapshot.version  # has(high) is true, has(low) is false
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if has(middle) else (middle, high)
-        if high > 1 and self._open(high - 1) is None:
-            self._unknown.add(key)
-            return None
-        self.ledger.learn_born(key, high)
-        return high
 
 
 def _missing(version: int) -> RowClass:
@@ -412,22 +463,3 @@ def _with_marks(row_class: RowClass, translate: Callable[[Mark], Mark]) -> RowCl
         inputs=tuple(translate(m) for m in row_class.inputs),
         wheres=tuple((d, tuple(translate(m) for m in ms)) for d, ms in row_class.wheres),
     )
-
-
-def rewritten_from(
-    fragment: FragmentInfo, before: Snapshot, groups: tuple[RewriteGroup, ...]
-) -> tuple[list[FragmentInfo], int, int] | None:
-    """Return the old fragments whose live rows a compaction laid out, for one new fragment.
-
-    With them: at which of those rows the new fragment begins, and how many they are in all.
-    """
-    for old_ids, new in groups:
-        start = 0
-        for fragment_id, rows in new:
-            if fragment_id == fragment.id and rows == fragment.rows:
-                if any(i not in before.fragments for i in old_ids):
-                    return None
-                old = [before.fragments[i] for i in old_ids]
-                return old, start, sum(n for _, n in new)
-            start += rows
-    return None

@@ -5,21 +5,33 @@ metadata from it and commits on it. Crash windows and lost replies, in order:
 
 1. before the commit: the files are orphans that the next run adopts through their journals;
 2. during it: a commit is one atomic object, it happened or it did not;
-3. after it, reply lost: the next try finds each file's name in its fragment and counts it.
+3. after it, reply lost: the next try finds each file's name in its fragment and counts it;
+4. after it, before the version is synced: a power failure may take the version, so the
+   checkpoints are still there.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
 from geneva.column.binding import binding_of
 from geneva.column.marks import group_subtree, supplier
-from geneva.errors import ConflictError, StorageError, SupersededError, TableChangedError
-from geneva.storage.lance import CommitConflict, Replacement, Snapshot, TableStorage
+from geneva.column.rewritten import live_mask
+from geneva.errors import (
+    ConflictError,
+    StorageError,
+    SupersededError,
+    TableChangedError,
+    VersionGoneError,
+)
+from geneva.storage.lance import Snapshot, TableStorage
+from geneva.storage.objects import RESUME
+from geneva.storage.snapshot import FragmentInfo
+from geneva.storage.values import CommitConflict, Replacement
 from geneva.types import ColumnFile, Target
 
 _CONFLICTS = 100
@@ -62,9 +74,18 @@ class Published:
 
 
 def publish(
-    storage: TableStorage, target: Target, files: Sequence[ColumnFile], job_id: str
+    storage: TableStorage,
+    target: Target,
+    files: Sequence[ColumnFile],
+    job_id: str,
+    may_publish: Callable[[], None] = lambda: None,
 ) -> Published:
     """Make column files visible in one version; those that no longer fit are discarded.
+
+    Parameters
+    ----------
+    may_publish
+        Called before every try; raises if the job is somebody else's by now.
 
     Raises
     ------
@@ -84,20 +105,20 @@ def publish(
         try:
             snapshot = storage.open()
             check_target(snapshot, target)
-            valid, discarded = _verify(snapshot, target, files, landed)
+            valid, discarded = _verify(storage, snapshot, target, files, landed)
             if valid:
                 replacements = [Replacement(f.fragment_id, f.name) for f in valid]
                 properties = {"geneva.job": job_id}
+                may_publish()
                 doubtful |= {f.name for f in valid}
                 snapshot = storage.publish(snapshot, replacements, target.columns, properties)
                 version = snapshot.version
                 landed |= {f.name: f for f in valid}
             elif landed and version is None:
                 version = snapshot.version
-            lost = tuple(
-                replace(d, keep_file=True) if d.file.name in doubtful else d
-                for d in (*discarded, *vanished)
-            )
+            if landed:  # before the checkpoints go: Lance itself syncs nothing
+                storage.sync_version(snapshot)
+            lost = _keeping(doubtful, [*discarded, *vanished])
             return Published(snapshot, version, tuple(landed.values()), lost)
         except CommitConflict as error:
             doubtful -= {f.name for f in files}
@@ -106,7 +127,7 @@ def publish(
                     f"table {storage.uri} was overwritten or restored while column "
                     f"{target.name!r} was computed; nothing was written: {error}"
                 ) from error
-        except OSError as error:
+        except (OSError, VersionGoneError) as error:
             if isinstance(error, FileNotFoundError):
                 gone = [f for f in files if not _exists(storage, f)]
                 vanished += [
@@ -116,13 +137,19 @@ def publish(
                 files = [f for f in files if f not in gone]
             faults += 1
             if faults >= _FAULTS:
-                raise StorageError(f"committing to {storage.uri} failed: {error}") from error
+                raise StorageError(
+                    f"committing to {storage.uri} failed: {error}; {RESUME}"
+                ) from error
         wait = min(0.01 * 2**attempt, _MAX_WAIT_S)
         time.sleep(wait * random.uniform(0.5, 1.0))
     raise ConflictError(
         f"{_CONFLICTS} tries to commit column {target.name!r} lost against other writers of "
         f"{storage.uri}; run the same command again: nothing is computed twice"
     )
+
+
+def _keeping(doubtful: set[str], discarded: Sequence[Discarded]) -> tuple[Discarded, ...]:
+    return tuple(replace(d, keep_file=d.file.name in doubtful) for d in discarded)
 
 
 def _exists(storage: TableStorage, file: ColumnFile) -> bool:
@@ -164,6 +191,7 @@ def check_target(snapshot: Snapshot, target: Target) -> None:
 
 
 def _verify(
+    storage: TableStorage,
     snapshot: Snapshot,
     target: Target,
     files: Sequence[ColumnFile],
@@ -191,8 +219,19 @@ def _verify(
             for i, path in file.sources
         ):
             verdict = Verdict.USELESS
+        elif _returned(storage, snapshot, fragment, file):
+            verdict, reason = Verdict.FORESTALLED, "deleted rows of its fragment were restored"
         if verdict is None:
             valid.append(file)
         else:
             discarded.append(Discarded(file, verdict, reason or verdict.value))
     return valid, discarded
+
+
+def _returned(
+    storage: TableStorage, snapshot: Snapshot, fragment: FragmentInfo, file: ColumnFile
+) -> bool:
+    """Whether rows are live that were deleted for the plan: a file holds no value of theirs."""
+    if file.live is None or fragment.deletion == file.deletion:
+        return False
+    return bool((live_mask(storage, snapshot, fragment) & ~file.live.mask()).any())

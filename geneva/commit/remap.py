@@ -19,7 +19,8 @@ from geneva.checkpoint.key import log_path
 from geneva.column.marks import group_subtree, supplier
 from geneva.column.provenance import History
 from geneva.rows import RowStatus
-from geneva.storage.lance import FragmentInfo, Snapshot, TableStorage
+from geneva.storage.lance import Snapshot, TableStorage
+from geneva.storage.snapshot import FragmentInfo
 from geneva.types import ColumnFile, Target, Task, stored_type
 
 _ROWS = 8192
@@ -73,6 +74,7 @@ def remap(
             at = np.flatnonzero(old_ids == file.fragment_id)
             _copy(storage, target, file, old_rows[at], at, journal)
         if journal.created:
+            journal.sync()  # the files that it was copied from are removed next
             journal.close()
             written[task.key] = (journal.path,)
     return written

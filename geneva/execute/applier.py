@@ -1,18 +1,20 @@
 """One worker: takes a task, reads, applies the UDF, checkpoints, writes the column file.
 
-Both executors run this class. The thread that calls `Applier.run` reads ahead and writes behind;
-a pool of ``threads`` threads calls the UDF and checkpoints each batch the moment it is done.
+Both executors run this class. A thread that calls `Applier.run` reads ahead and writes behind; a
+pool of ``threads`` threads calls the UDF and checkpoints each batch the moment it is done. Two
+tasks may run at once: while one writes its column file, the next one reads.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import Future
+from dataclasses import replace
 from uuid import uuid4
 
 import numpy as np
@@ -20,11 +22,13 @@ import pyarrow as pa
 
 from geneva.checkpoint.journal import Journal, Replay, replay
 from geneva.checkpoint.key import log_path
-from geneva.column.file import WORK_KEY, ColumnFileBuilder, check_file, read_row_map
-from geneva.errors import CorruptFileError
-from geneva.execute.batches import MAX_ROWS, BatchSizer
-from geneva.execute.reader import read
-from geneva.execute.units import Unit, Units, split
+from geneva.column.file import ColumnFileBuilder
+from geneva.execute.adopt import adopt
+from geneva.execute.batches import MAX_ROWS, TARGET_BYTES, BatchSizer
+from geneva.execute.reader import Tap, read
+from geneva.execute.record import Computed, Recorder, error_text
+from geneva.execute.threads import Turns, UdfThreads
+from geneva.execute.units import Unit, Units, all_checkpointed, split
 from geneva.rows import IntArray
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.types import (
@@ -38,8 +42,6 @@ from geneva.types import (
 )
 from geneva.udf import UDF, Applied, Caller, RowError, RowFailed, UdfKind
 
-_UNJOURNALED_S = 0.2  # a fragment done in one quicker batch goes straight to its column file
-_SMALL_LOG_BYTES = 1 << 20
 _CAREFUL_ROWS = 1024
 _REPLAYED_ROWS = 8192
 _FAILURES_KEPT = 1000  # per task, in the result; the row map records all of them
@@ -57,17 +59,8 @@ class TaskRowError(Exception):
         self.failure = failure
 
 
-@dataclass(frozen=True, slots=True)
-class _Computed:
-    rows: IntArray
-    values: list[pa.Array]
-    failed: IntArray
-    failures: tuple[Failure, ...]
-    counts: Counts
-
-
 class Applier:
-    """Runs tasks of one UDF on one table, one at a time; `progress` and `cancel` from any thread.
+    """Runs tasks of one UDF on one table; `run`, `progress` and `cancel` from any thread.
 
     Parameters
     ----------
@@ -75,18 +68,21 @@ class Applier:
         Of the table.
     udf
         Its instance is built once, by the first `begin`, and kept for later jobs.
+    threads
+        That call the UDF; whoever made them ends them.
     """
 
-    def __init__(self, storage: TableStorage, udf: UDF) -> None:
+    def __init__(self, storage: TableStorage, udf: UDF, threads: UdfThreads) -> None:
         self._storage = storage
         self._udf = udf
         self._callers: dict[tuple[str, int], Caller] = {}
         self._sizer = BatchSizer(None)
         self._cancelled = threading.Event()
         self._rows_done = 0
+        self._counting = threading.Lock()
+        self.turns = Turns()
         self._settings: JobSettings | None = None
-        self._pool: ThreadPoolExecutor | None = None
-        self._threads = 0
+        self._threads = threads
         self._snapshots: dict[int, Snapshot] = {}
 
     def begin(self, settings: JobSettings) -> None:
@@ -98,11 +94,7 @@ class Applier:
             self._callers[key] = Caller(self._udf, settings.on_error, awaits)
         self._caller = self._callers[key]
         self._caller.open()
-        threads = 1 if asynchronous else settings.threads
-        if self._pool is None or self._threads != threads:
-            self._close_pool()
-            self._pool = ThreadPoolExecutor(threads, thread_name_prefix="geneva-udf")
-            self._threads = threads
+        self._threads.resize(1 if asynchronous else settings.threads)
         limit = min(settings.checkpoint_size or MAX_ROWS, max(settings.read_rows, 1))
         known = self._sizer.rows if settings.batch_size is None else None
         self._sizer = BatchSizer(settings.batch_size, limit, awaits)
@@ -122,18 +114,12 @@ class Applier:
         self._cancelled.set()
 
     def close(self) -> None:
-        """Release the threads and the event loops; no task may be running."""
-        self._close_pool(wait=True)
+        """Release the event loops; the threads must have ended."""
         for caller in self._callers.values():
             caller.close()
 
-    def _close_pool(self, *, wait: bool = False) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=wait, cancel_futures=True)
-            self._pool = None
-
-    def run(self, task: Task) -> TaskDone:
-        """Carry out one task.
+    def run(self, task: Task, tap: Tap | None = None) -> TaskDone:
+        """Carry out one task; ``tap`` is shown what it reads.
 
         Raises
         ------
@@ -142,10 +128,14 @@ class Applier:
         TaskCancelledError
             `cancel` was called.
         """
-        assert self._settings is not None
-        return _TaskRun(self, self._storage, self._settings, task).run()
+        return self.task_run(task).run(tap)
 
-    def compute(self, run: _TaskRun, unit: Unit) -> _Computed:
+    def task_run(self, task: Task) -> TaskRun:
+        """Return a task of this job, not yet begun."""
+        assert self._settings is not None
+        return TaskRun(self, self._storage, self._settings, task)
+
+    def compute(self, run: TaskRun, unit: Unit) -> Computed:
         """Call the UDF on a unit, in batches, and checkpoint it (in a pool thread)."""
         assert self._settings is not None
         started = time.perf_counter()
@@ -158,10 +148,9 @@ class Applier:
                 raise TaskRowError(run.failure(int(unit.rows[at]), error.failure)) from error
         called = time.perf_counter()
         computed = run.gather(unit, applied)
-        if run.checkpoints_all or not unit.only or called - started > _UNJOURNALED_S:
-            run.checkpoint(computed, applied)
+        run.record(computed, applied, started)
         now = time.perf_counter()
-        self._rows_done += len(unit.rows)
+        self.add_progress(len(unit.rows))
         counts = replace(
             computed.counts, seconds_udf=called - started, seconds_checkpoint=now - called
         )
@@ -196,10 +185,9 @@ class Applier:
         """Whether `cancel` was called."""
         return self._cancelled.is_set()
 
-    def submit(self, run: _TaskRun, unit: Unit) -> Future[_Computed]:
+    def submit(self, run: TaskRun, unit: Unit) -> Future[Computed]:
         """Queue a unit for the UDF threads."""
-        assert self._pool is not None
-        return self._pool.submit(self.compute, run, unit)
+        return self._threads.submit(self.compute, run, unit)
 
     def snapshot(self, version: int) -> Snapshot:
         """Return a version of the table, opened once for all tasks that read it."""
@@ -210,14 +198,15 @@ class Applier:
     @property
     def window(self) -> int:
         """Units that may be in flight: enough to keep the threads busy while one is written."""
-        return self._threads + 2
+        return self._threads.count + 2
 
-    def replayed(self, rows: int) -> None:
-        """Count rows that were not computed because an earlier attempt did."""
-        self._rows_done += rows
+    def add_progress(self, rows: int) -> None:
+        """Count rows that were computed, or that an earlier attempt had computed."""
+        with self._counting:
+            self._rows_done += rows
 
 
-class _TaskRun:
+class TaskRun:
     """The state of one task while it runs."""
 
     def __init__(
@@ -231,40 +220,49 @@ class _TaskRun:
         self._counts = Counts()
         self._failures: list[Failure] = []
         self._builder: ColumnFileBuilder | None = None
-        self._pending: deque[Future[_Computed] | _Computed] = deque()
+        self._pending: deque[Future[Computed] | Computed] = deque()
         self._fatal: tuple[tuple[int, int], ...] = ()
-        self._snapshot: Snapshot | None = None
+        asked = settings.batch_size or settings.checkpoint_size
+        self._units = Units(self._unit_rows, None if asked else TARGET_BYTES)
+        holds = task.assemble and not task.attempt and settings.adaptive
+        self._recorder = Recorder(self._journal, holds=holds)
 
-    @property
-    def careful(self) -> bool:
-        """Whether a worker died of this task before."""
-        return self._task.attempt > 0
+    def begin(self, snapshot: Snapshot) -> None:
+        """Read what earlier attempts left; then come `feed`, as often as wanted, and `flush`."""
+        # Where all is checkpointed, those that failed were tried by this very call.
+        tried = not self._settings.retry_failed or self._task.checkpointed is not None
+        self._snapshot = snapshot
+        self._earlier = replay(
+            self._storage.objects,
+            self._task.resume,
+            self._types,
+            with_failed=self._settings.on_error == "null" and tried,
+        )
 
-    @property
-    def checkpoints_all(self) -> bool:
-        """Whether even a quick only batch is recorded: what a span leaves is just its records."""
-        return self.careful or not self._task.assemble
-
-    def run(self) -> TaskDone:
-        task = self._task
+    def run(self, tap: Tap | None) -> TaskDone:
+        """Carry out the task."""
         if self._applier.cancelled:
             raise TaskCancelledError
-        snapshot = self._snapshot = self._applier.snapshot(task.version)
-        earlier = replay(
-            self._storage.objects,
-            task.resume,
-            self._types,
-            with_failed=self._settings.on_error == "null" and not self._settings.retry_failed,
-        )
-        adopted = self._adopt(snapshot, earlier)
+        self._turn = self._applier.turns.join()
+        try:
+            return self._run(tap)
+        finally:
+            self._turn.end()
+
+    def _run(self, tap: Tap | None) -> TaskDone:
+        task = self._task
+        snapshot = self._applier.snapshot(task.version)
+        self.begin(snapshot)
+        adopted = adopt(self._storage, snapshot, self._settings.target, task, self._earlier)
         if adopted is not None:
+            self._applier.add_progress(adopted.counts.computed)
             return adopted
         if task.attempt and self._settings.on_error == "null":
-            earlier = self._skip_deadly(earlier)
+            self._earlier = self._skip_deadly(self._earlier)
         if task.assemble:
             self._builder = ColumnFileBuilder(self._storage, snapshot, self._settings.target, task)
         try:
-            self._stream(snapshot, earlier)
+            self._stream(snapshot, tap)
             file = self._finish()
         except BaseException:
             self._settle()
@@ -283,79 +281,71 @@ class _TaskRun:
             logs,
         )
 
-    def _adopt(self, snapshot: Snapshot, earlier: Replay) -> TaskDone | None:
-        """Return the outcome of an attempt that finished its file but died before the commit."""
-        task, fact = self._task, earlier.finish
-        if fact is None or not task.assemble:
-            return None
-        if (fact["target_file"], fact["selection"]) != (task.target_file, task.selection):
-            return None  # it carries other values along, or leaves rows out that are wanted now
-        schema = pa.schema([snapshot.schema.field(c) for c in self._settings.target.columns])
-        try:
-            check_file(self._storage, fact["file"], task.rows, schema)
-            row_map = read_row_map(self._storage, fact["file"])
-            if self._storage.read_footer(fact["file"]).metadata.get(WORK_KEY) != task.key:
-                return None
-        except (FileNotFoundError, CorruptFileError):
-            return None  # cleaned up or torn by a power failure: the records are still there
-        counts = Counts(computed=fact["computed"], replayed=fact["computed"], failed=fact["failed"])
-        counts = replace(counts, overwritten=fact["overwritten"])
-        self._applier.replayed(counts.computed)
-        file = ColumnFile(
-            task.fragment_id,
-            task.rows,
-            fact["file"],
-            row_map,
-            task.sources,
-            task.target_file,
-            task.resume,
-        )
-        return TaskDone(
-            task.key, task.fragment_id, task.start, task.stop, file, counts, (), task.resume
-        )
-
     def _skip_deadly(self, earlier: Replay) -> Replay:
         """Record rows as failed that two workers died of, each alone with that one row."""
         alone = Counter(first for first, last in earlier.fatal if first == last)
         deadly = sorted(row for row, deaths in alone.items() if deaths > 1)
         for row in deadly:
             error = RowError(0, "WorkerDied", f"{alone[row]} workers died of this row", attempts=2)
-            text = json.dumps({f: getattr(error, f) for f in error.__slots__})
             nulls = [pa.nulls(1, stored_type(t)) for t in self._types]
-            self._journal.append(np.array([row], np.int64), nulls, [text])
+            self._journal.append(np.array([row], np.int64), nulls, [error_text(error)])
         if not deadly:
             return earlier
         self._journal.sync()
         logs = (*self._task.resume, self._journal.path)
         return replay(self._storage.objects, logs, self._types, with_failed=True)
 
-    def _stream(self, snapshot: Snapshot, earlier: Replay) -> None:
-        self._fatal = earlier.fatal
-        if len(earlier.rows) == self._task.checkpointed:
-            self._replay_all(earlier)
+    def _stream(self, snapshot: Snapshot, tap: Tap | None) -> None:
+        self._fatal = self._earlier.fatal
+        there = all_checkpointed(self._task, self._earlier, filtered=bool(self._settings.where))
+        if there is not None:
+            self._replay_all(there)
             return
-        units = Units(self._unit_rows, self._task.stop)
+        batches = read(self._storage, snapshot, self._task, self._settings)
+        # Wide rows are not read before their turn: two tasks' worth may be too much to hold.
         started = time.perf_counter()
-        for rows, batch, stop in read(self._storage, snapshot, self._task, self._settings):
+        ahead = [] if self._settings.readahead else list(itertools.islice(batches, 1))
+        self._add_seconds(read=time.perf_counter() - started)
+        self._turn.wait()
+        self._feed_all(itertools.chain(ahead, batches), tap)
+        self._turn.end()
+        self.flush()
+        if tap is not None:
+            tap.flush()
+
+    def _feed_all(
+        self, batches: Iterator[tuple[IntArray, pa.RecordBatch]], tap: Tap | None
+    ) -> None:
+        started = time.perf_counter()
+        for rows, inputs in batches:
             self._add_seconds(read=time.perf_counter() - started)
-            for piece in split(rows, earlier):
-                if piece.positions is not None:
-                    self._push_all(units.flush())
-                    self._replay(rows[piece.at], piece.positions, earlier)
-                else:
-                    self._push_all(units.add(rows[piece.at], batch.slice(*piece.span), stop))
+            self.feed(rows, inputs)
+            if tap is not None:
+                tap.feed(rows, inputs)
             started = time.perf_counter()
-        self._push_all(units.flush())
+        self._push_all(self._units.flush())
+
+    def feed(self, rows: IntArray, inputs: pa.RecordBatch) -> None:
+        """Take in rows and their inputs, behind all rows taken in before."""
+        for piece in split(rows, self._earlier):
+            if piece.positions is not None:
+                self._push_all(self._units.flush())
+                self._replay(rows[piece.at], piece.positions)
+            else:
+                self._push_all(self._units.add(rows[piece.at], inputs.slice(*piece.span)))
+
+    def flush(self) -> None:
+        """Compute what was taken in and wait for it."""
+        self._push_all(self._units.flush())
         while self._pending:
             self._drain()
 
-    def _replay_all(self, earlier: Replay) -> None:
-        """Lay out what spans computed; no input is read."""
-        for at in range(0, len(earlier.rows), _REPLAYED_ROWS):
-            positions = np.arange(at, min(at + _REPLAYED_ROWS, len(earlier.rows)))
-            self._replay(earlier.rows[positions], positions, earlier)
-        while self._pending:
-            self._drain()
+    def _replay_all(self, positions: IntArray) -> None:
+        """Lay out what is checkpointed; no input is read."""
+        for at in range(0, len(positions), _REPLAYED_ROWS):
+            some = positions[at : at + _REPLAYED_ROWS]
+            self._replay(self._earlier.rows[some], some)
+        self.flush()
 
     def _unit_rows(self, first_row: int) -> int:
         """Return how many rows the unit that begins with a row should hold.
@@ -380,7 +370,8 @@ class _TaskRun:
             while len(self._pending) > window:
                 self._drain()
 
-    def _replay(self, rows: IntArray, positions: IntArray, earlier: Replay) -> None:
+    def _replay(self, rows: IntArray, positions: IntArray) -> None:
+        earlier = self._earlier
         failed = [k for k, p in enumerate(positions.tolist()) if p in earlier.errors]
         failures = [
             self.failure(int(rows[k]), RowError(**json.loads(earlier.errors[int(positions[k])])))
@@ -388,9 +379,9 @@ class _TaskRun:
         ]
         counts = Counts(computed=len(rows), replayed=len(rows), failed=len(failed))
         values = earlier.values(positions) if self._task.assemble else []
-        self._applier.replayed(len(rows))
+        self._applier.add_progress(len(rows))
         self._pending.append(
-            _Computed(rows, values, np.array(failed, np.int64), tuple(failures), counts)
+            Computed(rows, values, np.array(failed, np.int64), tuple(failures), counts)
         )
         while len(self._pending) > self._applier.window:
             self._drain()
@@ -432,9 +423,20 @@ class _TaskRun:
         for item in self._pending:
             if isinstance(item, Future) and not item.cancel():
                 item.exception()
+        self._recorder.release()
+        if self._builder is not None:
+            self._builder.abandon()
         self._journal.sync()
 
-    def gather(self, unit: Unit, applied: list[Applied]) -> _Computed:
+    def close(self) -> Counts:
+        """End a run that another one fed; return what it did."""
+        try:
+            self._settle()
+        finally:
+            self._journal.close()
+        return self._counts
+
+    def gather(self, unit: Unit, applied: list[Applied]) -> Computed:
         """Join the batches of a unit; split structs that fill several columns."""
         joined = (
             applied[0].values
@@ -450,7 +452,7 @@ class _TaskRun:
         failures = tuple(self.failure(int(unit.rows[k]), e) for k, e in errors[:_FAILURES_KEPT])
         failed = np.array([k for k, _ in errors], np.int64)
         counts = Counts(computed=len(unit.rows), failed=len(failed))
-        return _Computed(unit.rows, self._columns(joined), failed, failures, counts)
+        return Computed(unit.rows, self._columns(joined), failed, failures, counts)
 
     def _columns(self, values: pa.Array) -> list[pa.Array]:
         fields = self._settings.target.fields
@@ -460,15 +462,9 @@ class _TaskRun:
             columns = [flat[k] for k in fields]
         return [c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c for c in columns]
 
-    def checkpoint(self, done: _Computed, applied: list[Applied]) -> None:
-        """Append a unit to the journal."""
-        errors: list[str | None] | None = None
-        if len(done.failed):
-            errors = [None] * len(done.rows)
-            texts = [e for a in applied for e in a.failures]
-            for k, error in zip(done.failed.tolist(), texts, strict=True):
-                errors[k] = json.dumps({f: getattr(error, f) for f in error.__slots__})
-        self._journal.append(done.rows, done.values, errors)
+    def record(self, done: Computed, applied: list[Applied], began_s: float) -> None:
+        """Checkpoint a unit."""
+        self._recorder.record(done, [e for a in applied for e in a.failures], began_s)
 
     def failure(self, row: int, error: RowError) -> Failure:
         """Return what the result says of a row that failed."""
@@ -487,7 +483,7 @@ class _TaskRun:
         """Return what ``_rowid`` is for a physical row; an address unless ids are stable."""
         task = self._task
         address = task.fragment_id << 32 | row
-        if self._snapshot is None or not self._snapshot.stable_row_ids:
+        if not self._snapshot.stable_row_ids:
             return address
         found = self._storage.scan(
             self._snapshot, task.fragment_id, [], batch_rows=1, start=row, stop=row + 1

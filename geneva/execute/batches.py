@@ -1,4 +1,4 @@
-"""How many rows go to one UDF call when the user does not say."""
+"""How many rows are read at once, and go to one UDF call when the user does not say."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import threading
 TARGET_S = 0.4  # a batch in flight is what a crash loses: keep it well under a second
 TARGET_BYTES = 16 << 20
 MAX_ROWS = 65_536
+READ_BYTES = 16 << 20
 _GROWTH = 8.0
+WIDE_ROW_BYTES = 8 << 10  # below that a scan is quicker, and its memory bounded enough
+
+
+def read_rows(row_bytes: float) -> tuple[int, int | None]:
+    """Return (rows per read batch, batches read ahead or ``None`` for Lance's default)."""
+    rows = int(min(MAX_ROWS, max(1, READ_BYTES / max(row_bytes, 1.0))))
+    return rows, (1 if row_bytes > WIDE_ROW_BYTES else None)
 
 
 class BatchSizer:

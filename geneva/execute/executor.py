@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from geneva.storage.lance import TableStorage
 from geneva.types import JobSettings, Task, TaskEvent, Workers
 from geneva.udf import UDF
 
+Udfs = Mapping[str, UDF]  # by the incarnation of their columns
+
 
 class Executor(Protocol):
     """Runs the tasks of one job at a time on appliers."""
 
-    def start(self, storage: TableStorage, udf: UDF, settings: JobSettings, appliers: int) -> None:
+    def start(
+        self, storage: TableStorage, udfs: Udfs, settings: JobSettings, appliers: int
+    ) -> None:
         """Ask for appliers; returns at once, they join as resources allow.
+
+        Parameters
+        ----------
+        udfs
+            Those that an applier must be able to run: the one of
+            ``settings.target``, and of columns that may share its read. They reserve the same.
 
         Raises
         ------
@@ -24,11 +35,15 @@ class Executor(Protocol):
     def capacity(self, udf: UDF, appliers: int) -> int:
         """Return how many of some appliers can run at once, as far as is known now."""
 
-    def free_slots(self) -> int:
-        """Return how many more tasks would be taken without piling up."""
+    def free_slots(self, waiting: int) -> int:
+        """Return how many of some waiting tasks should be handed out now.
+
+        A task may wait behind the one that an applier runs, but not the last ones: they are for
+        appliers that get free, or that join.
+        """
 
     def submit(self, task: Task) -> None:
-        """Hand a task to the least busy applier."""
+        """Hand a task to the least busy applier; one with an ``attempt``, to one without tasks."""
 
     def wait(self, timeout_s: float) -> list[TaskEvent]:
         """Return what happened, waiting at most ``timeout_s`` for the first event."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Mapping
 
-from geneva.execute.applier import Applier
+from geneva.execute.executor import Udfs
+from geneva.execute.follow import SharedApplier
 from geneva.execute.outcome import outcome
 from geneva.storage.lance import TableStorage
 from geneva.types import JobSettings, Task, TaskEvent, TaskFailed, TaskStopped, Workers
@@ -18,7 +20,7 @@ class LocalExecutor:
     def __init__(self) -> None:
         self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
         self._events: queue.SimpleQueue[TaskEvent] = queue.SimpleQueue()
-        self._appliers: list[Applier] = []
+        self._appliers: list[SharedApplier] = []
         self._threads: list[threading.Thread] = []
         self._in_flight = 0
         self._cancelled = threading.Event()
@@ -27,17 +29,20 @@ class LocalExecutor:
         """Every thread can run."""
         return appliers
 
-    def start(self, storage: TableStorage, udf: UDF, settings: JobSettings, appliers: int) -> None:
+    def start(
+        self, storage: TableStorage, udfs: Udfs, settings: JobSettings, appliers: int
+    ) -> None:
         """Start the threads."""
         # A thread that was stuck in the last job keeps that job's queues.
         self._tasks, self._events = queue.SimpleQueue(), queue.SimpleQueue()
         self._in_flight, self._cancelled = 0, threading.Event()
+        names = {column: column for column in udfs}
         for k in range(appliers):
-            applier = Applier(storage, udf)
+            applier = SharedApplier(storage, udfs.__getitem__)
             self._appliers.append(applier)
             thread = threading.Thread(
                 target=self._serve,
-                args=(applier, settings, self._tasks, self._events, self._cancelled),
+                args=(applier, settings, names, self._tasks, self._events, self._cancelled),
                 name=f"geneva-applier-{k}",
                 daemon=True,
             )
@@ -46,8 +51,9 @@ class LocalExecutor:
 
     @staticmethod
     def _serve(
-        applier: Applier,
+        applier: SharedApplier,
         settings: JobSettings,
+        names: Mapping[str, str],
         tasks: queue.SimpleQueue[Task | None],
         events: queue.SimpleQueue[TaskEvent],
         cancelled: threading.Event,
@@ -59,7 +65,7 @@ class LocalExecutor:
                 continue
             if not ready:
                 try:
-                    applier.begin(settings)
+                    applier.begin(settings, names)
                     ready = True
                 except Exception as error:
                     text = f"{type(error).__name__}: {error}"
@@ -68,7 +74,7 @@ class LocalExecutor:
             events.put(outcome(applier, task))
         applier.close()
 
-    def free_slots(self) -> int:
+    def free_slots(self, waiting: int) -> int:
         """One task a thread."""
         return len(self._threads) - self._in_flight
 

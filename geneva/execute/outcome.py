@@ -6,11 +6,12 @@ import pickle
 import traceback
 
 from geneva.errors import TableChangedError
-from geneva.execute.applier import Applier, TaskCancelledError, TaskRowError
+from geneva.execute.applier import TaskCancelledError, TaskRowError
+from geneva.execute.follow import SharedApplier
 from geneva.types import Task, TaskEvent, TaskFailed, TaskLost, TaskStopped
 
 
-def outcome(applier: Applier, task: Task) -> TaskEvent:
+def outcome(applier: SharedApplier, task: Task) -> TaskEvent:
     """Carry out a task; whatever it raises becomes an event."""
     try:
         return applier.run(task)

@@ -1,43 +1,168 @@
-"""Read the rows of a task that may have to be computed, with only the UDF's input columns."""
+"""Read the rows of a task that may have to be computed, with only the UDF's input columns.
+
+Memory follows bytes, not rows. Columns of small values are scanned. Those of large ones are read
+apart, in packs, and only the rows that are wanted: blobs, of which the scan brings descriptors
+that know each size, and what takes much room in this fragment's files.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
+from geneva.column.binding import top_level
+from geneva.execute.batches import READ_BYTES, WIDE_ROW_BYTES, read_rows
 from geneva.rows import IntArray
 from geneva.storage.lance import Snapshot, TableStorage
+from geneva.storage.snapshot import blob_columns
 from geneva.types import JobSettings, Task
 
 _OFFSET = 0xFFFFFFFF  # the low half of a row address is the physical row in its fragment
 
 
+class Tap(Protocol):
+    """Is shown what a task reads."""
+
+    def feed(self, rows: IntArray, inputs: pa.RecordBatch) -> None:
+        """Take in rows."""
+
+    def flush(self) -> None:
+        """Take in that there are no more."""
+
+
 def read(
     storage: TableStorage, snapshot: Snapshot, task: Task, settings: JobSettings
-) -> Iterator[tuple[IntArray, pa.RecordBatch, int]]:
-    """Yield (physical rows, inputs, rows read so far) in ascending order.
+) -> Iterator[tuple[IntArray, pa.RecordBatch]]:
+    """Yield (physical rows, inputs) in ascending order.
 
     Live rows only; those that the filter does not select, or that the plan says are done, are
     left out.
     """
+    sources = _sources(storage, snapshot, task, settings)
+    found = _read_needed(storage, snapshot, task, settings, sources)
+    if not sources.apart:
+        yield from found
+        return
+    names = settings.target.inputs
+    for rows, batch in found:
+        for start, end in _packs(batch, sources):
+            part, at = batch.slice(start, end - start), rows[start:end]
+            columns = [
+                sources.apart[n](at) if n in sources.apart else part.column(n) for n in names
+            ]
+            yield at, pa.RecordBatch.from_arrays(columns, names=list(names))
+
+
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """How the inputs of one fragment are read.
+
+    Attributes
+    ----------
+    blobs
+        Columns of which the scan brings descriptors.
+    apart
+        Of each input that the scan leaves out, or brings descriptors of: what reads some rows.
+    row_bytes
+        Mean size of a row of those that the scan leaves out.
+    batch_rows, readahead
+        Of the scan.
+    """
+
+    blobs: list[str]
+    apart: dict[str, Callable[[IntArray], pa.Array]]
+    row_bytes: float
+    batch_rows: int
+    readahead: int | None
+
+
+def _sources(
+    storage: TableStorage, snapshot: Snapshot, task: Task, settings: JobSettings
+) -> _Sources:
+    """Find the inputs that are large in this fragment; the job's figures are of a few others.
+
+    The sizes of the files, which the manifest knows, are a bound. Only where that is too much
+    the footers are asked what each column takes.
+    """
+    names = settings.target.inputs
+    blobs = blob_columns(snapshot.schema, names)
+    apart: dict[str, Callable[[IntArray], pa.Array]] = {
+        n: _blob_reader(storage, snapshot, task.fragment_id, n) for n in blobs
+    }
+    fields = {n: snapshot.fields[top_level(snapshot.schema, n)] for n in names if n not in blobs}
+    ids = {i for f in fields.values() for i in f.subtree}
+    files = [f for f in snapshot.fragments[task.fragment_id].files if not f.fields.isdisjoint(ids)]
+    total = sum(f.size_bytes for f in files)
+    held = total * min(settings.read_rows, task.rows) / max(task.rows, 1)
+    narrow = total <= max(WIDE_ROW_BYTES * task.rows, READ_BYTES)
+    if all(f.size_bytes for f in files) and narrow and held <= 2 * READ_BYTES:
+        return _Sources(blobs, apart, 0.0, settings.read_rows, settings.readahead)
+    sizes = storage.column_bytes(snapshot, task.fragment_id)
+    wide = 0
+    for name, field in fields.items():
+        size = sizes.get(field.id, 0)
+        if name == field.name and len(field.subtree) == 1 and size > WIDE_ROW_BYTES * task.rows:
+            reader = storage.column_reader(snapshot, task.fragment_id, field.id)
+            if reader is not None:
+                apart[name] = reader.read
+                ids.remove(field.id)
+                wide += size
+    rest = read_rows(sum(sizes.get(i, 0) for i in ids) / max(task.rows, 1))
+    if not wide and rest[0] >= settings.read_rows:
+        rest = settings.read_rows, settings.readahead
+    return _Sources(blobs, apart, wide / max(task.rows, 1), *rest)
+
+
+def _blob_reader(
+    storage: TableStorage, snapshot: Snapshot, fragment_id: int, name: str
+) -> Callable[[IntArray], pa.Array]:
+    return lambda rows: storage.read_blobs(snapshot, name, rows + (fragment_id << 32))
+
+
+def _packs(batch: pa.RecordBatch, sources: _Sources) -> Iterator[tuple[int, int]]:
+    """Cut rows where they would be more than is held at once; one row is never cut."""
+    sizes = np.full(batch.num_rows, sources.row_bytes)
+    for name in sources.blobs:
+        size = batch.column(name).field("size").fill_null(0)
+        sizes += size.to_numpy(zero_copy_only=False)
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < len(ends):
+        before = ends[start - 1] if start else 0
+        end = max(start + 1, int(np.searchsorted(ends, before + READ_BYTES, "right")))
+        yield start, end
+        start = end
+
+
+def _read_needed(
+    storage: TableStorage,
+    snapshot: Snapshot,
+    task: Task,
+    settings: JobSettings,
+    sources: _Sources,
+) -> Iterator[tuple[IntArray, pa.RecordBatch]]:
     need = None if task.need is None else task.need.mask()
-    for rows, batch, stop in _read_live(storage, snapshot, task, settings):
-        if need is None:
-            yield rows, batch, stop
-            continue
-        wanted = need[rows]
-        if wanted.all():
-            yield rows, batch, stop
+    for rows, batch in _read_live(storage, snapshot, task, settings, sources):
+        wanted = None if need is None else need[rows]
+        if wanted is None or wanted.all():
+            yield rows, batch
         elif wanted.any():
-            yield rows[wanted], batch.filter(pa.array(wanted)), stop
+            yield rows[wanted], batch.filter(pa.array(wanted))
 
 
 def _read_live(
-    storage: TableStorage, snapshot: Snapshot, task: Task, settings: JobSettings
-) -> Iterator[tuple[IntArray, pa.RecordBatch, int]]:
-    names = list(settings.target.inputs)
+    storage: TableStorage,
+    snapshot: Snapshot,
+    task: Task,
+    settings: JobSettings,
+    sources: _Sources,
+) -> Iterator[tuple[IntArray, pa.RecordBatch]]:
+    inputs = settings.target.inputs
+    names = [n for n in inputs if n in sources.blobs or n not in sources.apart]
     columns = {f"i{k}": column_path(snapshot.schema, n) for k, n in enumerate(names)}
     if settings.where is not None and task.whole:
         # Lance reads the filter's columns first and the inputs of the selected rows only.
@@ -45,14 +170,14 @@ def _read_live(
             snapshot,
             task.fragment_id,
             columns,
-            batch_rows=settings.read_rows,
+            batch_rows=sources.batch_rows,
             live_only=True,
             where=settings.where,
-            readahead=settings.readahead,
+            readahead=sources.readahead,
+            descriptors=bool(sources.blobs),
         ):
             if batch.num_rows:
-                rows = _addresses(batch) & _OFFSET
-                yield rows, _inputs(batch, names), int(rows[-1]) + 1
+                yield _addresses(batch) & _OFFSET, _inputs(batch, names)
         return
     masked = settings.where is not None
     cursor = task.start
@@ -60,19 +185,20 @@ def _read_live(
         snapshot,
         task.fragment_id,
         {**columns, "m": settings.where} if settings.where is not None else columns,
-        batch_rows=settings.read_rows,
+        batch_rows=sources.batch_rows,
         start=task.start,
         stop=None if task.whole else task.stop,
-        readahead=settings.readahead,
+        readahead=sources.readahead,
+        descriptors=bool(sources.blobs),
     ):
         rows = np.arange(cursor, cursor + batch.num_rows, dtype=np.int64)
         cursor += batch.num_rows
         selected = _selected(batch, deleted=bool(task.deleted), masked=masked)
-        inputs = _inputs(batch, names)
+        found = _inputs(batch, names)
         if selected is None:
-            yield rows, inputs, cursor
+            yield rows, found
         elif selected.any():
-            yield rows[selected], inputs.filter(pa.array(selected)), cursor
+            yield rows[selected], found.filter(pa.array(selected))
 
 
 def _selected(
@@ -93,6 +219,8 @@ def _addresses(batch: pa.RecordBatch) -> IntArray:
 
 
 def _inputs(batch: pa.RecordBatch, names: list[str]) -> pa.RecordBatch:
+    if not names:  # a batch without columns would forget how many rows it has
+        return batch.select(["_rowaddr"])
     return pa.RecordBatch.from_arrays(
         [batch.column(f"i{k}") for k in range(len(names))], names=names
     )

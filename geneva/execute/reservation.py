@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from geneva.storage.lance import TableStorage
 from geneva.udf import UDF
 
 
-def applier_key(storage: TableStorage, pickled: bytes, udf: UDF) -> str:
+def udf_names(pickled: Mapping[str, bytes]) -> dict[str, str]:
+    """Name the UDF of each column by what it is; two columns of equal UDFs have one each.
+
+    A column that was dropped and bound anew finds its UDF warm, with the model that it loaded.
+    """
+    seen: Counter[str] = Counter()
+    names = {}
+    for column, data in pickled.items():
+        digest = hashlib.sha256(data).hexdigest()
+        names[column] = f"{digest}.{seen[digest]}"
+        seen[digest] += 1
+    return names
+
+
+def applier_key(storage: TableStorage, names: Collection[str], udf: UDF) -> str:
     """Return what appliers must share to take over each other's jobs."""
     what = [
         storage.uri,
@@ -17,9 +34,21 @@ def applier_key(storage: TableStorage, pickled: bytes, udf: UDF) -> str:
         udf.runtime_env,
         reservation(udf),
         udf.memory,
+        sorted(names),
     ]
     text = json.dumps(what, default=repr, sort_keys=True)
-    return hashlib.sha256(pickled + text.encode() + repr(type(storage)).encode()).hexdigest()
+    return hashlib.sha256(text.encode() + repr(type(storage)).encode()).hexdigest()
+
+
+def actor_options(udf: UDF) -> dict[str, Any]:
+    """Return what Ray is told of an applier."""
+    options = {
+        "num_cpus": udf.num_cpus,
+        "num_gpus": udf.num_gpus,
+        "memory": udf.memory,
+        "runtime_env": udf.runtime_env,
+    }
+    return {k: v for k, v in options.items() if v is not None}
 
 
 def reservation(udf: UDF) -> dict[str, float]:

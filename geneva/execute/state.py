@@ -5,14 +5,15 @@ Events in, decisions out: the same machine runs on every executor, and in tests 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from geneva.types import ColumnFile, Counts, Failure, Task, TaskDone, TaskLost, TaskStopped
 
 MAX_DEATHS = 3
 MAX_DEATHS_ISOLATING = 40  # each death at least halves the suspects, until one row is left
+MAX_LOSSES = 40  # nodes may go at any time, but a task that takes nodes down must end
 _COMMIT_SHARE = 4.0  # commits take at most a fifth of the driver's time
 
 
@@ -39,18 +40,26 @@ class Schedule:
         nothing do not count.
     granularity
         Fragments per commit.
+    followed
+        By the task's key, what was done for a fragment while this call computed other columns.
     """
 
     def __init__(
-        self, pieces: Sequence[tuple[Task, ...]], limit: int | None, granularity: int
+        self,
+        pieces: Sequence[tuple[Task, ...]],
+        limit: int | None,
+        granularity: int,
+        followed: Mapping[str, Counts] | None = None,
     ) -> None:
         self._fragments = deque(pieces)
         self._queue: deque[Task] = deque()
         self._open: dict[int, _Fragment] = {}
         self._limit = limit
         self._granularity = granularity
+        self._followed = dict(followed or {})
         self._running: dict[tuple[str, int, int], Task] = {}
-        self._deaths: dict[tuple[str, int, int], int] = {}
+        self._deaths: dict[tuple[str, int, int], int] = {}  # of these, the task is suspect
+        self._losses: Counter[tuple[str, int, int]] = Counter()
         self._begun: set[int] = set()
         self._dropped: set[int] = set()
         self._finished: list[ColumnFile] = []
@@ -81,7 +90,7 @@ class Schedule:
         self._begun.add(first.fragment_id)
         self._queue.extend(pieces)
         if len(pieces) > 1:
-            whole = replace(first, start=0, stop=first.rows, assemble=True)
+            whole = replace(first, start=0, stop=first.rows, assemble=True, followers=())
             self._open[first.fragment_id] = _Fragment(whole, len(pieces), first.resume)
 
     @property
@@ -100,6 +109,21 @@ class Schedule:
         """Fragments that were not begun."""
         return len(self._fragments)
 
+    @property
+    def not_begun(self) -> list[int]:
+        """Their ids, in the order in which they will be begun."""
+        return [pieces[0].fragment_id for pieces in self._fragments]
+
+    def give_up(self, fragments: Collection[int]) -> None:
+        """Never begin some fragments: another driver does."""
+        kept = (p for p in self._fragments if p[0].fragment_id not in fragments)
+        self._fragments = deque(kept)
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that were not handed out, at least: a fragment not begun counts as one."""
+        return len(self._queue) + len(self._fragments)
+
     # --- events ------------------------------------------------------------------------
 
     def done(self, event: TaskDone) -> None:
@@ -116,7 +140,7 @@ class Schedule:
         counts = event.counts
         if spanned is not None:
             counts = replace(counts, replayed=spanned.replayed)
-        self.counts += counts
+        self.counts += counts + self._earned(event.key, counts.replayed)
         self.failures += event.failures
         self._begun.discard(event.fragment_id)
         self.fragments_done += 1
@@ -125,6 +149,11 @@ class Schedule:
         else:
             self.hits += 1
             self._finished.append(event.file)
+
+    def _earned(self, key: str, replayed: int) -> Counts:
+        """Return what makes replayed rows count as computed that this very call computed."""
+        followed = self._followed.pop(key, Counts())
+        return replace(followed, computed=0, failed=0, replayed=-min(followed.computed, replayed))
 
     def _span_done(self, fragment: _Fragment, event: TaskDone) -> None:
         fragment.left -= 1
@@ -141,7 +170,7 @@ class Schedule:
             self._queue.appendleft(replace(fragment.base, resume=fragment.logs, checkpointed=rows))
 
     def lost(self, event: TaskLost, logs: tuple[str, ...], *, isolate: bool) -> bool:
-        """Queue the task of a dead worker again; return whether it killed too many.
+        """Queue the task of a lost worker again; return whether too many were lost.
 
         Parameters
         ----------
@@ -152,12 +181,16 @@ class Schedule:
         """
         key = _id(event.task)
         del self._running[key]
+        self._losses[key] += 1
         if event.started:
             self._deaths[key] = self._deaths.get(key, 0) + 1
         deaths = self._deaths.get(key, 0)
-        if deaths > (MAX_DEATHS_ISOLATING if isolate else MAX_DEATHS):
+        allowed = MAX_DEATHS_ISOLATING if isolate else MAX_DEATHS
+        if deaths > allowed or self._losses[key] - deaths > MAX_LOSSES:
             return True
-        self._queue.appendleft(replace(event.task, attempt=deaths, resume=logs))
+        # Never again with followers: one of them may be what killed the worker.
+        again = replace(event.task, attempt=deaths, resume=logs, followers=())
+        self._queue.appendleft(again)
         return False
 
     def stopped(self, event: TaskStopped) -> None:

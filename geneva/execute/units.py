@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from geneva.checkpoint.journal import Replay
 from geneva.rows import IntArray
+from geneva.types import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,6 @@ class Unit:
 
     rows: IntArray
     inputs: pa.RecordBatch
-    only: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,38 +47,64 @@ def split(rows: IntArray, earlier: Replay) -> Iterator[Piece]:
         yield Piece(slice(start, stop), positions[start:stop] if known[start] else None)
 
 
-class Units:
-    """Collects rows into units of the size that is wanted for their first row at that moment."""
+def all_checkpointed(task: Task, earlier: Replay, *, filtered: bool) -> IntArray | None:
+    """Return where the replay holds every row of a task, or ``None`` if some may be left.
 
-    def __init__(self, size_at: Callable[[int], int], stop: int) -> None:
-        self._size_at, self._stop = size_at, stop
+    Which rows a filter selects, and which are deleted, only reading tells; unless whoever
+    computed all of them counted them.
+    """
+    if len(earlier.rows) == task.checkpointed:
+        return np.arange(len(earlier.rows))
+    if filtered or not len(earlier.rows) or (task.need is None and task.deleted):
+        return None
+    wanted = np.arange(task.start, task.stop)
+    if task.need is not None:
+        wanted = wanted[task.need.mask()[wanted]]
+    positions = np.searchsorted(earlier.rows, wanted)
+    found = earlier.rows[np.minimum(positions, len(earlier.rows) - 1)] == wanted
+    return positions if found.all() else None
+
+
+class Units:
+    """Collects rows into units of the size that is wanted for their first row at that moment.
+
+    Parameters
+    ----------
+    most_bytes
+        Inputs of that size are a unit, however few rows they are; ``None`` for no such bound.
+    """
+
+    def __init__(self, size_at: Callable[[int], int], most_bytes: int | None) -> None:
+        self._size_at, self._most_bytes = size_at, most_bytes
         self._rows: list[IntArray] = []
         self._inputs: list[pa.RecordBatch] = []
         self._held = 0
-        self._made = 0
+        self._bytes = 0
 
-    def add(self, rows: IntArray, inputs: pa.RecordBatch, read_to: int) -> Iterator[Unit]:
+    def add(self, rows: IntArray, inputs: pa.RecordBatch) -> Iterator[Unit]:
         """Yield the units that are full once these rows are in."""
         self._rows.append(rows)
         self._inputs.append(inputs)
         self._held += len(rows)
+        self._bytes += inputs.nbytes
         while self._held and self._held >= (size := self._size_at(int(self._rows[0][0]))):
-            yield self._cut(size, last=read_to >= self._stop)
+            yield self._cut(size)
+        if self._held and self._most_bytes is not None and self._bytes >= self._most_bytes:
+            yield self._cut(self._held)
 
     def flush(self) -> Iterator[Unit]:
         """Yield what is left as one unit."""
         if self._held:
-            yield self._cut(self._held, last=True)
+            yield self._cut(self._held)
 
-    def _cut(self, size: int, *, last: bool) -> Unit:
+    def _cut(self, size: int) -> Unit:
         rows = self._rows[0] if len(self._rows) == 1 else np.concatenate(self._rows)
         inputs = self._inputs[0] if len(self._inputs) == 1 else _concat(self._inputs)
-        only = last and not self._made and size == self._held
-        unit = Unit(rows[:size], inputs.slice(0, size), only)
+        unit = Unit(rows[:size], inputs.slice(0, size))
         self._held -= size
-        self._made += 1
         self._rows = [rows[size:]] if self._held else []
         self._inputs = [inputs.slice(size)] if self._held else []
+        self._bytes = self._inputs[0].nbytes if self._held else 0
         return unit
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from enum import StrEnum
 
+from geneva.jobs.recorder import Recorder
 from geneva.types import JobState, Progress
 
 
@@ -24,10 +25,19 @@ class Control:
     ----------
     timeout_s
         Seconds after which the job is stopped, or ``None``.
+    recorder
+        What the driver tells of its work; by default nobody listens.
     """
 
-    def __init__(self, job_id: str, columns: tuple[str, ...], timeout_s: float | None) -> None:
+    def __init__(
+        self,
+        job_id: str,
+        columns: tuple[str, ...],
+        timeout_s: float | None,
+        recorder: Recorder | None = None,
+    ) -> None:
         self.job_id = job_id
+        self.recorder = recorder or Recorder()
         self._wanted = Wanted.RUN
         self._changed = threading.Condition()
         self._progress = Progress(job_id, columns, JobState.PENDING)
@@ -49,6 +59,11 @@ class Control:
     def expired(self) -> bool:
         """Whether the job's time is up."""
         return self._deadline is not None and time.monotonic() > self._deadline
+
+    def sleep(self, seconds: float) -> None:
+        """Block for so long, or until something else than to run is wanted."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._wanted is not Wanted.RUN, seconds)
 
     def wait_while_paused(self) -> None:
         """Block until something else than a pause is wanted, or time is up."""

@@ -1,4 +1,4 @@
-"""Rows per read batch, from the bytes of a few sampled rows."""
+"""The size of a row, from a few that are sampled."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from geneva.storage.lance import Snapshot, TableStorage
 
-_READ_BYTES = 16 << 20
-_MAX_ROWS = 65_536
 _WIDE_ROW_BYTES = 64 << 10
 _PROBE_ROWS = 64
 _PROBED_FRAGMENTS = 3
@@ -37,9 +35,3 @@ def bytes_per_row(
                 break
             probe = _PROBE_ROWS
     return size / max(rows, 1)
-
-
-def read_rows(row_bytes: float) -> tuple[int, int | None]:
-    """Return (rows per read batch, batches read ahead or ``None`` for Lance's default)."""
-    rows = int(min(_MAX_ROWS, max(1, _READ_BYTES / max(row_bytes, 1.0))))
-    return rows, (1 if row_bytes > _WIDE_ROW_BYTES else None)

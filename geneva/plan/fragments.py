@@ -17,11 +17,13 @@ from geneva.checkpoint.key import work_key
 from geneva.column.binding import bindings_of, target_of, top_level
 from geneva.column.ledger import entry_key
 from geneva.column.marks import group_subtree, job_generation, supplier, unchanged
-from geneva.column.name import ColumnFileName, class_hash
+from geneva.column.name import vouches
 from geneva.column.provenance import History
+from geneva.column.rewritten import live_mask
 from geneva.plan.where import Where
 from geneva.rows import BoolArray, IntArray, Mark, Marks, RowClass, RowMap, RowSet, RowStatus
-from geneva.storage.lance import FragmentInfo, Snapshot, TableStorage
+from geneva.storage.lance import Snapshot, TableStorage
+from geneva.storage.snapshot import FragmentInfo
 from geneva.types import ColumnFile, Options, Target, Task
 
 _OTHER = ("stale", "missing", "failed", "foreign", "unverified")
@@ -116,8 +118,8 @@ class Planner:
             return FragmentPlan(
                 fragment.id, fragment.live_rows, Action.SKIP, "up to date", work=work
             )
-        row_map = self._history.row_map(self._snapshot, fragment, self._target.columns[0])
         now = {m.field: m for m in (*inputs, *filters)}
+        row_map = self._row_map(fragment, now)
         need = self._needed(fragment, row_map, now)
         live = self._live(fragment, need, row_map)
         need &= live
@@ -136,9 +138,13 @@ class Planner:
             work=work,
         )
         if not need.any():
-            return replace(plan, reason="waits for its inputs") if plan.rows_waiting else plan
+            if plan.rows_waiting:
+                return replace(plan, reason="waits for its inputs")
+            if kept[RowStatus.COMPUTED] == fragment.live_rows:
+                self._history.ledger.mark_done([work])  # what was compared to see it is not again
+            return plan
         rows = int(need.sum())
-        task = self._task(fragment, row_map, need, inputs, filters, file, whole=rows == live.sum())
+        task = self._task(fragment, row_map, need, live, inputs, filters, file)
         action = Action.FILTER if self._where else Action.COMPUTE
         return replace(
             plan, action=action, reason=self._reason(row_map, need), rows_compute=rows, task=task
@@ -177,20 +183,13 @@ class Planner:
         found = {"fragment": fragment.id, "rows": fragment.live_rows}
         if self._vouched_for(file, inputs):
             return found | {"computed": fragment.live_rows} | dict.fromkeys(_OTHER, 0)
-        row_map = self._history.row_map(self._snapshot, fragment, self._target.columns[0])
-        live = self._history.live_mask(self._snapshot, fragment)
-        kept = self._kept(row_map, live)
-        stale = self._needed(fragment, row_map, {m.field: m for m in inputs}) & live
+        now = {m.field: m for m in inputs}
+        row_map = self._row_map(fragment, now)
+        live = live_mask(self._storage, self._snapshot, fragment)
+        stale = self._needed(fragment, row_map, now) & live
         stale &= ~row_map.mask(lambda c: c.status is RowStatus.MISSING)
-        computed = row_map.mask(lambda c: c.status is RowStatus.COMPUTED)
-        return found | {
-            "computed": kept[RowStatus.COMPUTED] - int((stale & computed).sum()),
-            "stale": int(stale.sum()),
-            "missing": kept[RowStatus.MISSING],
-            "failed": kept[RowStatus.FAILED] - int((stale & ~computed).sum()),
-            "foreign": kept[RowStatus.FOREIGN],
-            "unverified": kept[RowStatus.UNVERIFIED],
-        }
+        kept = self._kept(row_map, live & ~stale)
+        return found | {"stale": int(stale.sum())} | {s.value: n for s, n in kept.items()}
 
     def settled(self, snapshot: Snapshot, committed: Mapping[int, ColumnFile]) -> list[str]:
         """Return what the ledger may say is done of fragments that were just committed.
@@ -224,13 +223,20 @@ class Planner:
         o = self._options
         if self._where is not None or self._force or o.retry_failed:
             return False
-        name = ColumnFileName.parse(file)
-        return (
-            name is not None
-            and name.uniform
-            and name.incarnation == self._target.incarnation
-            and name.class_hash == class_hash(self._target.digest, inputs)
-        )
+        return vouches(file, self._target.incarnation, self._target.digest, inputs)
+
+    def _row_map(self, fragment: FragmentInfo, now: dict[int, Mark]) -> RowMap:
+        """Return what the rows are, inputs that were written again with the same values aside."""
+        column = self._target.columns[0]
+        row_map = self._history.row_map(self._snapshot, fragment, column)
+        if self._force is not None:
+            return row_map
+        where = self._where.digest if self._where else ""
+        for c in row_map.classes:
+            marks = (*c.inputs, *dict(c.wheres).get(where, ()))
+            if c.digest == self._target.digest and any(now.get(m.field) != m for m in marks):
+                return self._history.refreshed(self._snapshot, fragment, column, row_map)
+        return row_map
 
     def _needed(self, fragment: FragmentInfo, row_map: RowMap, now: dict[int, Mark]) -> BoolArray:
         """Return the rows that no record proves done, deleted ones included."""
@@ -255,7 +261,8 @@ class Planner:
                 keep = o.foreign == "keep" and self._where is None
                 return keep and self._force is None
             case RowStatus.UNVERIFIED:
-                return o.unverified == "trust" and self._force is None
+                trust = o.unverified == "trust" and self._force is None
+                return trust and self._is_of_now(c, fragment, now)
             case RowStatus.FAILED if o.retry_failed:
                 return False
             case _:
@@ -271,6 +278,12 @@ class Planner:
         if recorded is None:
             return False
         return fresh & self._unchanged(recorded, fragment, now)
+
+    def _is_of_now(
+        self, c: RowClass, fragment: FragmentInfo, now: dict[int, Mark]
+    ) -> bool | BoolArray:
+        """Whether neither UDF nor inputs changed since the oldest version that is known."""
+        return c.digest in ("", self._target.digest) and self._unchanged(c.inputs, fragment, now)
 
     def _unchanged(
         self, recorded: Marks, fragment: FragmentInfo, now: dict[int, Mark]
@@ -289,7 +302,7 @@ class Planner:
         told = row_map.any(lambda c: c.status not in (RowStatus.COMPUTED, RowStatus.MISSING))
         if not fragment.deleted or not (need.any() or told):
             return np.ones(fragment.rows, np.bool_)
-        return self._history.live_mask(self._snapshot, fragment)
+        return live_mask(self._storage, self._snapshot, fragment)
 
     # --- computed inputs ---------------------------------------------------------------
 
@@ -318,8 +331,8 @@ class Planner:
         file = self._target_file(fragment, self._snapshot)
         if self._vouched_for(file, inputs):
             return np.zeros(fragment.rows, np.bool_)
-        row_map = self._history.row_map(self._snapshot, fragment, self._target.columns[0])
-        return self._needed(fragment, row_map, {m.field: m for m in inputs})
+        now = {m.field: m for m in inputs}
+        return self._needed(fragment, self._row_map(fragment, now), now)
 
     # --- the task ----------------------------------------------------------------------
 
@@ -328,12 +341,12 @@ class Planner:
         fragment: FragmentInfo,
         row_map: RowMap,
         need: BoolArray,
+        live: BoolArray,
         inputs: Marks,
         filters: Marks,
         file: str,
-        *,
-        whole: bool,
     ) -> Task:
+        whole = bool(need.sum() == live.sum())
         wheres = ((self._where.digest, filters),) if self._where else ()
         digest = self._target.digest
         row_class = RowClass(
@@ -370,7 +383,11 @@ class Planner:
             carry=row_map if file else None,
             target_file=file or None,
             row_class=row_class,
-            selection=work_key(filters, o.retry_failed, o.unverified, o.foreign, o.inputs),
+            selection=work_key(
+                filters, fragment.deletion, o.retry_failed, o.unverified, o.foreign, o.inputs
+            ),
+            deletion=fragment.deletion,
+            live=RowSet.from_mask(live) if fragment.deleted else None,
             keep_wheres=tuple(keep),
             complete=whole and self._where is None and o.on_error == "fail",
         )
@@ -393,6 +410,7 @@ class Planner:
         ]
         return work_key(
             entry_key(self._target.incarnation, file, fragment.id),
+            fragment.deletion,  # a restore may bring rows back that were not looked at
             self._target.digest,
             self._where.digest if self._where else "",
             inputs,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from geneva.plan.fragments import Action, FragmentPlan
 
@@ -111,3 +112,24 @@ class Plan:
             f"<p>{head}</p><table><thead><tr><th>action</th><th>fragments</th><th>rows</th>"
             f"<th>compute</th><th>why</th></tr></thead><tbody>{body}</tbody></table>"
         )
+
+
+def plan_facts(plan: Plan) -> dict[str, Any]:
+    """Return all of a plan but what only the engine reads."""
+    chosen = {f.fragment_id for f in plan.to_compute}
+    hidden = ("task", "work")
+    fragments = [
+        {n: getattr(f, n) for n in f.__dataclass_fields__ if n not in hidden}
+        | {"this_call": f.fragment_id in chosen}
+        for f in plan.fragments
+    ]
+    names: tuple[str, ...] = (
+        "columns",
+        "version",
+        "where",
+        "num_frags",
+        "rows_compute",
+        "rows_waiting",
+    )
+    names += ("rows_foreign", "rows_unverified", "warnings")
+    return {n: getattr(plan, n) for n in names} | {"fragments": fragments}

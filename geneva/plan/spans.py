@@ -31,6 +31,8 @@ def split(tasks: Sequence[Task], appliers: int, batch_size: int | None) -> list[
 
 
 def _spans(task: Task, share: float, smallest: int) -> tuple[Task, ...]:
+    if task.checkpointed is not None:
+        return (task,)
     if task.rows <= _SHARE * share or task.rows < 2 * smallest:
         return (task,)
     pieces = min(math.ceil(task.rows * _PIECES_PER_APPLIER / share), task.rows // smallest)

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from geneva.errors import WhereError
 from geneva.plan.sql_printer import PRINTER_VERSION, SqlPrinter
+from geneva.storage.snapshot import without_blob_types
 
 if TYPE_CHECKING:
     from datafusion import DataFrame, Expr
@@ -74,6 +75,7 @@ def parse_where(text: str, schema: pa.Schema) -> Where:
     """
     if not text.strip():
         raise WhereError("where is empty; leave it out to compute every row that needs it")
+    schema = without_blob_types(schema)
     frame = _empty_frame(schema)
     printer = SqlPrinter(schema)
     try:

@@ -7,8 +7,12 @@ methods, so that a test can hand in one that fails at the n-th call.
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -16,8 +20,36 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from geneva.errors import CorruptFileError, SettingError, TableChangedError
-from geneva.storage.objects import LocalObjects, Objects, RemoteObjects, sync_directory
+from geneva.errors import (
+    CorruptFileError,
+    SettingError,
+    StorageError,
+    TableChangedError,
+    VersionGoneError,
+)
+from geneva.rows import IntArray
+from geneva.storage.local import check_manifests, check_sizes, sync_version
+from geneva.storage.objects import LocalObjects, Objects, sync_directory, sync_file
+from geneva.storage.remote import (
+    FLUSH_S,
+    RemoteObjects,
+    is_fault,
+    persist,
+    store_faults,
+    with_defaults,
+)
+from geneva.storage.snapshot import FragmentInfo as FragmentInfo
+from geneva.storage.snapshot import Snapshot as Snapshot
+from geneva.storage.snapshot import name_in_file
+from geneva.storage.values import (
+    IN_PLACE,
+    Change,
+    ColumnReader,
+    ColumnWriter,
+    CommitConflict,
+    Footer,
+    Replacement,
+)
 
 os.environ.setdefault("LANCE_LOG", "error")  # its own warnings interleave with progress bars
 
@@ -27,149 +59,14 @@ from lance import LanceOperation
 from lance.file import LanceFileReader, LanceFileSession, LanceFileWriter
 from lance.fragment import DataFile
 
+PROBES = "probes"  # tables that were made to try a bucket out
+_CHECKED: set[str] = set()  # buckets of which this process knows that they keep commits apart
+_FILE_GONE = re.compile(r"not found: .*/(data|_deletions)/", re.IGNORECASE | re.DOTALL)
 TOMBSTONE = -2  # Lance's mark for a field that a data file no longer supplies
 
 # pylance 14.0: reading a Rewrite that remapped an index builds RewrittenIndex without these.
 if LanceOperation.RewrittenIndex.__init__.__defaults__ is None:
     LanceOperation.RewrittenIndex.__init__.__defaults__ = ("", b"", 0)
-
-
-class CommitConflict(Exception):
-    """Another writer committed first; ``retryable`` says whether a rebuild can succeed."""
-
-    def __init__(self, message: str, *, retryable: bool) -> None:
-        super().__init__(message)
-        self.retryable = retryable
-
-
-@dataclass(frozen=True, slots=True)
-class DataFileInfo:
-    """A data file of a fragment and the ids of the fields that it supplies."""
-
-    path: str
-    fields: tuple[int, ...]
-    size_bytes: int = 0  # 0: not recorded
-
-
-@dataclass(frozen=True, slots=True)
-class FragmentInfo:
-    """What one version's manifest says of one fragment; ``rows`` counts deleted ones too."""
-
-    id: int
-    rows: int
-    deleted: int
-    deletion: str
-    files: tuple[DataFileInfo, ...]
-    overlaid: bool
-
-    @property
-    def live_rows(self) -> int:
-        """Rows that are not deleted."""
-        return self.rows - self.deleted
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """A top-level field: its id, and those of all its descendants, itself first."""
-
-    name: str
-    id: int
-    subtree: tuple[int, ...]
-    arrow: pa.Field
-
-
-class Snapshot:
-    """One version of the table, immutable."""
-
-    def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
-        self.version: int = dataset.version
-        self.schema: pa.Schema = dataset.schema
-        self.stable_row_ids: bool = bool(getattr(dataset, "has_stable_row_ids", False))
-        self._fragments: dict[int, FragmentInfo] | None = None
-        self._fields: dict[str, Field] | None = None
-
-    @property
-    def fragments(self) -> Mapping[int, FragmentInfo]:
-        """Fragments by id, in table order."""
-        if self._fragments is None:
-            self._fragments = {
-                i.id: i for i in (_fragment_info(f.metadata) for f in self.dataset.get_fragments())
-            }
-        return self._fragments
-
-    @property
-    def fields(self) -> Mapping[str, Field]:
-        """Top-level fields by name."""
-        if self._fields is None:
-            self._fields = {
-                f.name(): Field(f.name(), f.id(), tuple(_subtree(f)), self.schema.field(f.name()))
-                for f in self.dataset.lance_schema.fields()
-            }
-        return self._fields
-
-    @property
-    def storage_version(self) -> str:
-        """Lance file format version, such as ``2.2``."""
-        return str(self.dataset.data_storage_version)
-
-
-def _subtree(node: Any) -> Iterator[int]:
-    yield node.id()
-    for child in node.children():
-        yield from _subtree(child)
-
-
-def _path_of(data_file: Any) -> str:
-    # DataFile.path builds a class at each access, 25 us: half of planning 10,000 fragments.
-    path = getattr(data_file, "_path", None)
-    return str(data_file.path if path is None else path)
-
-
-def _fragment_info(meta: Any) -> FragmentInfo:
-    deletion = meta.deletion_file
-    return FragmentInfo(
-        id=meta.id,
-        rows=meta.physical_rows,
-        deleted=meta.num_deletions or 0,
-        deletion="" if deletion is None else str(sorted(deletion.asdict().items())),
-        files=tuple(
-            DataFileInfo(_path_of(f), tuple(f.fields), f.file_size_bytes or 0) for f in meta.files
-        ),
-        overlaid=bool(meta.overlays),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Replacement:
-    """A finished data file that takes over some fields of a fragment."""
-
-    fragment_id: int
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class Footer:
-    """What a data file says of itself."""
-
-    rows: int
-    schema: pa.Schema
-    metadata: Mapping[str, str]
-
-
-RewriteGroup = tuple[tuple[int, ...], tuple[tuple[int, int], ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What the transaction of one version was: its operation's name, and rewritten groups.
-
-    A group is the ids of the old fragments, and (id, rows) of the new ones, both in row order.
-    """
-
-    version: int
-    operation: str
-    groups: tuple[RewriteGroup, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -182,10 +79,13 @@ class TableStorage:
         Of the table (ends in ``.lance``), not of the database.
     options
         Storage options as lancedb takes them; never shown.
+    flush_s
+        On an object store: seconds after which checkpoints are written.
     """
 
     uri: str
     options: Mapping[str, str] | None = field(default=None, repr=False)
+    flush_s: float = FLUSH_S
 
     # --- reading the table -------------------------------------------------------------
 
@@ -204,17 +104,37 @@ class TableStorage:
 
         Raises
         ------
+        VersionGoneError
+            That version was cleaned up.
         TableChangedError
-            That version was cleaned up, or the table vanished.
+            It was torn, or the table vanished.
+        CorruptFileError
+            A power failure tore the newest version.
         """
-        try:
-            dataset = lance.dataset(self.uri, version=version, storage_options=self._options)
-        except (ValueError, OSError) as error:
-            if "not found" in str(error).lower() or "does not exist" in str(error).lower():
-                what = "table" if version is None else f"version {version} of table"
-                raise TableChangedError(f"{what} {self.uri} is gone: {error}") from error
-            raise
-        return Snapshot(dataset)
+        with self._faults():
+            try:
+                dataset = lance.dataset(self.uri, version=version, storage_options=self._options)
+                if not dataset.version:  # what Lance makes of a manifest of zeros
+                    self.check_manifests()
+            except (ValueError, OSError) as error:
+                self.check_manifests(version)
+                if "not found" in str(error).lower() or "does not exist" in str(error).lower():
+                    if version is None:
+                        raise TableChangedError(f"table {self.uri} is gone: {error}") from error
+                    what = f"version {version} of table {self.uri}"
+                    raise VersionGoneError(f"{what} is gone: {error}") from error
+                raise
+            return Snapshot(dataset)
+
+    def is_latest(self, snapshot: Snapshot) -> bool:
+        """Whether nothing was committed since a snapshot was opened."""
+        with self._faults():
+            return int(snapshot.dataset.latest_version) == snapshot.version
+
+    def check_manifests(self, version: int | None = None) -> None:
+        """Raise if a power failure is why a version of a local table cannot be opened."""
+        if self.local:
+            check_manifests(self.path, version)
 
     def scan(
         self,
@@ -228,6 +148,7 @@ class TableStorage:
         live_only: bool = False,
         where: str | None = None,
         readahead: int | None = None,
+        descriptors: bool = False,
     ) -> Iterator[pa.RecordBatch]:
         """Yield one fragment's rows in physical order, deleted ones with null ``_rowaddr``.
 
@@ -241,12 +162,19 @@ class TableStorage:
             Leave deleted rows out instead.
         where
             Only live rows for which this is true; with ``live_only``.
+        descriptors
+            Of blob columns: what and where they are, instead of the blobs.
         """
         fragment = snapshot.dataset.get_fragment(fragment_id)
         if fragment is None:
             raise TableChangedError(f"fragment {fragment_id} is not in version {snapshot.version}")
-        wanted = dict(columns) if isinstance(columns, Mapping) else list(columns)
-        options: dict[str, Any] = {"columns": wanted, "fragments": [fragment]}
+        wanted = dict(columns) if columns and isinstance(columns, Mapping) else list(columns)
+        handling = "blobs_descriptions" if descriptors else "all_binary"
+        options: dict[str, Any] = {
+            "columns": wanted,
+            "fragments": [fragment],
+            "blob_handling": handling,
+        }
         if not live_only:
             options |= {"include_deleted_rows": True, "with_row_id": True}
         if start or stop is not None:
@@ -255,48 +183,94 @@ class TableStorage:
             options |= {"batch_readahead": readahead, "io_buffer_size": 64 << 20}
         if where is not None:
             options |= {"filter": where}
-        scanner = snapshot.dataset.scanner(
-            **options, with_row_address=True, batch_size=batch_rows, scan_in_order=True
+        with self._faults():
+            scanner = snapshot.dataset.scanner(
+                **options, with_row_address=True, batch_size=batch_rows, scan_in_order=True
+            )
+            try:
+                yield from scanner.to_batches()
+            except (OSError, pa.ArrowInvalid) as error:
+                if _FILE_GONE.search(str(error)):
+                    what = f"files of version {snapshot.version} of {self.uri}"
+                    raise VersionGoneError(f"{what} are gone: {error}") from error
+                if self.local:
+                    files = snapshot.fragments[fragment_id].files
+                    check_sizes(self.path, {f.path: f.size_bytes for f in files})
+                raise
+
+    def read_blobs(self, snapshot: Snapshot, column: str, addresses: IntArray) -> pa.Array:
+        """Return the blobs of some live rows, given by row address, in that order."""
+        with self._faults():
+            found = snapshot.dataset.read_blobs(
+                column, addresses=pa.array(addresses, pa.uint64()), preserve_order=True
+            )
+            return pa.array([value for _, value in found], pa.large_binary())
+
+    def column_bytes(self, snapshot: Snapshot, fragment_id: int) -> dict[int, int]:
+        """Return the bytes on disk of each field of a fragment, from the footers of its files."""
+        sizes: dict[int, int] = {}
+        for file in snapshot.dataset.get_fragment(fragment_id).metadata.files:
+            with self._faults():
+                columns = self._file(file).file_statistics().columns
+            for i, c in zip(file.fields, file.column_indices, strict=True):
+                if i != TOMBSTONE and c >= 0:
+                    sizes[i] = sizes.get(i, 0) + columns[c].size_bytes
+        return sizes
+
+    def column_reader(
+        self, snapshot: Snapshot, fragment_id: int, field_id: int
+    ) -> ColumnReader | None:
+        """Return what reads a column without children by physical rows, if one file holds it."""
+        metadata = snapshot.dataset.get_fragment(fragment_id).metadata
+        if metadata.overlays:
+            return None
+        for file in metadata.files:
+            if field_id in file.fields:
+                with self._faults():
+                    schema = self._file(file).metadata().schema
+                    name = name_in_file(schema, file.fields, field_id)
+                    reader = None if name is None else self._file(file, name)
+                return None if reader is None else ColumnReader(reader, self._faults)
+        return None
+
+    def _file(self, file: Any, *columns: str) -> Any:
+        uri = f"{self.uri}/data/{file.path}"
+        return LanceFileReader(
+            uri, storage_options=self._options, columns=list(columns) if columns else None
         )
-        yield from scanner.to_batches()
 
     def check_filter(self, snapshot: Snapshot, where: str) -> None:
         """Let Lance plan a filter; ``ValueError`` or ``OSError`` when it cannot."""
-        snapshot.dataset.scanner(filter=where).explain_plan()
+        with self._faults():
+            snapshot.dataset.scanner(filter=where).explain_plan()
 
     def change(self, snapshot: Snapshot, version: int) -> Change | None:
         """Return what made a version, or ``None`` if that is no longer known."""
-        try:
-            transaction = snapshot.dataset.read_transaction(version)
-        except (OSError, ValueError) as error:
-            if "not found" in str(error).lower() or "does not exist" in str(error).lower():
-                return None
-            raise  # a passing fault must not become a lasting "nobody knows"
+        with self._faults():
+            try:
+                transaction = snapshot.dataset.read_transaction(version)
+            except (OSError, ValueError) as error:
+                if "not found" in str(error).lower() or "does not exist" in str(error).lower():
+                    return None
+                raise  # a passing fault must not become a lasting "nobody knows"
         if transaction is None:
             return None
-        operation = transaction.operation
-        groups: tuple[RewriteGroup, ...] = ()
-        if isinstance(operation, LanceOperation.Rewrite):
-            groups = tuple(
-                (
-                    tuple(f.id for f in g.old_fragments),
-                    tuple((f.id, f.physical_rows) for f in g.new_fragments),
-                )
-                for g in operation.groups
-            )
-        return Change(version, type(operation).__name__, groups)
+        return Change.of(version, transaction.operation)
 
     # --- column files ------------------------------------------------------------------
 
     def create_file(self, snapshot: Snapshot, name: str, schema: pa.Schema) -> ColumnWriter:
         """Start a data file; it is invisible to everyone until it is committed."""
-        writer = LanceFileWriter(
-            f"{self.uri}/data/{name}",
-            schema,
-            version=snapshot.storage_version,
-            storage_options=self._options,
-        )
-        return ColumnWriter(writer)
+        if self.local and not self.path.is_dir():  # Lance would make a table's ghost
+            raise FileNotFoundError(f"table {self.uri} is gone")
+        with self._faults():
+            writer = LanceFileWriter(
+                f"{self.uri}/data/{name}",
+                schema,
+                version=snapshot.storage_version,
+                storage_options=self._options,
+            )
+        return ColumnWriter(writer, self._faults)
 
     def read_footer(self, name: str) -> Footer:
         """Read a data file's footer.
@@ -308,44 +282,47 @@ class TableStorage:
         CorruptFileError
             It is not a Lance file.
         """
-        try:
-            reader = LanceFileReader(f"{self.uri}/data/{name}", storage_options=self._options)
-            meta = reader.metadata()
-        except (OSError, ValueError, RuntimeError) as error:
-            if "not found" in str(error).lower():
-                raise FileNotFoundError(name) from error
-            raise CorruptFileError(f"data file {name} cannot be read: {error}") from error
+        with self._faults():
+            try:
+                reader = LanceFileReader(f"{self.uri}/data/{name}", storage_options=self._options)
+                meta = reader.metadata()
+            except BaseException as error:
+                # Of an empty file Lance panics, and that is not an Exception.
+                panic = type(error).__name__ == "PanicException"
+                if not panic and not isinstance(error, OSError | ValueError | RuntimeError):
+                    raise
+                if "not found" in str(error).lower():
+                    raise FileNotFoundError(name) from error
+                if is_fault(error):
+                    raise
+                raise CorruptFileError(f"data file {name} cannot be read: {error}") from error
         raw = meta.schema.metadata or {}
         return Footer(meta.num_rows, meta.schema, {k.decode(): v.decode() for k, v in raw.items()})
 
     def read_rows(self, name: str, rows: Sequence[int]) -> pa.Table:
         """Read some rows of a data file, ascending, whether a version refers to it or not."""
-        reader = LanceFileReader(f"{self.uri}/data/{name}", storage_options=self._options)
-        return reader.take_rows(list(rows)).to_table()
+        with self._faults():
+            reader = LanceFileReader(f"{self.uri}/data/{name}", storage_options=self._options)
+            return reader.take_rows(list(rows)).to_table()
 
     def sync_file(self, name: str) -> None:
         """Make a closed data file survive a power failure (object stores already do)."""
         if self.local:
-            fd = os.open(self.path / "data" / name, os.O_RDONLY)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            sync_file(self.path / "data" / name)
+            sync_directory(self.path / "data")
 
     def delete_file(self, name: str) -> None:
         """Remove a data file that no version refers to; missing is fine."""
-        session = LanceFileSession(f"{self.uri}/data", self._options)
-        try:
-            session.delete_file(name)
-        except OSError:
-            if session.contains(name):
-                raise
+        if self.local:
+            (self.path / "data" / name).unlink(missing_ok=True)
+        else:
+            RemoteObjects(self._session("data"), self.options).delete(name)
 
     def list_files(self) -> list[str]:
         """Return the names of all data files, referenced or not."""
         if self.local:
             return sorted(p.name for p in (self.path / "data").iterdir() if p.is_file())
-        return sorted(LanceFileSession(f"{self.uri}/data", self._options).list())
+        return RemoteObjects(self._session("data"), self.options).list("")
 
     # --- changing the table ------------------------------------------------------------
 
@@ -369,25 +346,26 @@ class TableStorage:
             One of the data files is gone.
         """
         ids = [i for c in columns for i in snapshot.fields[c].subtree]
-        if self.local:
-            sync_directory(self.path / "data")
+        with self._faults():
+            updated = [self._replaced(snapshot, r, ids) for r in replacements]
         operation = LanceOperation.Update(
-            updated_fragments=[self._replaced(snapshot, r, ids) for r in replacements],
+            updated_fragments=updated,
             fields_modified=ids,
-            update_mode="rewrite_columns",
+            update_mode=IN_PLACE,
         )
         transaction = lance.Transaction(
             snapshot.version, operation, str(uuid4()), transaction_properties=dict(properties or {})
         )
-        try:
-            dataset = lance.LanceDataset.commit(
-                self.uri, transaction, storage_options=self._options, max_retries=0
-            )
-        except lance.commit.CommitConflictError as error:
-            raise CommitConflict(
-                str(error), retryable=bool(getattr(error, "retryable", True))
-            ) from error
-        return Snapshot(dataset)
+        with self._faults():
+            try:
+                dataset = lance.LanceDataset.commit(
+                    self.uri, transaction, storage_options=self._options, max_retries=0
+                )
+            except lance.commit.CommitConflictError as error:
+                raise CommitConflict(
+                    str(error), retryable=bool(getattr(error, "retryable", True))
+                ) from error
+            return Snapshot(dataset)
 
     def _replaced(self, snapshot: Snapshot, new: Replacement, ids: Sequence[int]) -> Any:
         """Return the fragment's metadata with the fields moved to the new file."""
@@ -407,23 +385,73 @@ class TableStorage:
         meta.files = [*kept, created]
         return meta
 
+    def sync_version(self, snapshot: Snapshot) -> None:
+        """Make a version survive a power failure (object stores already do)."""
+        if self.local:
+            sync_version(self.path, snapshot.version)
+
     def add_columns(self, fields: Sequence[pa.Field]) -> Snapshot:
         """Add columns that read as null; metadata only."""
         dataset = self.open().dataset
-        try:
-            dataset.add_columns(list(fields))
-        except lance.commit.CommitConflictError as error:
-            raise CommitConflict(str(error), retryable=True) from error
-        return Snapshot(dataset)
+        with self._faults():
+            try:
+                dataset.add_columns(list(fields))
+            except lance.commit.CommitConflictError as error:
+                raise CommitConflict(str(error), retryable=True) from error
+            return Snapshot(dataset)
 
     def set_field_metadata(self, metadata: Mapping[str, Mapping[str, str]]) -> Snapshot:
         """Set metadata of top-level fields by name, other keys kept."""
         dataset = self.open().dataset
-        try:
-            dataset.update_field_metadata({name: dict(values) for name, values in metadata.items()})
-        except lance.commit.CommitConflictError as error:
-            raise CommitConflict(str(error), retryable=True) from error
-        return Snapshot(dataset)
+        known = {name: dict(values) for name, values in metadata.items()}
+        with self._faults():
+            try:
+                dataset.update_field_metadata(known)
+            except lance.commit.CommitConflictError as error:
+                raise CommitConflict(str(error), retryable=True) from error
+            return Snapshot(dataset)
+
+    def check_commits(self) -> None:
+        """Make sure, once per bucket, that the store lets only one of two writers commit.
+
+        A commit on an object store is a PUT that must fail if the object exists. A store that
+        ignores that condition loses commits without a word. So the second version of a table
+        made for this is written twice, the second time as if nobody had: Lance does not look
+        first when it must not try again.
+
+        Raises
+        ------
+        StorageError
+            The second writer was not refused.
+        """
+        bucket = urlparse(self.uri).netloc
+        if self.local or bucket in _CHECKED:
+            return
+        persist(self._probe_commits)
+        if bucket not in _CHECKED:
+            raise StorageError(
+                f"the object store of {bucket!r} ignores `If-None-Match` when it writes an object: "
+                "two writers can both believe that their commit succeeded, and one of them is "
+                "lost. Nothing was computed. Use a store, or a newer version of this one, that "
+                "honours conditional writes; without them no writer of this table is safe"
+            )
+
+    def _probe_commits(self) -> None:
+        path = f"{PROBES}/{int(time.time())}-{uuid4().hex}.lance"
+        uri, schema = f"{self.uri}/_backfill/{path}", pa.schema([("x", pa.int8())])
+        replace = LanceOperation.Overwrite(schema, [])
+        with self._faults():
+            try:
+                lance.write_dataset(schema.empty_table(), uri, storage_options=self._options)
+                for _ in range(2):
+                    lance.LanceDataset.commit(
+                        uri, replace, read_version=1, storage_options=self._options, max_retries=0
+                    )
+            except lance.commit.CommitConflictError:
+                _CHECKED.add(urlparse(self.uri).netloc)
+            finally:
+                for name in self.objects.list(path):
+                    self.objects.delete(name)
 
     # --- the engine's own files --------------------------------------------------------
 
@@ -432,29 +460,29 @@ class TableStorage:
         """Files under ``<table>/_backfill/``."""
         if self.local:
             return LocalObjects(str(self.path / "_backfill"))
-        return RemoteObjects(LanceFileSession(f"{self.uri}/_backfill", self._options))
+        return RemoteObjects(self._session("_backfill"), self.options, self.flush_s)
+
+    def written(self, folder: str) -> dict[str, float]:
+        """Return the engine's own files on an object store, and when each was last written."""
+        return RemoteObjects(self._session("_backfill"), self.options).written(folder)
 
     @property
     def _options(self) -> dict[str, str] | None:
-        return dict(self.options) if self.options else None
+        if self.local:
+            return dict(self.options) if self.options else None
+        return with_defaults(self.options)
+
+    def _session(self, folder: str) -> Any:
+        return _session(f"{self.uri}/{folder}", tuple((self._options or {}).items()))
+
+    def _faults(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.local else store_faults(self.options)
 
 
-class ColumnWriter:
-    """A data file in the making."""
-
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        """Append rows."""
-        self._writer.write_batch(batch)
-
-    def close(self, metadata: Mapping[str, str]) -> int:
-        """Write the footer with ``metadata``; return the file's size in bytes."""
-        for key, value in metadata.items():
-            self._writer.add_schema_metadata(key, value)
-        self._writer.close()
-        return int(self._writer.size_bytes or 0)
+@lru_cache(maxsize=64)
+def _session(uri: str, options: tuple[tuple[str, str], ...]) -> Any:
+    """Return Lance's client of a prefix: each new one would connect and authenticate anew."""
+    return LanceFileSession(uri, dict(options))
 
 
 def check_uri(uri: str) -> None:

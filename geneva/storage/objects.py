@@ -6,21 +6,26 @@ disk it is appended to, on an object store each flush becomes one numbered objec
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
-from uuid import uuid4
+from typing import Protocol
 
 from geneva.errors import StorageError
 
 SYNC_INTERVAL_S = 1.0
 SYNC_BYTES = 16 << 20
-REMOTE_FLUSH_S = 10.0
+RESUME = "run the same command again when the cause is gone: nothing is computed twice"
+_LASTING = [
+    os.strerror(n)  # Lance passes on the text, not the number
+    for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+]
 
 
 @contextmanager
@@ -35,30 +40,35 @@ def storage_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(
-            f"reading or writing {uri} failed: {error}; "
-            "run the same command again when the cause is gone: nothing is computed twice"
-        ) from error
+        raise StorageError(f"reading or writing {uri} failed: {error}; {RESUME}") from error
+
+
+def is_lasting(message: str) -> bool:
+    """Whether an error is one that trying again at once cannot mend: a full disk, no rights."""
+    return any(text in message for text in _LASTING)
 
 
 class Log(Protocol):
     """An append-only file with one writer."""
 
     def append(self, *parts: bytes | memoryview) -> None:
-        """Add the concatenated parts; they survive the death of this process at once."""
+        """Add the concatenated parts; on a disk they survive this process at once."""
+
+    def flush(self) -> None:
+        """Make all that was appended survive the death of this process."""
 
     def sync(self) -> None:
         """Make all that was appended survive a power failure."""
 
     def close(self) -> None:
-        """Sync and release the file."""
+        """Release the file; what was not synced is within a second of the process's appends."""
 
 
 class Objects(Protocol):
     """Small files by path."""
 
-    def put(self, path: str, data: bytes) -> None:
-        """Write or replace a file atomically and durably."""
+    def put(self, path: str, data: bytes, *, durable: bool = True) -> None:
+        """Write or replace a file atomically; ``durable``: it survives a power failure."""
 
     def get(self, path: str) -> bytes:
         """Return a file's content; ``FileNotFoundError`` if there is none."""
@@ -77,33 +87,79 @@ class Objects(Protocol):
 
 
 class _LocalLog:
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path, top: Path) -> None:
+        make_folder(path.parent, top)
+        self._path = path
+        self._named = False  # whether its folder's entry for it is synced
         self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o600)
+        self._size = 0
         self._unsynced = 0
         self._synced_at = time.monotonic()
 
     def append(self, *parts: bytes | memoryview) -> None:
         size = sum(len(p) for p in parts)
-        written = os.writev(self._fd, parts)
-        if written != size:  # a short write (disk full, signal): finish it or raise
-            rest = memoryview(b"".join(parts))[written:]
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
+        try:
+            written = os.writev(self._fd, parts)
+            if written != size:  # a short write (disk full, signal): finish it or raise
+                rest = memoryview(b"".join(parts))[written:]
+                while rest:
+                    rest = rest[os.write(self._fd, rest) :]
+        except OSError:
+            # Whoever reads stops at a torn frame: it must not stay in front of another thread's.
+            os.ftruncate(self._fd, self._size)
+            raise
+        self._size += size
         self._unsynced += size
         if self._unsynced >= SYNC_BYTES or time.monotonic() - self._synced_at >= SYNC_INTERVAL_S:
             self.sync()
+
+    def flush(self) -> None:
+        """Nothing to do: the kernel has it."""
 
     def sync(self) -> None:
         if self._unsynced:
             os.fdatasync(self._fd)
             self._unsynced = 0
+            if not self._named:
+                sync_directory(self._path.parent)
+                self._named = True
         self._synced_at = time.monotonic()
 
     def close(self) -> None:
-        # No sync here: a log is closed when what it protects is durable elsewhere, or when the
-        # process gives up, and then the kernel writes the last second back by itself.
         os.close(self._fd)
+        if self._unsynced:
+            _CLOSED.add(self._path)
+
+
+class _ClosedLogs:
+    """Logs that this process closed before they were synced.
+
+    They are synced together once a second; those that were committed and removed by then never
+    are. So small fragments do not cost a sync each, and never more than a second is unsynced.
+    """
+
+    def __init__(self) -> None:
+        self._paths: list[Path] = []
+        self._synced_at = time.monotonic()
+        self._lock = threading.Lock()
+
+    def add(self, path: Path) -> None:
+        with self._lock:
+            self._paths.append(path)
+            if time.monotonic() - self._synced_at < SYNC_INTERVAL_S:
+                return
+            paths, self._paths = self._paths, []
+            # A table that was dropped, or a disk that is gone, is no concern of the next job.
+            for closed in paths:
+                with suppress(OSError):
+                    sync_file(closed)
+            for folder in {p.parent for p in paths}:
+                with suppress(OSError):
+                    sync_directory(folder)
+            self._synced_at = time.monotonic()
+
+
+_CLOSED = _ClosedLogs()
 
 
 class LocalObjects:
@@ -112,21 +168,23 @@ class LocalObjects:
     def __init__(self, root: str) -> None:
         self._root = Path(root)
 
-    def put(self, path: str, data: bytes) -> None:
+    def put(self, path: str, data: bytes, *, durable: bool = True) -> None:
         """Write to a private temporary name, sync, rename: readers see all or nothing."""
         target = self._root / path
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent, self._root)
         fd, temporary = tempfile.mkstemp(dir=target.parent, prefix=".tmp-")
         try:
             with os.fdopen(fd, "wb") as f:
                 f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
+                if durable:
+                    f.flush()
+                    os.fsync(f.fileno())
             os.replace(temporary, target)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
-        sync_directory(target.parent)
+        if durable:
+            sync_directory(target.parent)
 
     def get(self, path: str) -> bytes:
         """Return a file's content."""
@@ -147,7 +205,7 @@ class LocalObjects:
 
     def create_log(self, path: str) -> Log:
         """Create a log file exclusively."""
-        return _LocalLog(self._root / path)
+        return _LocalLog(self._root / path, self._root)
 
     def read_log(self, path: str) -> memoryview:
         """Map a log into memory: replaying one must not cost its size in memory."""
@@ -157,6 +215,30 @@ class LocalObjects:
             return memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
 
 
+def make_folder(path: Path, top: Path) -> None:
+    """Create a directory so that it survives a power failure, and its parents up to ``top``.
+
+    Raises
+    ------
+    FileNotFoundError
+        What ``top`` lies in is gone; nothing brings a dropped table back.
+    """
+    if not path.is_dir():
+        if path != top:
+            make_folder(path.parent, top)
+        path.mkdir(exist_ok=True)
+        sync_directory(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Make a closed file's content survive a power failure."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a directory survive a power failure."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -164,95 +246,3 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-class _RemoteLog:
-    """A log as numbered objects; what was appended counts once its flush has returned."""
-
-    def __init__(self, objects: RemoteObjects, path: str) -> None:
-        self._objects = objects
-        self._path = path
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._count = 0
-        self._flushed_at = time.monotonic()
-
-    def append(self, *parts: bytes | memoryview) -> None:
-        self._parts += [bytes(p) for p in parts]
-        self._size += sum(len(p) for p in parts)
-        if self._size >= SYNC_BYTES or time.monotonic() - self._flushed_at >= REMOTE_FLUSH_S:
-            self.sync()
-
-    def sync(self) -> None:
-        if self._parts:
-            self._objects.put(f"{self._path}/{self._count:06d}", b"".join(self._parts))
-            self._parts, self._size = [], 0
-            self._count += 1
-        self._flushed_at = time.monotonic()
-
-    def close(self) -> None:
-        self.sync()
-
-
-class RemoteObjects:
-    """Objects below a prefix of an object store, through Lance's own client.
-
-    Parameters
-    ----------
-    session
-        A ``lance.file.LanceFileSession`` opened on the prefix.
-    """
-
-    def __init__(self, session: Any) -> None:
-        self._session = session
-
-    def put(self, path: str, data: bytes) -> None:
-        """Upload one object; a PUT is atomic."""
-        with tempfile.TemporaryDirectory(prefix="geneva-") as folder:
-            local = Path(folder) / uuid4().hex
-            local.write_bytes(data)
-            self._session.upload_file(str(local), path)
-
-    def get(self, path: str) -> bytes:
-        """Download one object."""
-        with tempfile.TemporaryDirectory(prefix="geneva-") as folder:
-            local = Path(folder) / uuid4().hex
-            try:
-                self._session.download_file(path, str(local))
-            except OSError as error:
-                if not self._session.contains(path):
-                    raise FileNotFoundError(path) from error
-                raise
-            return local.read_bytes()
-
-    def list(self, folder: str) -> list[str]:
-        """Return the logs and objects below a folder, a log as one path."""
-        names = self._session.list(folder or None)
-        return sorted({n.rsplit("/", 1)[0] if _is_part(n) else n for n in names})
-
-    def delete(self, path: str) -> None:
-        """Remove one object, or all objects of a log."""
-        parts = [n for n in self._session.list(path) if n.startswith(f"{path}/")]
-        for name in [*parts, path]:
-            if name in parts or self._session.contains(name):
-                try:
-                    self._session.delete_file(name)
-                except OSError:
-                    if self._session.contains(name):  # else somebody else was quicker
-                        raise
-
-    def create_log(self, path: str) -> Log:
-        """Start a log; its name holds a fresh uuid, so nobody else writes to it."""
-        return _RemoteLog(self, path)
-
-    def read_log(self, path: str) -> bytes:
-        """Return a log's flushed parts in order."""
-        parts = [n for n in self._session.list(path) if n.startswith(f"{path}/")]
-        if not parts:
-            raise FileNotFoundError(path)
-        return b"".join(self.get(p) for p in sorted(parts))
-
-
-def _is_part(name: str) -> bool:
-    last = name.rsplit("/", 1)[-1]
-    return "/" in name and len(last) == 6 and last.isdigit()

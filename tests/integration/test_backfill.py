@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import geneva
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, column, make_table
 
 
+@pytest.mark.both_stores
 def test_second_call_recomputes_nothing(tmp_path: Path, calls: CallLog, executor: str) -> None:
     table = make_table(tmp_path)
 

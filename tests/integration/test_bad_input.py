@@ -15,7 +15,7 @@ import geneva
 from geneva.errors import ColumnError, RequestError, SettingError, TableError, UdfError, WhereError
 from tests.support.backfills import times
 from tests.support.calls import CallLog
-from tests.support.tables import column, make_table
+from tests.support.tables import column, database, database_of, files_of, make_table
 
 
 @pytest.fixture
@@ -40,8 +40,7 @@ def table(tmp_path: Path, calls: CallLog) -> Iterator[geneva.Table]:
 
 def _files(table: geneva.Table) -> list[str]:
     """Return all files of the table but pickles, which nobody refers to before a binding does."""
-    found = (p.relative_to(table.storage.uri) for p in Path(table.storage.uri).rglob("*"))
-    return [str(p) for p in found if "udfs" not in p.parts]
+    return [n for n in files_of(table) if "/udfs/" not in n]
 
 
 def refused(error: type[RequestError], message: str, action: Callable[[], Any]) -> None:
@@ -65,7 +64,7 @@ def ask(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
 
 def test_unknown_table_is_not_told_from_a_broken_one(table: geneva.Table) -> None:
-    db = geneva.connect(str(Path(table.storage.uri).parent))
+    db = geneva.connect(database_of(table))
     refused(TableError, r"no table 'tt' in .*; tables: t$", lambda: db.open_table("tt"))
 
 
@@ -327,7 +326,7 @@ def test_filter_column_that_was_dropped_meanwhile_gets_through(
 ) -> None:
     table = make_table(tmp_path)
     table.add_columns({"y": times(calls)})
-    other = geneva.connect(str(tmp_path)).open_table("t")
+    other = geneva.connect(database(tmp_path)).open_table("t")
     other.drop_columns(["s"])
     with pytest.raises(WhereError, match="unknown column 's'"):
         table.backfill("y", where="s = 'a'", executor="local")

@@ -18,7 +18,7 @@ from geneva.column.binding import BINDING
 from geneva.errors import ColumnError, CorruptFileError, UdfError
 from tests.support.backfills import CPUS, run, times, xs
 from tests.support.calls import CallLog
-from tests.support.tables import assert_table_invariants, column, make_table, pairs
+from tests.support.tables import assert_table_invariants, column, database, make_table, pairs
 
 _MODULE = '''
 """A user's own module, of which other processes know nothing."""
@@ -100,7 +100,7 @@ def test_process_without_the_udfs_module_cannot_backfill(
         assert "users_own" not in sys.modules or not hasattr(sys.modules["users_own"], "__file__")
         print(result.rows_computed)
         """,
-        str(tmp_path),
+        database(tmp_path),
         executor,
     )
     assert out.split() == ["60" if executor == "local" else "20"]
@@ -139,7 +139,7 @@ def test_looking_at_a_table_runs_its_authors_code(tmp_path: Path, calls: CallLog
         return x
 
     table.add_columns({"y": y})
-    again = geneva.connect(str(tmp_path)).open_table("t")
+    again = geneva.connect(database(tmp_path)).open_table("t")
     assert again.computed_columns()["y"].inputs == ("x",)
     assert again.coverage("y").totals["missing"] == 20
     assert again.plan_backfill("y", where="x < 5").rows_compute == 5
@@ -159,7 +159,7 @@ def test_binding_says_too_little_to_backfill(tmp_path: Path, calls: CallLog) -> 
     binding = table.computed_columns()["y"]
     assert (binding.udf, binding.digest, binding.inputs) == ("times", udf.digest, ("x",))
     assert table.schema.field("y").type == pa.int64()
-    assert Path(table.storage.uri, "_backfill", "udfs", binding.pickle).exists()
+    assert table.storage.objects.list("udfs") == [f"udfs/{binding.pickle}"]
     assert table.load_udf("y")(21) == 42
 
 
@@ -239,7 +239,7 @@ def test_another_tables_binding_is_copied_with_its_data(tmp_path: Path, calls: C
     table.backfill("y", executor="local")
     data = lance.dataset(table.storage.uri).to_table()
     assert BINDING in data.schema.field("y").metadata
-    copy = geneva.connect(str(tmp_path)).create_table("copy", data)
+    copy = geneva.connect(database(tmp_path)).create_table("copy", data)
     xs(calls)
     # the schema says that y is computed, but the pickle lies with the other table
     assert copy.coverage("y").totals["foreign"] == 20
@@ -280,12 +280,13 @@ def test_pickle_of_another_python_crashes_this_one(
 def test_damaged_pickle_is_run(tmp_path: Path, calls: CallLog, damage: str) -> None:
     table = make_table(tmp_path, rows=20, fragments=2)
     table.add_columns({"y": times(calls)})
-    path = Path(table.storage.uri, "_backfill", "udfs", table.computed_columns()["y"].pickle)
-    data = path.read_bytes()
+    objects = table.storage.objects
+    path = f"udfs/{table.computed_columns()['y'].pickle}"
+    data = objects.get(path)
     if damage == "missing":
-        path.unlink()
+        objects.delete(path)
     else:
-        path.write_bytes(data[:-10] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
+        objects.put(path, data[:-10] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
     before = table.storage.open().version
     with pytest.raises(
         CorruptFileError, match="missing; bind" if damage == "missing" else "damaged"

@@ -12,8 +12,11 @@ from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 
 import geneva
+
+pytestmark = pytest.mark.disk(reason="commands on a folder; test_object_store.py has those on S3")
 
 ROWS, FRAGMENTS = 40, 4
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import lance
 import pyarrow as pa
 import pytest
 
@@ -95,3 +96,34 @@ def test_correction_of_a_group_outlives_a_request_to_recompute(
     assert run(table, "w", "local", foreign="recompute").rows_computed == 1
     assert pairs(table, "x", "w") == {x: x for x in range(4)}
     assert pairs(table, "x", "h") == {x: 2 * x for x in range(4)}
+
+
+@both_row_ids
+def test_correction_is_lost_when_its_row_is_merged_with_another_input(
+    tmp_path: Path, stable: bool
+) -> None:
+    table = make_table(tmp_path, rows=4, fragments=1, stable=stable)
+    table.add_columns({"label": label})
+    run(table, "label", "local")
+    table.update(where="x = 1", values={"label": "bird"})
+    dataset = lance.dataset(table.storage.uri)
+    rows = dataset.to_table(filter="x < 2").to_pylist()
+    for row in rows:
+        row["x"] += 100
+    new = pa.Table.from_pylist(rows, dataset.schema)
+    dataset.merge_insert("s").when_matched_update_all().execute(new)
+    run(table, "label", "local")
+    assert pairs(table, "x", "label") == {100: "dog", 101: "bird", 2: "dog", 3: "cat"}
+
+
+@both_row_ids
+def test_value_that_a_person_sets_beside_a_new_input_is_undone(
+    tmp_path: Path, stable: bool
+) -> None:
+    table = make_table(tmp_path, rows=4, fragments=1, stable=stable)
+    table.add_columns({"label": label})
+    run(table, "label", "local")
+    table.update(where="x = 1", values={"x": 100, "label": "cat"})  # it was a cat already
+    result = run(table, "label", "local")
+    assert (result.rows_computed, result.rows_foreign) == (0, 1)
+    assert pairs(table, "x", "label") == {0: "dog", 100: "cat", 2: "dog", 3: "cat"}

@@ -12,6 +12,8 @@ import pytest
 
 import geneva
 
+pytestmark = pytest.mark.disk(reason="the demo makes its table on a disk")
+
 FRAGMENTS = 12
 COLUMNS = ("words", "functions", "embedding", "checksum")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -443,6 +444,7 @@ def test_row_that_kills_its_worker_once_costs_its_batch_and_no_more(
         return 2 * x
 
     table.add_columns({"y": double})
+    table = geneva.Table(table, storage=replace(table.storage, flush_s=0.0))  # counts on S3
     table.backfill("y", executor="ray", **ONE_BY_ONE)
     assert pairs(table, "x", "y") == doubled()
     assert {k: n for k, n in calls.counts.items() if n > 1} == {"12": 2, str(BAD): 2}

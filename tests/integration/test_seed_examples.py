@@ -14,7 +14,7 @@ import geneva
 from geneva.errors import WhereError
 from tests.support.backfills import CPUS, Gate, run, times, until, xs
 from tests.support.calls import CallLog
-from tests.support.tables import assert_table_invariants, column, make_table, pairs
+from tests.support.tables import assert_table_invariants, column, database, make_table, pairs
 
 
 def test_ten_appliers_of_five_threads_never_reach_fifty_calls(
@@ -127,7 +127,7 @@ def test_reader_sees_nothing_before_the_job_ends(
     table.add_columns({"embedding": embedding})
     before = table.version
     job = table.backfill_async("embedding", commit_granularity=10, concurrency=1, executor=executor)
-    reader = lancedb.connect(str(tmp_path)).open_table("t")
+    reader = lancedb.connect(database(tmp_path)).open_table("t")
 
     def seen() -> int:
         reader.checkout_latest()

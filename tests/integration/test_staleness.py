@@ -11,7 +11,7 @@ import pytest
 
 import geneva
 from geneva.errors import StorageError
-from tests.support.backfills import run, times, xs
+from tests.support.backfills import run, times, watched, xs
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, column, make_table, pairs
 from tests.support.writers import MeddledStorage, Once, rewrite_column
@@ -77,6 +77,10 @@ def test_input_rewritten_in_a_compacted_fragment_leaves_old_values(
     assert pairs(table, "x", "y") == {x: 10 * x for x in range(100, 104)}
 
 
+def _first_fragment(uri: str) -> int:
+    return min(f.fragment_id for f in lance.dataset(uri).get_fragments())
+
+
 def _last_fragment(uri: str) -> int:
     return max(f.fragment_id for f in lance.dataset(uri).get_fragments())
 
@@ -123,6 +127,92 @@ class OpenedAfter(MeddledStorage):
             self.meddle()
 
 
+@both_row_ids
+@pytest.mark.parametrize("between", ["nothing", "update"])
+def test_restore_there_and_back_hides_an_updated_input(
+    tmp_path: Path, calls: CallLog, between: str, stable: bool
+) -> None:
+    data = pa.table({"id": range(4), "x": range(4), "tag": ["a"] * 4})
+    table = make_table(tmp_path, data=data, fragments=1, stable=stable)
+    table.add_columns({"y": times(calls, 10)})
+    run(table, "y", "local")
+    calls.clear()
+    uri = table.storage.uri
+    before = lance.dataset(uri).version
+    table.update(where="id < 2", values={"x": 9})
+    updated = lance.dataset(uri).version
+    lance.dataset(uri, version=before).restore()
+    table.checkout_latest()
+    if between == "update":
+        table.update(where="id = 3", values={"tag": "b"})
+    lance.dataset(uri, version=updated).restore()
+    table.checkout_latest()
+    if between == "nothing":
+        table.update(where="id in (0, 2)", values={"tag": "c"})
+    run(table, "y", "local")
+    assert pairs(table, "id", "y") == {0: 90, 1: 90, 2: 20, 3: 30}
+
+
+@both_row_ids
+@pytest.mark.parametrize("where", [None, "id = 0"])
+def test_row_that_was_deleted_when_nothing_was_left_to_do_is_restored_stale(
+    tmp_path: Path, calls: CallLog, where: str | None, stable: bool
+) -> None:
+    data = pa.table({"id": range(4), "x": range(4)})
+    table = make_table(tmp_path, data=data, fragments=1, stable=stable)
+    table.add_columns({"y": times(calls, 10)})
+    run(table, "y", "local")
+    table.update(where="id < 2", values={"x": 9})
+    run(table, "y", "local", where="id = 1")
+    uri = table.storage.uri
+    stale = lance.dataset(uri).version
+    lance.dataset(uri).delete("id = 0")
+    assert run(table, "y", "local", where=where).rows_computed == 0
+    lance.dataset(uri, version=stale).restore()
+    run(table, "y", "local", where=where)
+    assert pairs(table, "id", "y") == {0: 90, 1: 90, 2: 20, 3: 30}
+
+
+@both_row_ids
+@pytest.mark.parametrize("how", ["rewritten", "rebound"])
+def test_trusted_value_outlives_what_happened_after_the_history_was_lost(
+    tmp_path: Path, calls: CallLog, how: str, stable: bool
+) -> None:
+    data = pa.table({"id": range(4), "x": range(4), "tag": ["a"] * 4})
+    table = make_table(tmp_path, data=data, fragments=1, stable=stable)
+    table.add_columns({"y": times(calls, 10)})
+    run(table, "y", "local")
+    table.update(where="id < 3", values={"tag": "b"})
+    uri = table.storage.uri
+    lance.dataset(uri).cleanup_old_versions(older_than=dt.timedelta(0))
+    if how == "rewritten":
+        rewrite_column(uri, "x", lambda v: v + 100 * (v == 1), [_last_fragment(uri)], "update")
+    else:
+        assert run(table, "y", "local").rows_unverified == 3
+        table.alter_columns({"path": "y", "udf": times(calls, 10, version="2")})
+    calls.clear()
+    run(table, "y", "local")
+    assert xs(calls) == ([101] if how == "rewritten" else [0, 1, 2, 3])
+    assert all(y == 10 * x for x, y in pairs(table, "x", "y").items())
+
+
+def test_computed_value_is_taken_for_a_persons_beside_it(tmp_path: Path, calls: CallLog) -> None:
+    data = pa.table({"id": range(3), "x": [1, 1, 2], "tag": ["a"] * 3})
+    table = make_table(tmp_path, data=data, fragments=1)
+    table.add_columns({"y": times(calls, 10)})
+    run(table, "y", "local")
+    table.update(where="id = 1", values={"y": 777})
+    dataset = lance.dataset(table.storage.uri)
+    swapped = dataset.to_table(filter="id < 2").take([1, 0])  # a merge keeps the source's order
+    swapped = swapped.set_column(2, "tag", pa.array(["b", "b"]))
+    dataset.merge_insert("id").when_matched_update_all().execute(swapped)
+    assert run(table, "y", "local").rows_foreign == 1
+    table.checkout_latest()
+    table.update(where="id = 0", values={"x": 5})
+    run(table, "y", "local")
+    assert pairs(table, "id", "y") == {0: 50, 1: 777, 2: 20}
+
+
 def test_passing_read_error_is_remembered_as_lost_history(
     tmp_path: Path, calls: CallLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +235,61 @@ def test_passing_read_error_is_remembered_as_lost_history(
 
 
 # --- fresh values that pass for stale -------------------------------------------------------
+
+
+@both_row_ids
+@pytest.mark.parametrize("compacted", [False, True])
+def test_rows_beside_a_rewritten_input_are_computed_again(
+    tmp_path: Path, calls: CallLog, compacted: bool, stable: bool
+) -> None:
+    table = make_table(tmp_path, rows=20, fragments=2, stable=stable)
+    table.add_columns({"y": times(calls, 10)})
+    run(table, "y", "local")
+    calls.clear()
+    uri = table.storage.uri
+    rewrite_column(uri, "x", lambda v: v + 100 * (v == 3), [0], "update")
+    rewrite_column(uri, "x", lambda v: v, [1], "replacement")
+    if compacted:
+        lance.dataset(uri).optimize.compact_files()
+    run(table, "y", "local")
+    assert xs(calls) == [103]
+    rewrite_column(uri, "x", lambda v: v + 100 * (v == 4), [_first_fragment(uri)], "update")
+    run(table, "y", "local")
+    assert xs(calls) == [104]
+    assert all(y == 10 * x for x, y in pairs(table, "x", "y").items())
+    assert run(table, "y", "local").rows_computed == 0
+
+
+def test_rewritten_input_of_equal_values_is_read_by_every_later_plan(
+    tmp_path: Path, calls: CallLog
+) -> None:
+    table = make_table(tmp_path, rows=20, fragments=2)
+    table.add_columns({"y": times(calls, 10)})
+    run(table, "y", "local")
+    rewrite_column(table.storage.uri, "x", lambda v: v, [0, 1], "update")
+    assert run(table, "y", "local").rows_computed == 0
+    reads = CallLog(tmp_path / "reads")
+    assert run(watched(table, reads), "y", "local").rows_computed == 0
+    assert reads.keys == []
+
+
+def test_input_computed_again_to_the_same_values_makes_its_readers_stale(tmp_path: Path) -> None:
+    table = chain(tmp_path, {"x": list(range(20))}, 2)
+    assert run(table, "y", "local", force=True).rows_computed == 20
+    assert run(table, "z", "local").rows_computed == 0
+
+
+@both_row_ids
+@pytest.mark.parametrize("column", ["x", "status"])
+def test_rows_of_a_filter_are_computed_again_when_its_column_was_rewritten_in_place(
+    tmp_path: Path, calls: CallLog, column: str, stable: bool
+) -> None:
+    data = pa.table({"x": range(8), "status": ["new"] * 8})
+    table = make_table(tmp_path, data=data, fragments=1, stable=stable)
+    table.add_columns({"y": times(calls, 10)})
+    assert run(table, "y", "local", where="status = 'new'").rows_computed == 8
+    rewrite_column(table.storage.uri, column, lambda v: v, [0], "update")
+    assert run(table, "y", "local", where="status = 'new'").rows_computed == 0
 
 
 def test_cleanup_after_compaction_computes_a_chain_again(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import geneva
 from geneva.errors import UdfError
 from tests.support.backfills import CPUS, run
 from tests.support.calls import CallLog
-from tests.support.tables import assert_table_invariants, column, make_table, pairs
+from tests.support.tables import assert_table_invariants, column, database, make_table, pairs
 
 UTC = dt.UTC
 DAY = dt.datetime(2024, 5, 17, 13, 30, 59, 123456)
@@ -96,7 +96,7 @@ def numbers(path: Path, **extra: Any) -> geneva.Table:
     data = pa.table({"x": pa.array(range(24), pa.int64()), **extra})
     # pylance panics on slices of nested structs, so each part is a copy
     parts = [data.take(pa.array(range(k, k + 8))) for k in (0, 8, 16)]
-    table = geneva.connect(str(path)).create_table("t", parts[0])
+    table = geneva.connect(database(path)).create_table("t", parts[0])
     table.add(parts[1])
     table.add(parts[2])
     return table
@@ -323,6 +323,27 @@ def test_stateful_udf_is_built_more_than_once_per_applier(
         assert len(set(places)) == len(places)
         table.backfill("y", executor=executor, concurrency=2, where="x < 20")
         assert len(calls) <= 2  # warm appliers keep their instance
+
+
+@pytest.mark.ray
+def test_column_that_is_bound_anew_finds_its_applier_cold(
+    tmp_path: Path, calls: CallLog, ray_cluster: None
+) -> None:
+    table = make_table(tmp_path, rows=8, fragments=1)
+
+    @geneva.udf(num_cpus=CPUS)
+    class Model:
+        def __init__(self) -> None:
+            calls("built")
+
+        def __call__(self, x: int) -> int:
+            return x
+
+    for _ in range(2):
+        table.add_columns({"y": Model})
+        table.backfill("y", executor="ray", concurrency=1)
+        table.drop_columns(["y"])
+    assert len(calls) == 1
 
 
 def test_instance_per_thread_is_shared(tmp_path: Path, calls: CallLog, executor: str) -> None:

@@ -129,6 +129,14 @@ class ScheduleMachine(RuleBasedStateMachine):
         self.schedule.dropped(task)
         self.dropped.add(task.fragment_id)
 
+    @precondition(lambda self: self.schedule.not_begun)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        """Another driver takes fragments that were not begun."""
+        given = data.draw(st.sets(st.sampled_from(self.schedule.not_begun)))
+        self.schedule.give_up(given)
+        self.dropped |= given
+
     @rule()
     def commit(self) -> None:
         due = self.schedule.commit_due(1e9)

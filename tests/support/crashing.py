@@ -20,6 +20,7 @@ import geneva
 from geneva.clean import clean
 from geneva.column.name import ColumnFileName
 from geneva.storage.lance import TableStorage
+from tests.support.backfills import until
 from tests.support.calls import CallLog
 from tests.support.faults import FaultyStorage
 from tests.support.tables import assert_table_invariants, make_table, pairs
@@ -59,8 +60,11 @@ class Scene:
     def uri(self) -> str:
         return str(self.path / "t.lance")
 
-    def build(self, pause_s: float = 0.0) -> Scene:
-        """Make the table; its UDF takes whole batches and ``pause_s`` for each."""
+    def build(self, pause_s: float = 0.0, together: int = 1) -> Scene:
+        """Make the table; its UDF takes whole batches and ``pause_s`` for each.
+
+        No call ends before so many processes (``together``) have called it.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         table = make_table(self.path, rows=self.rows, fragments=self.fragments)
         calls, pids = self.calls, self.pids
@@ -69,6 +73,7 @@ class Scene:
         def double(x: np.ndarray) -> np.ndarray:
             calls(*x.tolist())
             pids(os.getpid())
+            until(lambda: len(pids.counts) >= together)
             time.sleep(pause_s)
             return 2 * x
 
@@ -113,7 +118,7 @@ class Scene:
 
     def start_child(self, fail_at: int | None = None, mode: str = "kill") -> Any:
         """Start a backfill in another process."""
-        child = _processes().Process(target=_backfill, args=(self, fail_at, mode))
+        child = processes().Process(target=_backfill, args=(self, fail_at, mode))
         child.start()
         return child
 
@@ -180,7 +185,7 @@ def _backfill(scene: Scene, fail_at: int | None, mode: str) -> None:
         ray.shutdown()
 
 
-def _processes() -> Any:
+def processes() -> Any:
     """Children fork from a clean server that has imported everything and started nothing."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.crashing", "lancedb", "pandas", "datafusion"])

@@ -68,6 +68,10 @@ class FaultyStorage(TableStorage):
         self.tick("after publish")  # the commit landed, the reply is lost
         return done
 
+    def sync_version(self, snapshot: Any) -> None:
+        self.tick("sync_version")
+        super().sync_version(snapshot)
+
     def delete_file(self, name: str) -> None:
         self.tick("delete_file")
         super().delete_file(name)

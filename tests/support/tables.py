@@ -8,11 +8,32 @@ from typing import Any
 
 import lance
 import pyarrow as pa
+from lance.file import LanceFileSession
 
 import geneva
 from geneva.column.binding import bindings_of
 from geneva.column.file import read_row_map
 from geneva.column.name import ColumnFileName
+from tests.support.s3 import Bucket
+
+_bucket: Bucket | None = None
+
+
+def use(bucket: Bucket | None) -> None:
+    """Say where tables lie from now on: in a bucket, or on the disk."""
+    global _bucket
+    _bucket = bucket
+
+
+def database(path: Path | str) -> str:
+    """Return the database of a folder: the folder itself, or on S3 a prefix of that name."""
+    return str(path) if _bucket is None else f"{_bucket.uri}{path}"
+
+
+def database_of(table: geneva.Table | str) -> str:
+    """Return the database that a table, or the table at a URI, lies in."""
+    uri = table if isinstance(table, str) else table.storage.uri
+    return uri.rsplit("/", 1)[0]
 
 
 def make_table(
@@ -36,13 +57,20 @@ def make_table(
     per_file = -(-data.num_rows // fragments)
     lance.write_dataset(
         data,
-        str(path / f"{name}.lance"),
+        f"{database(path)}/{name}.lance",
         max_rows_per_file=per_file,
         max_rows_per_group=per_file,
         enable_stable_row_ids=stable,
         data_storage_version="stable",
     )
-    return geneva.connect(str(path), ray=ray or {}).open_table(name)
+    options = None if _bucket is None else _bucket.options()
+    db = geneva.connect(database(path), storage_options=options, ray=ray or {})
+    return db.open_table(name)
+
+
+def files_of(table: geneva.Table) -> list[str]:
+    """Return the paths of all files below a table."""
+    return list(LanceFileSession(table.storage.uri).list())
 
 
 def column(table: geneva.Table, name: str) -> list[Any]:

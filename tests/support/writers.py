@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lance
@@ -13,7 +14,11 @@ import pyarrow as pa
 from lance.file import LanceFileWriter
 from lance.fragment import DataFile
 
+import geneva
+from geneva.jobs.claims import FOLDER
 from geneva.storage.lance import TableStorage
+from geneva.storage.objects import LocalObjects
+from tests.support.tables import database_of
 
 Action = Callable[[str], None]
 
@@ -50,6 +55,30 @@ class MeddledStorage(TableStorage):
         if self.meddle is not None:
             self.meddle()
         return super().publish(*args, **kwargs)
+
+
+class _Unaware(LocalObjects):
+    """Shows no claims."""
+
+    def list(self, folder: str) -> list[str]:
+        return [] if folder.startswith(FOLDER) else super().list(folder)
+
+
+class UnawareStorage(TableStorage):
+    """For a driver that does not see the claims of others."""
+
+    @property
+    def objects(self) -> Any:
+        return _Unaware(str(self.path / "_backfill"))
+
+
+def unaware(uri: str) -> geneva.Table:
+    """Return a table whose backfills run beside others as if they were alone.
+
+    One that a UDF of another backfill waits for must not wait for that other backfill.
+    """
+    table = geneva.connect(database_of(uri)).open_table(Path(uri).stem)
+    return geneva.Table(table, storage=UnawareStorage(uri))
 
 
 def rewrite_column(

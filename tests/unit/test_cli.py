@@ -257,9 +257,3 @@ def test_clean_that_breaks_an_older_version_or_a_branch(tbl: geneva.Table):
     side = lance.dataset(tbl.uri).checkout_version(("side", None))
     assert values(side) == {(x, 2 * x) for x in range(30)}
     assert values(lance.dataset(tbl.uri, version=tagged)) == {(x, 3 * x) for x in range(30)}
-
-
-def test_clean_on_a_store_that_does_not_tell_ages():
-    storage = geneva.table.TableStorage("s3://bucket/t.lance")
-    with pytest.raises(errors.SettingError, match="age"):
-        clean(storage, 3600)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lance.file import LanceFileSession
 
-from geneva.storage.objects import LocalObjects, Objects, RemoteObjects
+from geneva.storage import objects as module
+from geneva.storage.objects import LocalObjects, Objects
+from geneva.storage.remote import RemoteObjects
 
 
 def remote(path: Path) -> RemoteObjects:
@@ -95,8 +98,39 @@ def test_log_of_another_attempt_is_never_appended_to(tmp_path: Path) -> None:
     assert bytes(objects.read_log("x.log")) == b"mine"
 
 
+def test_logs_closed_unsynced_are_synced_together_and_removed_ones_never(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noted(fd: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{fd}")).name)
+        fsync(fd)
+
+    stores = [LocalObjects(str(tmp_path / name)) for name in ("kept", "dropped")]
+    monkeypatch.setattr(module, "_CLOSED", module._ClosedLogs())
+    monkeypatch.setattr(module, "SYNC_INTERVAL_S", 60.0)
+
+    def append_and_close(objects: LocalObjects, name: str) -> None:
+        log = objects.create_log(f"work/{name}")
+        log.append(b"1")
+        if name == "last":
+            monkeypatch.setattr(module, "SYNC_INTERVAL_S", 0.0)
+        log.close()
+
+    for objects, name in ((stores[0], "a"), (stores[0], "committed"), (stores[1], "b")):
+        append_and_close(objects, name)
+    monkeypatch.setattr(os, "fsync", noted)
+    stores[0].delete("work/committed")
+    shutil.rmtree(tmp_path / "dropped")
+    append_and_close(stores[0], "last")
+    assert synced == ["a", "last", "work"]
+
+
 _KILLED = """
 import os, signal, sys
+from geneva.storage import objects as module
 from geneva.storage.objects import LocalObjects
 LocalObjects(sys.argv[1]).create_log("x.log").append(b"kept")
 os.kill(os.getpid(), signal.SIGKILL)

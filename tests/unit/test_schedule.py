@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
-from geneva.execute.state import MAX_DEATHS, MAX_DEATHS_ISOLATING, Schedule
+from geneva.execute.state import MAX_DEATHS, MAX_DEATHS_ISOLATING, MAX_LOSSES, Schedule
 from geneva.rows import RowClass, RowMap, RowStatus
 from geneva.types import ColumnFile, Counts, Task, TaskDone, TaskLost, TaskStopped
 
@@ -138,6 +138,15 @@ def test_task_that_waited_behind_the_deadly_one_is_not_blamed() -> None:
     assert take(schedule).attempt == 0
 
 
+def test_task_whose_nodes_go_away_without_end_is_given_up() -> None:
+    schedule = Schedule([(task(0),)], None, 1)
+    verdicts = [
+        schedule.lost(TaskLost(take(schedule), "gone", started=False), (), isolate=False)
+        for _ in range(MAX_LOSSES + 1)
+    ]
+    assert verdicts == [False] * MAX_LOSSES + [True]
+
+
 def test_deaths_are_counted_for_each_span_alone() -> None:
     schedule = Schedule([spans(0, 2)], None, 1)
     for _ in range(MAX_DEATHS):
@@ -155,6 +164,17 @@ def test_dropped_fragment_is_not_handed_out_again() -> None:
     schedule.done(done(task(1)))
     assert schedule.idle
     assert [f.fragment_id for f in schedule.take_finished()] == [1]
+
+
+def test_fragment_that_was_given_up_is_begun_or_waited_for() -> None:
+    schedule = Schedule([(task(0),), spans(1, 2), (task(2),), (task(3),)], 2, 1)
+    first = take(schedule)
+    assert schedule.not_begun == [1, 2, 3]
+    schedule.give_up({1, 2})
+    assert take(schedule).fragment_id == 3
+    schedule.done(done(first))
+    schedule.done(done(task(3)))
+    assert schedule.idle
 
 
 def test_dropped_fragment_makes_room_under_num_frags() -> None:

@@ -1,0 +1,173 @@
+"""Are many appliers, such as 160 on 40 machines of 4 GPUs, kept busy by one driver?
+
+A process for each would not fit here, so a Ray actor stands for ten such machines and hosts their
+40 appliers, each with threads of its own. All else is real: the driver, its calls
+through Ray, the tasks, checkpoints, column files and commits. The UDF sleeps, which takes no core,
+and the GPUs are Ray's word for it. As many appliers as fit are then asked for as real processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from benchmarks import tables, udfs
+from benchmarks.measure import Answer, Scale
+from geneva.execute.follow import SharedApplier
+from geneva.execute.outcome import outcome
+from geneva.execute.ray import TASKS_AT_ONCE, RayExecutor, start_ray
+from geneva.execute.warm import Actor, release_idle
+from geneva.result import BackfillResult
+from geneva.storage.lance import TableStorage
+from geneva.types import JobSettings, Task, TaskEvent
+from geneva.udf import UDF
+
+_APPLIERS = 160
+_PROCESSES = 24
+_SEATS = 40
+_ROWS_PER_CALL, _CALLS_PER_TASK = 2, 5
+_CALL_S = 2.0
+
+
+class _Machines:
+    """An actor that hosts many appliers, each with threads of its own."""
+
+    def __init__(self, storage: TableStorage, pickled: Mapping[str, bytes]) -> None:
+        udfs = {column: UDF.loads(data) for column, data in pickled.items()}
+        self._appliers = [SharedApplier(storage, udfs.__getitem__) for _ in range(_SEATS)]
+
+    def begin(self, seat: int, settings: JobSettings) -> str:
+        self._appliers[seat].begin(settings)
+        return str(ray.get_runtime_context().get_node_id())
+
+    def run(self, seat: int, task: Task) -> TaskEvent:
+        return outcome(self._appliers[seat], task)
+
+    def progress(self, seat: int) -> int:
+        return self._appliers[seat].progress()
+
+    def cancel(self, seat: int) -> None:
+        self._appliers[seat].cancel()
+
+
+@dataclass(frozen=True)
+class _Seat:
+    """One hosted applier, called like the actor that it would be."""
+
+    machines: Any
+    number: int
+
+    def __getattr__(self, method: str) -> _Call:
+        return _Call(self, method)
+
+
+@dataclass(frozen=True)
+class _Call:
+    seat: _Seat
+    method: str
+    group: str = ""
+
+    def options(self, concurrency_group: str) -> _Call:
+        return _Call(self.seat, self.method, concurrency_group)
+
+    def remote(self, *arguments: object) -> Any:
+        group = f"work{self.seat.number}" if self.group == "work" else self.group
+        call = getattr(self.seat.machines, self.method).options(concurrency_group=group)
+        return call.remote(self.seat.number, *arguments)
+
+
+class HostedExecutor(RayExecutor):
+    """Ray's executor with appliers that share processes."""
+
+    def __init__(self) -> None:
+        super().__init__({}, 60.0)
+        self._machines: list[Any] = []
+        self._made = 0
+
+    def _new_actor(self) -> Actor:
+        seat = self._made % _SEATS
+        if not seat:
+            groups = {f"work{k}": TASKS_AT_ONCE for k in range(_SEATS)} | {"control": 4}
+            made = ray.remote(concurrency_groups=groups, num_gpus=_SEATS, num_cpus=0)(_Machines)
+            self._machines.append(made.remote(self._storage, self._reference))
+        self._made += 1
+        actor = Actor(_Seat(self._machines[-1], seat), self._key)
+        actor.beginning = self._begin(actor)
+        return actor
+
+    def close(self, *, kill: bool) -> None:
+        for machines in self._machines:
+            ray.kill(machines)
+        self._machines, self._actors, self._made = [], [], 0
+        super().close(kill=kill)
+
+
+def run(scale: Scale) -> list[Answer]:
+    """Share of their time that appliers spend in the UDF, in the middle of a run."""
+    tasks = 3 if scale.quick else 8
+    return [
+        _ask(_APPLIERS, "hosted by 4 processes", tasks, HostedExecutor()),
+        _ask(_PROCESSES, "as processes", tasks, None),
+    ]
+
+
+def _ask(appliers: int, how: str, tasks_each: int, executor: RayExecutor | None) -> Answer:
+    with tables.folder() as path, gpus(appliers):
+        calls, result = backfill(path, appliers, tasks_each, executor)
+    share = busy_share(calls, appliers)
+    slept = sum(c[1] - c[0] for c in calls)
+    whole = max(c[1] for c in calls) - min(c[0] for c in calls)
+    return Answer(
+        f"{appliers} appliers with a GPU each, {how}; the UDF sleeps {_CALL_S:.0f} s per call, "
+        "more or less",
+        ">= 95% of their time in the UDF in steady state",
+        f"{share:.1%}",
+        share >= 0.95,
+        f"{len(calls):,} calls in {len(calls) // _CALLS_PER_TASK:,} fragments, the middle half "
+        f"of the run; {slept / appliers / whole:.1%} over the whole run, from the first call to "
+        f"the last one, {whole:.0f} s; {len(result.versions)} commits",
+    )
+
+
+@contextmanager
+def gpus(count: int) -> Iterator[None]:
+    """Start a Ray that believes in so many GPUs, and end it."""
+    release_idle()
+    ray.shutdown()
+    start_ray({"num_gpus": count, "log_to_driver": False})
+    try:
+        yield
+    finally:
+        release_idle()
+        ray.shutdown()
+
+
+def backfill(
+    path: Path,
+    appliers: int,
+    tasks_each: int,
+    executor: RayExecutor | None,
+    call_s: float = _CALL_S,
+) -> tuple[list[list[float]], BackfillResult]:
+    """Fill a column of as many fragments as there are tasks; return when calls began and ended."""
+    fragments = appliers * tasks_each
+    rows = fragments * _ROWS_PER_CALL * _CALLS_PER_TASK
+    tbl = tables.table(path, tables.numbers(rows), fragments)
+    log = path / "calls.log"
+    tbl.add_columns({"c": udfs.uneven_sleeper(str(log), call_s, _ROWS_PER_CALL)})
+    result = tbl.backfill("c", executor=executor, concurrency=appliers, progress=False)
+    return [[float(v) for v in s.split()] for s in log.read_text().splitlines()], result
+
+
+def busy_share(calls: Sequence[Sequence[float]], appliers: int) -> float:
+    """Return which part of the appliers' time the calls take in the middle half of the run."""
+    first, last = min(c[0] for c in calls), max(c[1] for c in calls)
+    low, high = first + (last - first) / 4, last - (last - first) / 4
+    under_way = math.fsum(max(0.0, min(c[1], high) - max(c[0], low)) for c in calls)
+    return under_way / (high - low) / appliers

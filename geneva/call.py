@@ -1,0 +1,86 @@
+"""One call of `Table.backfill`: its columns one after the other, under one control."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from geneva.backfill import backfill, prepare
+from geneva.driver import Observer
+from geneva.errors import ColumnError, GenevaError, TableChangedError
+from geneva.execute.executor import Executor
+from geneva.jobs.control import Control
+from geneva.request import Request
+from geneva.result import BackfillResult, combined
+from geneva.sharing import Sharing, Turn
+from geneva.storage.lance import Snapshot, TableStorage
+from geneva.types import Options
+
+
+class Call:
+    """One call of backfill, checked and not yet begun.
+
+    Parameters
+    ----------
+    names
+        One column of each group, in dependency order.
+    refresh
+        Called at the end: versions were made.
+    """
+
+    def __init__(
+        self,
+        storage: TableStorage,
+        snapshot: Snapshot,
+        names: tuple[str, ...],
+        options: Options,
+        params: dict[str, Any],
+        executor: Executor,
+        control: Control,
+        refresh: Callable[[], None],
+    ) -> None:
+        self.storage, self.names, self.control = storage, names, control
+        self._options, self._params = options, params
+        self._executor, self._refresh = executor, refresh
+        # All requests are checked before the first row is computed.
+        self._requests = [self._request(n, snapshot) for n in names]
+        self.fills = tuple(c for r in self._requests for c in r.target.columns)
+
+    def _request(self, name: str, snapshot: Snapshot) -> Request:
+        return prepare(self.storage, snapshot, name, self._options, self._params or None)
+
+    def _request_again(self, name: str) -> Request:
+        """Check a later column again: it may have been dropped or bound anew meanwhile."""
+        try:
+            return self._request(name, self.storage.open())
+        except ColumnError as error:
+            raise TableChangedError(
+                f"column {name!r} was changed while the columns before it were computed: {error}"
+            ) from error
+
+    def _turns(self) -> Iterator[Turn]:
+        """Yield one column after the other; they may follow each other's reads."""
+        sharing = Sharing(self.storage)
+        request, *later = self._requests
+        yield sharing.turn(request, later)
+        for k, name in enumerate(self.names[1:], 1):
+            request = self._request_again(name)
+            later = []
+            for other in self.names[k + 1 :]:
+                with suppress(GenevaError, OSError):  # it says so itself when its turn comes
+                    later.append(self._request(other, self.storage.open()))
+            yield sharing.turn(request, later)
+
+    def run(self, observe: Observer) -> BackfillResult:
+        """Compute one column after the other."""
+        results: list[BackfillResult] = []
+        try:
+            for turn in self._turns():
+                results.append(backfill(self.storage, turn, self._executor, self.control, observe))
+        except BaseException:
+            with suppress(Exception):  # of a table that is gone: it must not hide why the job ended
+                self._refresh()
+            raise
+        self._refresh()
+        return combined(results)

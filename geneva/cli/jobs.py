@@ -1,0 +1,313 @@
+"""`geneva jobs ...`: the verbs of the REST interface, for a shell."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from geneva.cli.answers import INTERRUPTED, JOB_FAILED, answering
+from geneva.cli.options import AsJson, Debug, values
+from geneva.errors import SettingError
+from geneva.types import JobState
+
+if TYPE_CHECKING:
+    from geneva.jobs.records import EventRecord, RunRecord, Submission
+    from geneva.store.client import Client
+
+app = typer.Typer(help="Jobs of a service.", no_args_is_help=True)
+
+_Url = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        envvar="GENEVA_URL",
+        help="The service; its token is read from GENEVA_TOKEN.",
+    ),
+]
+_DEFAULT_URL = "http://127.0.0.1:8265"
+_RunId = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")]
+_Table = Annotated[str, typer.Argument(metavar="TABLE", help="Name of the table.")]
+_Columns = Annotated[list[str], typer.Argument(metavar="COLUMN...", help="Computed columns.")]
+_ServedDb = Annotated[
+    str | None,
+    typer.Option("--db", metavar="URI", envvar="GENEVA_DB", help="As the service sees it."),
+]
+_Arguments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="An argument of Table.backfill, as JSON or text, such as --set concurrency=4; repeat.",
+    ),
+]
+_Where = Annotated[str | None, typer.Option(metavar="SQL", help="Rows to compute.")]
+_FOUND = 20
+_ENDED = {JobState.FAILED: JOB_FAILED, JobState.CANCELLED: INTERRUPTED}
+
+
+def _client(url: str) -> Client:
+    from geneva.store.client import Client
+
+    return Client(url)
+
+
+@app.command()
+def submit(
+    table: _Table,
+    columns: _Columns,
+    db: _ServedDb = None,
+    where: _Where = None,
+    arguments: _Arguments = None,
+    name: Annotated[str, typer.Option(help="To find it again.")] = "",
+    pool: Annotated[str, typer.Option(help="Whose slots it takes.")] = "default",
+    priority: Annotated[int, typer.Option(help="Higher starts earlier.")] = 0,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow it to its end.")] = False,
+    url: _Url = _DEFAULT_URL,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Queue a backfill; it goes on whether or not this command does."""
+    with answering(as_json, debug) as answer:
+        asked = _asked(table, columns, db, where, arguments, name, pool, priority)
+        client = _client(url)
+        run = client.submit(asked)
+        if watch:
+            run = _follow(client, run.id)
+        answer(_line(run), _facts(run))
+        raise typer.Exit(_ENDED.get(run.state, 0))
+
+
+@app.command()
+def plan(
+    table: _Table,
+    columns: _Columns,
+    db: _ServedDb = None,
+    where: _Where = None,
+    arguments: _Arguments = None,
+    url: _Url = _DEFAULT_URL,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Say what a backfill would do now; nothing runs."""
+    with answering(as_json, debug) as answer:
+        found = _client(url).plan(_asked(table, columns, db, where, arguments))
+        to_do = [f for f in found["fragments"] if f["this_call"]]
+        answer(f"{found['rows_compute']:,} rows in {len(to_do):,} fragments", found)
+
+
+def _asked(
+    table: str,
+    columns: Sequence[str],
+    db: str | None,
+    where: str | None,
+    arguments: Sequence[str] | None,
+    name: str = "",
+    pool: str = "default",
+    priority: int = 0,
+) -> Submission:
+    from geneva.jobs.records import Submission
+
+    chosen = values(arguments, "--set") | ({} if where is None else {"where": where})
+    return Submission(
+        db="" if db is None else db if "://" in db else str(Path(db).absolute()),
+        table=table,
+        columns=tuple(columns),
+        arguments=chosen,
+        name=name,
+        pool=pool,
+        priority=priority,
+    )
+
+
+@app.command()
+def ls(
+    state: Annotated[
+        list[str] | None, typer.Option(help="Only runs in this state; repeat for several.")
+    ] = None,
+    table: Annotated[str | None, typer.Option(help="Only runs of this table.")] = None,
+    limit: Annotated[int, typer.Option(help="At most so many, the newest.")] = _FOUND,
+    url: _Url = _DEFAULT_URL,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """List runs, the newest first."""
+    with answering(as_json, debug) as answer:
+        from geneva.jobs.page import Wish
+
+        wish = Wish(states=_states(state or ()), table=table, limit=limit)
+        found = _client(url).runs(wish).items
+        text = "\n".join(_line(run) for run in found) or "no runs"
+        answer(text, {"runs": [_facts(run) for run in found]})
+
+
+def _states(given: Sequence[str]) -> Any:
+    for name in given:
+        if name.upper() not in JobState.__members__:
+            known = ", ".join(JobState.__members__)
+            raise SettingError(f"--state {name!r} is unknown; states: {known}")
+    return tuple(JobState(name.upper()) for name in given)
+
+
+@app.command()
+def show(
+    run_id: _RunId, url: _Url = _DEFAULT_URL, as_json: AsJson = False, debug: Debug = False
+) -> None:
+    """Show a run with its jobs, and why they are as they are."""
+    with answering(as_json, debug) as answer:
+        run = _client(url).run(run_id)
+        jobs = [
+            f"  job {j.id} {j.state.value}: {j.rows_computed:,} of "
+            f"{'?' if j.rows_total is None else f'{j.rows_total:,}'} rows, "
+            f"{j.fragments_committed:,} of {j.fragments_total:,} fragments visible"
+            + (f"; {j.reason}" if j.reason else "")
+            for j in run.jobs
+        ]
+        answer("\n".join([_line(run), *jobs]), _facts(run))
+
+
+@app.command()
+def watch(
+    run_id: _RunId, url: _Url = _DEFAULT_URL, as_json: AsJson = False, debug: Debug = False
+) -> None:
+    """Follow a run to its end; leaving does not disturb it."""
+    with answering(as_json, debug) as answer:
+        run = _follow(_client(url), run_id)
+        answer(_line(run), _facts(run))
+        raise typer.Exit(_ENDED.get(run.state, 0))
+
+
+def _follow(client: Client, run_id: str) -> RunRecord:
+    from geneva.jobs.records import EventRecord
+
+    for seen in client.watch(run_id):
+        if isinstance(seen, EventRecord):
+            print(_event(seen), file=sys.stderr)
+    return client.run(run_id)
+
+
+def _event(event: EventRecord) -> str:
+    what = event.data.get("to", event.kind)
+    return f"{event.at:%H:%M:%S} {what} {event.message}".rstrip()
+
+
+def _steering(verb: str) -> Any:
+    def command(
+        run_id: _RunId, url: _Url = _DEFAULT_URL, as_json: AsJson = False, debug: Debug = False
+    ) -> None:
+        with answering(as_json, debug) as answer:
+            from geneva.jobs.control import Wanted
+
+            wanted = {"pause": Wanted.PAUSE, "resume": Wanted.RUN, "cancel": Wanted.CANCEL}
+            run = _client(url).want(run_id, wanted[verb])
+            answer(_line(run), _facts(run))
+
+    return command
+
+
+for _verb, _help in {
+    "pause": "Stop at the next batch and free the appliers; checkpoints are kept.",
+    "resume": "Queue what was paused; nothing is computed twice.",
+    "cancel": "Stop for good; finished fragments are committed, checkpoints are kept.",
+}.items():
+    app.command(_verb, help=_help)(_steering(_verb))
+
+
+@app.command()
+def retry(
+    run_id: _RunId, url: _Url = _DEFAULT_URL, as_json: AsJson = False, debug: Debug = False
+) -> None:
+    """Queue again what did not succeed, limited to what failed."""
+    with answering(as_json, debug) as answer:
+        run = _client(url).retry(run_id)
+        answer(_line(run), _facts(run))
+
+
+@app.command()
+def change(
+    run_id: _RunId,
+    priority: Annotated[int | None, typer.Option(help="Higher starts earlier.")] = None,
+    max_active: Annotated[int | None, typer.Option(help="Jobs of the run at once.")] = None,
+    url: _Url = _DEFAULT_URL,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Change the priority or the cap of a run, also while it runs."""
+    with answering(as_json, debug) as answer:
+        run = _client(url).change(run_id, priority=priority, max_active=max_active)
+        answer(_line(run), _facts(run))
+
+
+@app.command()
+def delete(
+    run_id: _RunId, url: _Url = _DEFAULT_URL, as_json: AsJson = False, debug: Debug = False
+) -> None:
+    """Remove the records of a run that has ended; values are never touched."""
+    with answering(as_json, debug) as answer:
+        _client(url).delete(run_id)
+        answer(f"run {run_id} was deleted", {"deleted": run_id})
+
+
+@app.command()
+def logs(run_id: _RunId, url: _Url = _DEFAULT_URL, debug: Debug = False) -> None:
+    """Print the end of what the drivers of a run wrote."""
+    with answering(False, debug) as answer:
+        client = _client(url)
+        answer("".join(client.logs(j.id) for j in client.run(run_id).jobs), {})
+
+
+@app.command()
+def failures(
+    run_id: _RunId,
+    limit: Annotated[int, typer.Option(help="At most so many of each job.")] = _FOUND,
+    url: _Url = _DEFAULT_URL,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """List the rows on which the UDF failed."""
+    with answering(as_json, debug) as answer:
+        client = _client(url)
+        found = [f for j in client.run(run_id).jobs for f in client.failures(j.id, limit).items]
+        lines = [
+            f"{f.column} fragment {f.fragment_id} row {f.row} ({f.input}): {f.error}: {f.message}"
+            for f in found
+        ]
+        answer("\n".join(lines) or "no failures", {"failures": [asdict(f) for f in found]})
+
+
+@app.command()
+def pools(
+    name: Annotated[str | None, typer.Argument(help="Pool; '' stands for all jobs.")] = None,
+    slots: Annotated[
+        int | None, typer.Option(help="Set how many of its jobs may be active at once.")
+    ] = None,
+    url: _Url = _DEFAULT_URL,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """List the pools, or set the slots of one."""
+    with answering(as_json, debug) as answer:
+        client = _client(url)
+        if name is not None:
+            client.set_pool(name, slots)
+        found = client.pools()
+        lines = [
+            f"{p.name or '(all)':16} {p.active} active, {p.queued} queued, "
+            f"{'no cap' if p.slots is None else f'{p.slots} slots'}"
+            for p in found
+        ]
+        answer("\n".join(lines), {"pools": [asdict(p) for p in found]})
+
+
+def _line(run: RunRecord) -> str:
+    what = f"{run.table}.{','.join(run.columns)}"
+    when = f"{run.created_at:%Y-%m-%d %H:%M:%S}"
+    return f"{run.id}  {run.state.value:10} {when}  {what}  {run.reason or run.name}".rstrip()
+
+
+def _facts(run: RunRecord) -> dict[str, Any]:
+    return asdict(run)

@@ -1,0 +1,141 @@
+"""`geneva serve`, `geneva scheduler` and `geneva db upgrade`: what runs a service."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from geneva.cli import jobs
+from geneva.cli.answers import answering
+from geneva.cli.options import Debug, duration_s
+
+if TYPE_CHECKING:
+    from geneva.service.settings import Settings
+
+_Url = Annotated[
+    str | None,
+    typer.Option(
+        "--jobs",
+        metavar="URL",
+        envvar="GENEVA_JOBS",
+        help="Database of jobs, sqlite:///FILE or postgresql://... [default: a file in --state]",
+        show_default=False,
+    ),
+]
+_State = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        envvar="GENEVA_STATE",
+        help="Folder for logs and the database of jobs. [default: _geneva in --db, else a "
+        "folder of the user]",
+        show_default=False,
+    ),
+]
+_ServedDb = Annotated[
+    str | None,
+    typer.Option("--db", metavar="URI", envvar="GENEVA_DB", help="Meant where a request has none."),
+]
+_Retention = Annotated[
+    str | None,
+    typer.Option(metavar="DURATION", help="Forget runs that ended so long ago, such as 90d."),
+]
+
+
+_Grace = Annotated[
+    float, typer.Option(help="Seconds that a driver has to stop before it is killed.")
+]
+
+
+def install(app: typer.Typer) -> None:
+    """Add the commands of the service and of its jobs."""
+    app.command()(serve)
+    app.command()(scheduler)
+    database = typer.Typer(help="The database of jobs.", no_args_is_help=True)
+    database.command("upgrade")(upgrade)
+    app.add_typer(database, name="db")
+    app.add_typer(jobs.app, name="jobs")
+
+
+def serve(
+    db: _ServedDb = None,
+    jobs: _Url = None,
+    state: _State = None,
+    host: Annotated[
+        str, typer.Option(help="Others than loopback need GENEVA_TOKEN.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8265,
+    schedule: Annotated[
+        bool, typer.Option("--schedule/--no-schedule", help="Also start and watch drivers.")
+    ] = True,
+    retention: _Retention = None,
+    grace: _Grace = 15.0,
+    debug: Debug = False,
+) -> None:
+    """Serve jobs over HTTP and schedule them; they outlive this command."""
+    with answering(False, debug):
+        _log()
+        from geneva.service.serve import serve as run
+
+        run(_settings(db, jobs, state, retention, grace, host, port), schedule=schedule)
+
+
+def scheduler(
+    db: _ServedDb = None,
+    jobs: _Url = None,
+    state: _State = None,
+    retention: _Retention = None,
+    grace: _Grace = 15.0,
+    debug: Debug = False,
+) -> None:
+    """Schedule jobs without serving HTTP; several may run."""
+    with answering(False, debug):
+        _log()
+        from geneva.service.scheduler import Scheduler
+
+        Scheduler(_settings(db, jobs, state, retention, grace)).run()
+
+
+def upgrade(jobs: _Url = None, db: _ServedDb = None, state: _State = None) -> None:
+    """Bring the database of jobs to the version that this geneva needs."""
+    with answering(False, False):
+        from geneva.store.database import Database
+        from geneva.store.migrate import upgrade as bring
+
+        print(bring(Database(_settings(db, jobs, state, None).url)))
+
+
+def _settings(
+    db: str | None,
+    jobs: str | None,
+    state: str | None,
+    retention: str | None,
+    grace: float = 15.0,
+    host: str = "127.0.0.1",
+    port: int = 8265,
+) -> Settings:
+    from geneva.service.settings import Settings, default_state
+
+    folder = Path(state) if state else default_state(db)
+    folder = folder.absolute()
+    return Settings(
+        url=jobs or f"sqlite:///{folder / 'jobs.db'}",
+        state=folder,
+        db=None if db is None else (db if "://" in db else str(Path(db).absolute())),
+        host=host,
+        port=port,
+        operator_token=os.environ.get("GENEVA_TOKEN") or None,
+        viewer_token=os.environ.get("GENEVA_VIEWER_TOKEN") or None,
+        grace_s=grace,
+        retention_s=None if retention is None else duration_s(retention),
+    )
+
+
+def _log() -> None:
+    form = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form)
+    logging.getLogger("alembic").setLevel(logging.WARNING)

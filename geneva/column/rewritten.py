@@ -1,0 +1,40 @@
+"""Rows that a compaction laid out anew, and rows that are deleted."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from geneva.rows import BoolArray
+from geneva.storage.lance import Snapshot, TableStorage
+from geneva.storage.snapshot import FragmentInfo
+from geneva.storage.values import RewriteGroup
+
+
+def live_mask(storage: TableStorage, snapshot: Snapshot, fragment: FragmentInfo) -> BoolArray:
+    """Return which physical rows are not deleted."""
+    mask = np.ones(fragment.rows, np.bool_)
+    if fragment.deleted:
+        mask[:] = False
+        for batch in storage.scan(snapshot, fragment.id, [], batch_rows=65_536, live_only=True):
+            address = batch.column("_rowaddr").to_numpy(zero_copy_only=False).astype(np.int64)
+            mask[address & 0xFFFFFFFF] = True
+    return mask
+
+
+def rewritten_from(
+    fragment: FragmentInfo, before: Snapshot, groups: tuple[RewriteGroup, ...]
+) -> tuple[list[FragmentInfo], int, int] | None:
+    """Return the old fragments whose live rows a compaction laid out, for one new fragment.
+
+    With them: at which of those rows the new fragment begins, and how many they are in all.
+    """
+    for old_ids, new in groups:
+        start = 0
+        for fragment_id, rows in new:
+            if fragment_id == fragment.id and rows == fragment.rows:
+                if any(i not in before.fragments for i in old_ids):
+                    return None
+                old = [before.fragments[i] for i in old_ids]
+                return old, start, sum(n for _, n in new)
+            start += rows
+    return None

@@ -1,0 +1,91 @@
+"""What supplies a column of a fragment, and since which version."""
+
+from __future__ import annotations
+
+from geneva.column.binding import binding_of
+from geneva.column.ledger import Ledger
+from geneva.column.marks import NO_FILE, UNKNOWN, file_generation, group_subtree, supplier
+from geneva.column.name import ColumnFileName
+from geneva.column.versions import Versions
+from geneva.rows import Mark, Marks
+from geneva.storage.lance import Snapshot, TableStorage
+from geneva.storage.snapshot import FragmentInfo
+
+
+class Sources:
+    """Answers, for one snapshot and those before it, what supplies a column."""
+
+    def __init__(
+        self,
+        storage: TableStorage,
+        snapshot: Snapshot,
+        ledger: Ledger,
+    ) -> None:
+        self._storage = storage
+        self.snapshot = snapshot
+        self.ledger = ledger
+        self._unknown: dict[str, int] = {}
+        self._versions = Versions(storage, snapshot)
+
+    # --- what supplies a column --------------------------------------------------------
+
+    def mark(self, snapshot: Snapshot, fragment: FragmentInfo, column: str) -> Mark:
+        """Return what supplies a top-level column of a fragment."""
+        field = snapshot.fields[column]
+        file = supplier(fragment, field.subtree)
+        binding = binding_of(field.arrow)
+        if binding is None or file == NO_FILE:
+            return Mark(field.id, file)
+        name = ColumnFileName.parse(file)
+        if name is not None and name.incarnation == binding.incarnation:
+            return Mark(field.id, binding.incarnation, name.generation)
+        born, known = self.first_version(snapshot, fragment, column, file)
+        return Mark(field.id, binding.incarnation, file_generation(born) if known else UNKNOWN)
+
+    def marks(self, snapshot: Snapshot, fragment: FragmentInfo, columns: list[str]) -> Marks:
+        """Return what supplies several columns."""
+        return tuple(self.mark(snapshot, fragment, c) for c in columns)
+
+    # --- versions ----------------------------------------------------------------------
+
+    def made_by(self, snapshot: Snapshot, fragment: FragmentInfo, column: str) -> str:
+        """Return the operation that brought a fragment about; empty when nobody can tell."""
+        file = supplier(fragment, group_subtree(snapshot, column))
+        born, known = self.first_version(snapshot, fragment, column, file)
+        change = self._versions.change(born) if known else None
+        return "" if change is None else change.operation
+
+    def first_version(
+        self, snapshot: Snapshot, fragment: FragmentInfo, column: str, file: str
+    ) -> tuple[int, bool]:
+        """Return the version in which a file first supplied a column of a fragment.
+
+        With it: whether that is known, or just the oldest that is left.
+        """
+        field_id = snapshot.fields[column].id
+        key = f"{field_id}|{fragment.id}|{file}"
+        known = self.ledger.born(key)
+        if known is not None:
+            return known, True
+        if key in self._unknown:
+            return self._unknown[key], False
+
+        def has(past: Snapshot) -> bool:
+            there = past.fragments.get(fragment.id)
+            name = next((n for n, f in past.fields.items() if f.id == field_id), None)
+            return (
+                there is not None
+                and name is not None
+                and file
+                in (
+                    supplier(there, group_subtree(past, name)),
+                    supplier(there, past.fields[name].subtree),
+                )
+            )
+
+        version, known_first = self._versions.first(has, snapshot.version)
+        if known_first:
+            self.ledger.learn_born(key, version)
+        else:
+            self._unknown[key] = version
+        return version, known_first

@@ -1,0 +1,60 @@
+"""Past versions of a table, as far as they are still there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from geneva.errors import TableChangedError
+from geneva.storage.lance import Snapshot, TableStorage
+from geneva.storage.values import Change
+
+
+class Versions:
+    """Opens past versions of one snapshot's table, each once, and finds where things began."""
+
+    def __init__(self, storage: TableStorage, snapshot: Snapshot) -> None:
+        self._storage, self._snapshot = storage, snapshot
+        self._open: dict[int, Snapshot | None] = {snapshot.version: snapshot}
+        self._changes: dict[int, Change | None] = {}
+
+    def open(self, version: int) -> Snapshot | None:
+        """Return a version, or ``None`` if it was cleaned up."""
+        if version not in self._open:
+            try:
+                self._open[version] = self._storage.open(version)
+            except TableChangedError:
+                self._open[version] = None
+        return self._open[version]
+
+    def change(self, version: int) -> Change | None:
+        """Return what made a version, or ``None`` if that is no longer known."""
+        if version not in self._changes:
+            self._changes[version] = self._storage.change(self._snapshot, version)
+        return self._changes[version]
+
+    def first(self, has: Callable[[Snapshot], bool], last: int) -> tuple[int, bool]:
+        """Return the first version of those up to ``last`` in which something is there.
+
+        What a restore brought back came to be before the version that was restored.
+
+        Returns
+        -------
+        version, known
+            Not ``known`` where the versions before it are gone: then it may be older than that.
+        """
+
+        def there(version: int) -> bool:
+            past = self.open(version)
+            return past is not None and has(past)
+
+        while True:
+            low, high = 0, last  # there(high) is true, there(low) is false
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if there(middle) else (middle, high)
+            change = self.change(high)
+            if change is None or change.restored is None:
+                return high, high == 1 or self.open(high - 1) is not None
+            if not there(change.restored):
+                return high, False
+            last = change.restored

@@ -1,0 +1,93 @@
+"""What a Ray cluster holds, and which of its nodes go away."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
+
+_FIXED_NODE = re.compile(r"node_[0-9a-f]{40,}")
+_NODE_DIED = "its node has died"
+_LOG = logging.getLogger("geneva")
+
+
+def slots(needs: Mapping[str, float]) -> int:
+    """Return how many appliers with these needs the nodes that stay hold in all."""
+    return sum(int(min(has.get(r, 0.0) // n for r, n in needs.items())) for has in _staying())
+
+
+def missing_resource(needs: Mapping[str, float]) -> str:
+    """Return why no node that stays can ever hold an applier, or an empty text."""
+    nodes = _staying()
+    if any(all(n.get(r, 0.0) >= v for r, v in needs.items()) for n in nodes):
+        return ""
+    most = {r: max((n.get(r, 0.0) for n in nodes), default=0.0) for r in needs}
+    short = [
+        f"{v:g} {r} (the largest node has {most[r]:g})" for r, v in needs.items() if most[r] < v
+    ]
+    wanted = ", ".join(short) or "the combination of " + ", ".join(
+        f"{v:g} {r}" for r, v in needs.items()
+    )
+    return f"no node of the Ray cluster can hold an applier: the UDF asks for {wanted}"
+
+
+def _staying() -> list[dict[str, float]]:
+    """Return what each node has that is alive and not being drained."""
+    going = draining_nodes()
+    return [n["Resources"] for n in ray.nodes() if n["Alive"] and n["NodeID"] not in going]
+
+
+def draining_nodes() -> frozenset[str]:
+    """Return the ids of nodes that are about to go: preempted, or scaled down."""
+    try:
+        return frozenset(ray._private.state.state.get_draining_nodes())  # noqa: SLF001
+    except Exception as error:  # a private interface: without it, nodes are lost without warning
+        _LOG.debug("cannot read which nodes are being drained: %s", error)
+        return frozenset()
+
+
+def node_lost(error: Exception, node: str) -> bool:
+    """Tell whether an applier's node, not the UDF, is to blame for its death.
+
+    A node that vanished is noticed by its broken connections long before Ray declares it dead.
+
+    Parameters
+    ----------
+    error
+        What Ray raised of the applier.
+    node
+        The id of its node, empty if the applier died before it told.
+    """
+    if isinstance(error, (ActorUnavailableError, ObjectLostError)):
+        return True
+    if isinstance(error, RayActorError) and (error.preempted or _NODE_DIED in str(error)):
+        return True
+    return any(n["NodeID"] == node and not n["Alive"] for n in ray.nodes())
+
+
+def autoscaling() -> bool:
+    """Whether the cluster can grow: a fixed one reports every node as a type of its own."""
+    report = _status().get("autoscaler_report") or {}
+    types = [*(report.get("active_nodes") or ()), *(report.get("idle_nodes") or ())]
+    return any(not _FIXED_NODE.fullmatch(t) for t in types)
+
+
+def others_wait() -> bool:
+    """Whether some task or actor of the cluster waits for resources."""
+    load = _status().get("load_metrics_report") or {}
+    return bool(load.get("resource_demand") or load.get("pg_demand"))
+
+
+def _status() -> dict[str, Any]:
+    """Return what Ray's monitor last wrote (every few seconds), or nothing."""
+    try:
+        raw = ray.experimental.internal_kv._internal_kv_get("__autoscaling_status")  # noqa: SLF001
+        return dict(json.loads(raw)) if raw else {}
+    except Exception as error:  # a private interface: without it, assume a fixed, quiet cluster
+        _LOG.debug("cannot read the cluster's status: %s", error)
+        return {}

@@ -1,0 +1,85 @@
+"""Checkpoint what a task computes, unit by unit."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from geneva.checkpoint.journal import Journal
+from geneva.rows import IntArray
+from geneva.types import Counts, Failure
+from geneva.udf import RowError
+
+_HELD_S = 0.2
+_HELD_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """The values of some rows, one array per column, and the positions of those that failed."""
+
+    rows: IntArray
+    values: list[pa.Array]
+    failed: IntArray
+    failures: tuple[Failure, ...]
+    counts: Counts
+
+
+class Recorder:
+    """Appends units to a task's journal; thread-safe.
+
+    What is computed in the first blink of a task is held back: a fragment that is done by then
+    needs no checkpoint besides its column file. Any other has the held units recorded together
+    with the first one behind the blink.
+
+    Parameters
+    ----------
+    holds
+        Whether units may be held back at all.
+    """
+
+    def __init__(self, journal: Journal, *, holds: bool) -> None:
+        self._journal, self._holds = journal, holds
+        self._lock = threading.Lock()
+        self._held: list[tuple[Computed, Sequence[RowError]]] = []
+        self._began = math.inf
+
+    def record(self, done: Computed, errors: Sequence[RowError], began_s: float) -> None:
+        """Record a unit whose computing began at a moment of ``time.perf_counter``.
+
+        ``errors`` has one for each of ``done.failed``.
+        """
+        with self._lock:
+            self._began = min(self._began, began_s)
+            self._held.append((done, errors))
+            size = sum(v.nbytes for d, _ in self._held for v in d.values)
+            young = time.perf_counter() - self._began < _HELD_S
+            if self._holds and young and size < _HELD_BYTES:
+                return
+        self.release()
+
+    def release(self) -> None:
+        """Record what is held, and hold nothing from now on."""
+        with self._lock:
+            held, self._held, self._holds = self._held, [], False
+        for done, errors in held:
+            self._append(done, errors)
+
+    def _append(self, done: Computed, errors: Sequence[RowError]) -> None:
+        texts: list[str | None] | None = None
+        if len(done.failed):
+            texts = [None] * len(done.rows)
+            for k, error in zip(done.failed.tolist(), errors, strict=True):
+                texts[k] = error_text(error)
+        self._journal.append(done.rows, done.values, texts)
+
+
+def error_text(error: RowError) -> str:
+    """Return what the journal keeps of a row that failed."""
+    return json.dumps({f: getattr(error, f) for f in error.__slots__})

@@ -1,0 +1,69 @@
+"""Which records are wanted, and one page of them."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+from geneva.errors import SettingError
+from geneva.types import JobState
+
+T = TypeVar("T")
+MAX_LIMIT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """Records in order, and where the next ones begin; ``next`` is ``None`` at the end."""
+
+    items: Sequence[T]
+    next: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Which runs or jobs are wanted; an empty filter matches all.
+
+    Attributes
+    ----------
+    cursor
+        ``Page.next`` of the page before.
+    """
+
+    states: tuple[JobState, ...] = ()
+    db: str | None = None
+    table: str | None = None
+    name: str | None = None
+    sort: Literal["created", "-created"] = "-created"
+    limit: int = 100
+    cursor: str | None = None
+
+
+def encode_cursor(*key: float | str | int) -> str:
+    """Return where a page ended, as a text that is good in a URL."""
+    return base64.urlsafe_b64encode(json.dumps(key).encode()).decode().rstrip("=")
+
+
+def decode_cursor(text: str, *kinds: type) -> list[float | str | int]:
+    """Read what `encode_cursor` wrote.
+
+    Raises
+    ------
+    SettingError
+        It is none of ours.
+    """
+    try:
+        key = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        if len(key) != len(kinds) or any(
+            type(k) is not kind for k, kind in zip(key, kinds, strict=True)
+        ):
+            raise ValueError(text)
+    except (ValueError, TypeError, binascii.Error) as error:
+        raise SettingError(
+            f"cursor {text!r} is not one that a page gave; leave it out to begin again"
+        ) from error
+    return list(key)

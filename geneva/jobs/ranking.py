@@ -1,0 +1,110 @@
+"""Which queued jobs start now, and why the others wait. No IO, no clock.
+
+Caps are applied to every queued job, in the order of their rank: a job that a cap holds back is
+passed over, so it never keeps back one that could start.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+AGEING_S = 600.0
+"""A job gains one level of priority for each so many seconds that it waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What decides whether and when a job may start.
+
+    Attributes
+    ----------
+    columns
+        ``(table uri, column)`` of what it fills.
+    """
+
+    id: str
+    run_id: str
+    pool: str
+    priority: int
+    queued_s: float
+    columns: frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """How many jobs may be active at once; a pool or a run that is not named has no cap."""
+
+    total: int | None = None
+    pools: Mapping[str, int] = field(default_factory=dict)
+    runs: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What starts, in order, and for each of the others why it waits."""
+
+    start: tuple[Candidate, ...]
+    waiting: Mapping[str, str]
+
+
+def rank(queued: Iterable[Candidate], active: Iterable[Candidate], now_s: float) -> list[Candidate]:
+    """Order jobs by priority and age, and on one level take the runs in turn."""
+    busy = Counter(c.run_id for c in active)
+    levels: list[tuple[int, float, str, Candidate]] = sorted(
+        (-(c.priority + int(max(now_s - c.queued_s, 0.0) / AGEING_S)), c.queued_s, c.id, c)
+        for c in queued
+    )
+    keyed = []
+    turns: Counter[tuple[int, str]] = Counter()
+    for level, queued_s, name, candidate in levels:
+        turn = busy[candidate.run_id] + turns[level, candidate.run_id]
+        turns[level, candidate.run_id] += 1
+        keyed.append(((level, turn, queued_s, name), candidate))
+    return [candidate for _, candidate in sorted(keyed, key=lambda pair: pair[0])]
+
+
+def choose(
+    queued: Sequence[Candidate],
+    active: Sequence[Candidate],
+    caps: Caps,
+    now_s: float,
+    limit: int | None = None,
+) -> Choice:
+    """Choose the jobs that start now.
+
+    Parameters
+    ----------
+    limit
+        At most so many; for those beyond it nothing is said.
+    """
+    in_pool = Counter(c.pool for c in active)
+    in_run = Counter(c.run_id for c in active)
+    owner = {column: c.id for c in active for column in c.columns}
+    total = len(active)
+    start: list[Candidate] = []
+    waiting: dict[str, str] = {}
+    for c in rank(queued, active, now_s):
+        if limit is not None and len(start) >= limit:
+            break
+        taken = next((column for column in sorted(c.columns) if column in owner), None)
+        if caps.total is not None and total >= caps.total:
+            waiting[c.id] = f"waiting: {total} of {caps.total} slots are taken"
+        elif in_pool[c.pool] >= caps.pools.get(c.pool, total + 1):
+            slots = caps.pools[c.pool]
+            waiting[c.id] = (
+                f"waiting: {in_pool[c.pool]} of {slots} slots of pool {c.pool} are taken"
+            )
+        elif in_run[c.run_id] >= caps.runs.get(c.run_id, total + 1):
+            slots = caps.runs[c.run_id]
+            waiting[c.id] = f"waiting: {in_run[c.run_id]} of {slots} jobs of its run are active"
+        elif taken is not None:
+            waiting[c.id] = f"waiting: column {taken[1]!r} is being filled by job {owner[taken]}"
+        else:
+            start.append(c)
+            total += 1
+            in_pool[c.pool] += 1
+            in_run[c.run_id] += 1
+            owner |= dict.fromkeys(c.columns, c.id)
+    return Choice(tuple(start), waiting)

@@ -1,0 +1,195 @@
+"""What is known of runs, jobs, tasks, events and failures, wherever it is kept.
+
+The REST schema is made from these values, and the client makes these values from its answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from geneva.jobs.control import Wanted
+from geneva.types import JobState
+
+DEFAULT_POOL = "default"
+
+
+class Mode(StrEnum):
+    """Where a job's driver runs."""
+
+    SERVICE = "service"  # a process that the scheduler starts, again and again if need be
+    DIRECT = "direct"  # the process that called backfill()
+
+
+class TaskState(StrEnum):
+    """State of one fragment of a job."""
+
+    PLANNED = "PLANNED"
+    SKIPPED = "SKIPPED"
+    RUNNING = "RUNNING"
+    DONE = "DONE"
+    COMMITTED = "COMMITTED"
+    STOPPED = "STOPPED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A request for a backfill.
+
+    Attributes
+    ----------
+    db, table, columns
+        What is filled.
+    arguments
+        Of `geneva.Table.backfill`, by name, without ``progress``.
+    ray
+        Of `geneva.connect`.
+    max_active
+        At most so many jobs of the run at once.
+    """
+
+    db: str
+    table: str
+    columns: tuple[str, ...]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    ray: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+    pool: str = DEFAULT_POOL
+    priority: int = 0
+    max_active: int | None = None
+    cause: str = "submitted"
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One table x columns x filter, with its state and its progress.
+
+    Attributes
+    ----------
+    parent_id
+        The job of which this one is the retry.
+    epoch
+        How many times a driver was started for it.
+    params, outputs, metrics, artifacts
+        What went in and what came out, for queries over past jobs.
+    """
+
+    id: str
+    run_id: str
+    parent_id: str | None
+    mode: Mode
+    db: str
+    table: str
+    columns: tuple[str, ...]
+    arguments: Mapping[str, Any]
+    pool: str
+    priority: int
+    cause: str
+    state: JobState
+    reason: str
+    wanted: Wanted
+    epoch: int
+    process: str
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    rows_total: int | None
+    rows_computed: int
+    rows_replayed: int
+    rows_failed: int
+    fragments_total: int
+    fragments_done: int
+    fragments_committed: int
+    appliers_ready: int
+    appliers_wanted: int
+    seconds: float
+    rows_per_s: float
+    eta_s: float | None
+    params: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    artifacts: Sequence[Any]
+    error: str
+    error_type: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What was submitted at once, and the jobs that it became."""
+
+    id: str
+    name: str
+    kind: str
+    cause: str
+    state: JobState
+    reason: str
+    db: str
+    table: str
+    columns: tuple[str, ...]
+    priority: int
+    max_active: int | None
+    created_at: datetime
+    ended_at: datetime | None
+    jobs: tuple[JobRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRecord:
+    """One fragment of a job."""
+
+    column: str
+    fragment_id: int
+    state: TaskState
+    reason: str
+    rows: int
+    rows_planned: int
+    rows_computed: int
+    rows_failed: int
+    attempts: int
+    version: int | None
+    seconds_read: float
+    seconds_udf: float
+    seconds_checkpoint: float
+    seconds_write: float
+
+
+@dataclass(frozen=True, slots=True)
+class EventRecord:
+    """Something that happened to a run; ``seq`` counts from 1 without gaps within it."""
+
+    run_id: str
+    seq: int
+    job_id: str | None
+    at: datetime
+    kind: str
+    message: str
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class FailureRecord:
+    """One row that the UDF failed on."""
+
+    column: str
+    fragment_id: int
+    row: int
+    row_id: int
+    error: str
+    message: str
+    traceback: str
+    input: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRecord:
+    """Slots that jobs share; ``slots`` is ``None`` where there is no cap."""
+
+    name: str
+    slots: int | None
+    active: int
+    queued: int

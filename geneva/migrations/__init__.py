@@ -1,0 +1,1 @@
+"""Migrations of the database of jobs, in order; Alembic runs them."""

@@ -1,0 +1,54 @@
+"""What is checked of a request before it is queued, without running anybody's code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from geneva.errors import SettingError
+from geneva.jobs.records import Submission
+from geneva.plan.report import Plan
+from geneva.table import Table, connect
+
+_FROM_OUTSIDE = ("progress",)  # what only a caller in Python can give
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request that can be carried out, as the table stands now."""
+
+    asked: Submission
+    table_uri: str
+    fills: tuple[str, ...]
+
+
+def admit(asked: Submission) -> Admitted:
+    """Check a request against its table.
+
+    Raises
+    ------
+    RequestError
+        Whatever is wrong with it.
+    """
+    table = _open(asked)
+    fills = table.check_backfill(list(asked.columns), **asked.arguments)
+    return Admitted(asked, canonical(table.storage.uri), fills)
+
+
+def plan(asked: Submission) -> Plan:
+    """Say what a run of the request would do now."""
+    return _open(asked).plan_backfill(list(asked.columns), **asked.arguments)
+
+
+def _open(asked: Submission) -> Table:
+    if not asked.columns:
+        raise SettingError("no column given")
+    for name in _FROM_OUTSIDE:
+        if name in asked.arguments:
+            raise SettingError(f"{name!r} is no argument of a job that runs elsewhere")
+    return connect(asked.db, ray=asked.ray).open_table(asked.table)
+
+
+def canonical(uri: str) -> str:
+    """Return one name for a table, whatever path led to it."""
+    return uri if "://" in uri else str(Path(uri).resolve())

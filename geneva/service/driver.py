@@ -1,0 +1,117 @@
+"""A driver: the process that carries out one job, for as long as its lease lasts.
+
+It runs the ordinary backfill. Neither the service nor whoever submitted the job takes it down;
+what it was told by the scheduler is in its environment, as a database's URL may hold a password.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from typing import Any
+
+from geneva.errors import GenevaError, LeaseLostError
+from geneva.jobs.process import this_process
+from geneva.service.settings import DRIVER_CLAIM, DRIVER_URL
+from geneva.store.leases import Leases
+from geneva.store.models import Job
+from geneva.store.outcome import (
+    error_columns,
+    error_state,
+    passes,
+    result_columns,
+    result_state,
+)
+from geneva.store.place import open_store
+from geneva.store.queue import Claim
+from geneva.store.recorder import LEASE_S, StoreRecorder
+from geneva.store.store import Store
+from geneva.table import connect
+from geneva.types import JobState, Progress
+
+_LOG = logging.getLogger("geneva.driver")
+
+
+def main() -> int:
+    """Carry out the job that the environment names; return the exit code."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    warnings.simplefilter("default")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C of a terminal is for the service
+    job_id, _, epoch = os.environ[DRIVER_CLAIM].rpartition(":")
+    claim = Claim(job_id, int(epoch))
+    store = open_store(os.environ[DRIVER_URL])
+    leases = Leases(store.database)
+    try:
+        job = leases.attach(claim, this_process(), LEASE_S)
+    except LeaseLostError as error:
+        _LOG.info("%s", error)
+        return 3
+    _LOG.info("job %s, driver %s: %s of %s", job.id, claim.epoch, job.columns, job.table_uri)
+    recorder = StoreRecorder(store, claim, pause_ends=True)
+    try:
+        return _drive(store, leases, claim, job, recorder)
+    except LeaseLostError as error:
+        _LOG.warning("%s", error)
+        return 3
+
+
+def _drive(store: Store, leases: Leases, claim: Claim, job: Job, recorder: StoreRecorder) -> int:
+    progress = Progress(job.id, tuple(job.columns), JobState.STARTING)
+    try:
+        table = connect(job.db, ray=job.ray).open_table(job.table)
+        call = table.prepare_backfill(job.columns, job.arguments, job.id)
+        control = call.control
+        control.recorder = recorder
+        recorder.start(control)
+        try:
+            result = call.run(recorder.observe)
+        finally:
+            progress = control.progress
+            recorder.close()
+    except LeaseLostError:
+        raise
+    except BaseException as error:
+        return _failed(leases, claim, progress, error, recorder)
+    state, reason = result_state(result)
+    leases.finish(claim, progress, state, reason, result_columns(result))
+    _LOG.info("%s", result)
+    return 0
+
+
+def _failed(
+    leases: Leases,
+    claim: Claim,
+    progress: Progress,
+    error: BaseException,
+    recorder: StoreRecorder,
+) -> int:
+    if recorder.lost:
+        _LOG.warning("another driver has the job: %s", error)
+        return 3
+    if error_state(error) is JobState.CANCELLED:
+        _LOG.info("%s", error)
+        leases.stop(claim, progress)  # whoever sees this process gone says what it came to
+        return 0
+    _LOG.error("the backfill ended: %s", error, exc_info=not isinstance(error, GenevaError))
+    if passes(error):
+        leases.give_back(claim, progress, f"{type(error).__name__}: {error}")
+        return 1
+    facts: dict[str, Any] = error_columns(error)
+    leases.finish(claim, progress, JobState.FAILED, facts["error"].partition("\n")[0], facts)
+    return 1
+
+
+if __name__ == "__main__":
+    code = main()
+    logging.shutdown()
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
+    sys.stdout.flush()
+    os._exit(code)  # threads that are stuck in a UDF end with the process

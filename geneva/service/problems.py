@@ -1,0 +1,111 @@
+"""Errors as ``application/problem+json`` (RFC 9457), with the class of the exception as type."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.encoders import jsonable_encoder
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from geneva.errors import (
+    GenevaError,
+    JobStateError,
+    NoSuchJobError,
+    RequestError,
+    RetryableError,
+    TableError,
+)
+
+_LOG = logging.getLogger("geneva.service")
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """What was wrong with a request, and what to do."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[Any] | None = None
+
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": text}
+    for status, text in {
+        401: "A token is missing or unknown.",
+        403: "The token allows looking only, or the request comes from another site.",
+        404: "There is no such thing.",
+        409: "The state of the job does not allow it.",
+        413: "The request is too large.",
+        422: "The request is wrong.",
+        503: "The database of jobs, or the table's storage, does not answer.",
+    }.items()
+}
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error as a problem."""
+    app.add_exception_handler(GenevaError, _geneva)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+def problem(
+    status: int,
+    name: str,
+    detail: str,
+    errors: list[Any] | None = None,
+    headers: dict[str, str] | None = None,
+) -> JSONResponse:
+    """Return a response that says what was wrong."""
+    title = HTTPStatus(status).phrase
+    content = Problem(type=name, title=title, status=status, detail=detail, errors=errors)
+    return JSONResponse(
+        content.model_dump(exclude_none=True), status, headers=headers, media_type=MEDIA_TYPE
+    )
+
+
+def _status(error: BaseException) -> int:
+    match error:
+        case NoSuchJobError() | TableError():
+            return 404
+        case JobStateError():
+            return 409
+        case RequestError():
+            return 422
+        case RetryableError():
+            return 503
+        case _:
+            return 500
+
+
+def _geneva(_: Request, error: Exception) -> JSONResponse:
+    return problem(_status(error), type(error).__name__, str(error))
+
+
+def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    found = [{k: e[k] for k in ("loc", "msg", "type")} for e in error.errors()]
+    first = found[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return problem(422, "InvalidRequest", f"{where}: {first['msg']}", jsonable_encoder(found))
+
+
+def _http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    name = HTTPStatus(error.status_code).phrase.title().replace(" ", "")
+    headers = dict(error.headers or {})
+    return problem(error.status_code, name, str(error.detail), headers=headers)
+
+
+def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return problem(500, "InternalError", "the service failed; its log says why")

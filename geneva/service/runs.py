@@ -1,0 +1,158 @@
+"""``/api/v1/runs``: submit, look, steer, retry, forget."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.encoders import jsonable_encoder
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from geneva.jobs.control import Wanted
+from geneva.jobs.page import MAX_LIMIT, Page, Wish
+from geneva.jobs.records import EventRecord, RunRecord
+from geneva.plan.report import plan_facts
+from geneva.service import admission
+from geneva.service.access import Operator, Viewer
+from geneva.service.schemas import NewRun, RunChange
+from geneva.service.state import Lists, Places, Store
+from geneva.types import JobState
+
+router = APIRouter(prefix="/runs", tags=["runs"])
+
+_LOOK_S = 0.3
+_Key = Annotated[str | None, Header(min_length=1, max_length=200)]
+_Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
+_Cursor = Annotated[str | None, Query(max_length=500)]
+
+
+@router.post("", status_code=201, dependencies=[Operator])
+def submit(
+    new: NewRun, places: Places, response: Response, idempotency_key: _Key = None
+) -> RunRecord:
+    """Check a backfill and queue it; the same Idempotency-Key gives the same run."""
+    admitted = admission.admit(new.submission(places.settings.db))
+    run = places.store.submit(
+        admitted.asked, admitted.table_uri, admitted.fills, key=idempotency_key
+    )
+    response.headers["Location"] = f"/api/v1/runs/{run.id}"
+    return run
+
+
+@router.post("/plan", dependencies=[Viewer])
+def plan(new: NewRun, places: Places) -> dict[str, Any]:
+    """Say per fragment what the backfill would do; nothing runs."""
+    found: dict[str, Any] = jsonable_encoder(
+        plan_facts(admission.plan(new.submission(places.settings.db)))
+    )
+    return found
+
+
+@router.get("", dependencies=[Viewer])
+def runs(
+    lists: Lists,
+    state: Annotated[list[JobState] | None, Query()] = None,
+    db: str | None = None,
+    table: str | None = None,
+    name: str | None = None,
+    sort: Literal["created", "-created"] = "-created",
+    limit: _Limit = 100,
+    cursor: _Cursor = None,
+) -> Page[RunRecord]:
+    """List runs, the newest first."""
+    return lists.runs(Wish(tuple(state or ()), db, table, name, sort, limit, cursor))
+
+
+@router.get("/{run_id}", dependencies=[Viewer])
+def run(run_id: str, store: Store) -> RunRecord:
+    """Show a run with all its jobs."""
+    return store.run(run_id)
+
+
+@router.patch("/{run_id}", dependencies=[Operator])
+def change(run_id: str, changed: RunChange, store: Store) -> RunRecord:
+    """Change the priority or the cap of a run, also while it runs."""
+    return store.change(run_id, priority=changed.priority, max_active=changed.max_active)
+
+
+@router.post("/{run_id}/pause", dependencies=[Operator])
+def pause(run_id: str, store: Store) -> RunRecord:
+    """Stop at the next batch, keep checkpoints, and free the appliers until `resume`."""
+    return store.want(run_id, Wanted.PAUSE)
+
+
+@router.post("/{run_id}/resume", dependencies=[Operator])
+def resume(run_id: str, store: Store) -> RunRecord:
+    """Queue what was paused."""
+    return store.want(run_id, Wanted.RUN)
+
+
+@router.post("/{run_id}/cancel", dependencies=[Operator])
+def cancel(run_id: str, store: Store) -> RunRecord:
+    """Stop for good: finished fragments are committed, checkpoints are kept."""
+    return store.want(run_id, Wanted.CANCEL)
+
+
+@router.post("/{run_id}/retry", status_code=201, dependencies=[Operator])
+def retry(run_id: str, store: Store) -> RunRecord:
+    """Queue a child of each job that did not succeed, limited to what failed."""
+    return store.retry(run_id)
+
+
+@router.delete("/{run_id}", status_code=204, dependencies=[Operator])
+def delete(run_id: str, store: Store) -> None:
+    """Remove the records of a run that has ended; values are never touched."""
+    store.delete(run_id)
+
+
+@router.get("/{run_id}/events", dependencies=[Viewer])
+def events(
+    run_id: str,
+    lists: Lists,
+    after: Annotated[int, Query(ge=0, le=2**53)] = 0,
+    limit: _Limit = MAX_LIMIT,
+) -> Page[EventRecord]:
+    """List what happened to a run."""
+    return lists.events(run_id, after, limit)
+
+
+@router.get("/{run_id}/stream", dependencies=[Viewer], response_class=EventSourceResponse)
+async def stream(
+    run_id: str,
+    request: Request,
+    places: Places,
+    after: Annotated[int, Query(ge=0, le=2**53)] = 0,
+    last_event_id: Annotated[int | None, Header(ge=0, le=2**53)] = None,
+) -> EventSourceResponse:
+    """Send what happens to a run as it happens, and its progress; ends with the run."""
+    await run_in_threadpool(places.store.run, run_id)
+    follow = _follow(run_id, request, places, last_event_id or after)
+    return EventSourceResponse(follow)
+
+
+async def _follow(
+    run_id: str, request: Request, places: Any, seq: int
+) -> AsyncIterator[ServerSentEvent]:
+    shown = ""
+    while not await request.is_disconnected():
+        now = await run_in_threadpool(places.store.run, run_id)
+        page = await run_in_threadpool(places.lists.events, run_id, seq)
+        for event in page.items:
+            seq = event.seq
+            yield ServerSentEvent(_text(event), event=event.kind, id=str(seq))
+        if len(page.items) == MAX_LIMIT:
+            continue
+        if (text := _text(now)) != shown:
+            shown = text
+            yield ServerSentEvent(text, event="run")
+        if now.state.ended:
+            return
+        await asyncio.sleep(_LOOK_S)
+
+
+def _text(record: Any) -> str:
+    return json.dumps(jsonable_encoder(record))

@@ -1,0 +1,126 @@
+"""The scheduler: looks at the store again and again, and makes what is there true.
+
+A tick buries the drivers that are gone, stops those that do not stop by themselves, and starts
+what may start. It keeps nothing that the store does not have, so it may be killed at any moment,
+and several may run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from geneva.errors import GenevaError
+from geneva.jobs.process import ProcessId, identify, this_process
+from geneva.jobs.records import Mode
+from geneva.service.settings import DRIVER_CLAIM, DRIVER_URL, Settings
+from geneva.store.leases import Held, Leases
+from geneva.store.place import open_store
+from geneva.store.queue import Claim, claim
+from geneva.store.store import Store
+
+_LOG = logging.getLogger("geneva.scheduler")
+_BUSY_S = 5.0  # a driver that was stopped while it wrote is killed only if ticks go on
+_SILENCE_S = 10.0  # by our own clock, from the moment when a lease was first seen expired
+
+
+class Scheduler:
+    """Starts drivers and buries them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._store: Store = open_store(settings.url, _BUSY_S)
+        self._settings = settings
+        self._database = self._store.database
+        self._leases = Leases(self._database)
+        self._me = this_process()
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._silent: dict[tuple[str, int], float] = {}
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Tick until `stop` is called; drivers go on."""
+        while not self._ended.is_set():
+            try:
+                self.tick()
+            except GenevaError as error:
+                _LOG.warning("tick failed: %s", error)
+            except Exception:
+                _LOG.exception("tick failed")
+            self._ended.wait(self._settings.tick_s)
+
+    def stop(self) -> None:
+        """End `run` after the present tick."""
+        self._ended.set()
+
+    def tick(self) -> None:
+        """Look once and act."""
+        self._children = [c for c in self._children if c.poll() is None]
+        held = self._leases.held()
+        for job in held:
+            self._look_at(job)
+        known = {(job.job_id, job.epoch) for job in held}
+        self._silent = {k: s for k, s in self._silent.items() if k in known}
+        for claimed in claim(self._database, self._me):
+            self._start(claimed)
+        if self._settings.retention_s is not None:
+            self._store.forget(self._settings.retention_s)
+
+    def _look_at(self, job: Held) -> None:
+        if job.owner.gone:
+            self._bury(job, f"{job.owner} is gone")
+        elif job.owner == self._me:
+            return  # between a claim and the start of its driver
+        elif job.mode is Mode.SERVICE and (job.asked_s or 0.0) > self._settings.grace_s:
+            self._kill(job, f"{job.owner} did not stop within {self._settings.grace_s:g} s")
+        elif job.expired:
+            # Asleep together with its host, it may be about to beat again: look for a while.
+            first = self._silent.setdefault((job.job_id, job.epoch), time.monotonic())
+            if time.monotonic() - first < _SILENCE_S:
+                return
+            if job.owner.here and job.mode is Mode.SERVICE:
+                self._kill(job, f"{job.owner} gave no sign of life")
+            elif not job.owner.here:
+                self._bury(job, f"{job.owner} gave no sign of life")
+        else:
+            self._silent.pop((job.job_id, job.epoch), None)
+
+    def _bury(self, job: Held, how: str) -> None:
+        state = self._leases.bury(job, how)
+        if state is not None:
+            _LOG.info("job %s: %s; it is %s now", job.job_id, how, state.value)
+
+    def _kill(self, job: Held, how: str) -> None:
+        """Kill a driver of this host with its whole group; it is buried when it is gone."""
+        if not job.owner.here:
+            return
+        _LOG.warning("job %s: %s; killing it", job.job_id, how)
+        try:
+            os.killpg(job.owner.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            _LOG.info("it is gone already")
+
+    def _start(self, claimed: Claim) -> None:
+        log = self._settings.logs / claimed.job_id / f"{claimed.epoch}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        told = {
+            DRIVER_URL: self._database.url,
+            DRIVER_CLAIM: f"{claimed.job_id}:{claimed.epoch}",
+        }
+        with log.open("ab") as out:
+            child = subprocess.Popen(
+                [sys.executable, "-m", "geneva.service.driver"],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=os.environ | told,
+                start_new_session=True,  # no signal to the service's group reaches it
+            )
+        self._children.append(child)
+        driver: ProcessId = identify(child.pid)
+        self._leases.started(claimed, driver)
+        _LOG.info("job %s: started %s as driver %s", claimed.job_id, driver, claimed.epoch)

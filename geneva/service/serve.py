@@ -1,0 +1,45 @@
+"""Run the service: REST, and a scheduler in a thread of it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import uvicorn
+
+from geneva.service.app import create_app
+from geneva.service.scheduler import Scheduler
+from geneva.service.settings import Settings
+from geneva.store.place import open_store
+
+
+@contextlib.contextmanager
+def _scheduling(scheduler: Scheduler) -> Iterator[None]:
+    thread = threading.Thread(target=scheduler.run, name="geneva-scheduler", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        scheduler.stop()
+        thread.join(10)
+
+
+def serve(settings: Settings, *, schedule: bool = True) -> None:
+    """Answer requests until a signal comes; drivers go on.
+
+    Parameters
+    ----------
+    schedule
+        Whether to schedule too; else another process does it.
+    """
+    store = open_store(settings.url)
+    app = create_app(settings, store)
+    config = uvicorn.Config(
+        app, host=settings.host, port=settings.port, log_level="info", server_header=False
+    )
+    server = uvicorn.Server(config)
+    with contextlib.ExitStack() as stack:
+        if schedule:
+            stack.enter_context(_scheduling(Scheduler(settings)))
+        server.run()

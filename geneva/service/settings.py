@@ -1,0 +1,67 @@
+"""What a service is told when it is started."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from geneva.errors import SettingError
+
+DRIVER_URL = "GENEVA_JOBS_URL"
+DRIVER_CLAIM = "GENEVA_DRIVER_CLAIM"
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Settings of a service.
+
+    Attributes
+    ----------
+    url
+        Of the database of jobs.
+    state
+        Folder of the logs of drivers, and of the database unless that is elsewhere.
+    db
+        Database of tables that a request means when it names none.
+    operator_token, viewer_token
+        Who has one may steer, or look. Without them nothing is asked, on loopback only.
+    tick_s, grace_s
+        Seconds between two looks of the scheduler, and that a driver has to stop as is wanted.
+    retention_s
+        How long records of ended runs are kept, or ``None``.
+    """
+
+    url: str
+    state: Path
+    db: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8265
+    operator_token: str | None = field(default=None, repr=False)
+    viewer_token: str | None = field(default=None, repr=False)
+    tick_s: float = 0.25
+    grace_s: float = 15.0
+    retention_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.operator_token and self.host not in _LOOPBACK:
+            raise SettingError(
+                f"--host {self.host} lets others in: set GENEVA_TOKEN (and perhaps "
+                "GENEVA_VIEWER_TOKEN), or listen on 127.0.0.1"
+            )
+        if self.viewer_token and not self.operator_token:
+            raise SettingError("GENEVA_VIEWER_TOKEN needs GENEVA_TOKEN, or nobody could steer")
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the logs of drivers."""
+        return self.state / "logs"
+
+
+def default_state(db: str | None) -> Path:
+    """Return the folder of a service that was told none: beside its database, if that is local."""
+    if db is not None and "://" not in db:
+        return Path(db) / "_geneva"
+    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    return Path(base) / "geneva"

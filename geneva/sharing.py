@@ -1,0 +1,238 @@
+"""Which columns of one call share a read, and what each owes to those before it.
+
+Columns are computed one after the other, each by a job of its own. While the first of those that
+read the same inputs is computed, it leads: the others follow, which only means that checkpoints
+of theirs are written. Later jobs find them as they find those of a crashed run, so nothing about
+durability, commits or provenance knows of sharing; a column that followed in vain, or in part,
+computes the rest itself.
+
+Only UDFs that reserve nothing but the same CPUs are held by one applier: memory and GPUs are
+reserved for one UDF, and two of them might not fit.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from geneva.checkpoint.key import log_folder, logs_by_key
+from geneva.column.ledger import Ledger
+from geneva.column.provenance import History
+from geneva.commit.publish import check_target
+from geneva.errors import GenevaError
+from geneva.plan.force import ForceToken
+from geneva.plan.fragments import Planner
+from geneva.request import Request
+from geneva.storage.lance import Snapshot, TableStorage
+from geneva.types import Counts, JobSettings, Task, TaskDone, TaskLost
+from geneva.udf import UDF, UdfKind
+
+_LOG = logging.getLogger("geneva")
+ReadSize = tuple[int, int | None]
+_LOSSES = 3  # of tasks that had followers, until a job goes on without
+
+
+@dataclass(slots=True)
+class _Record:
+    """What is checkpointed of one follower's fragment."""
+
+    task: Task
+    rows: int = 0
+    covered: int = 0  # physical rows of the fragment that were gone through
+    complete: bool = True
+    counts: Counts = field(default_factory=Counts)
+
+    def holds_all_of(self, task: Task) -> bool:
+        """Whether nothing is left to compute of a task that was planned later."""
+        then = self.task
+        same = (then.selection, then.deleted) == (task.selection, task.deleted)
+        if then.need is None or task.need is None:
+            same = same and then.need is task.need
+        else:
+            same = same and np.array_equal(then.need.bounds, task.need.bounds)
+        return same and self.complete and self.covered == task.rows
+
+
+class Sharing:
+    """The columns of one call, as their turns come."""
+
+    def __init__(self, storage: TableStorage) -> None:
+        self._storage = storage
+        self._past: list[Request] = []
+        self._records: dict[str, _Record] = {}  # by task key
+        self._read_sizes: dict[frozenset[str], ReadSize] = {}
+
+    def turn(self, request: Request, later: Sequence[Request]) -> Turn:
+        """Begin the next column's turn; ``later`` are those whose turn is still to come."""
+        everybody = [*self._past, request, *later]
+        self._past.append(request)
+        group = [r for r in everybody if r is request or _fit_one_applier(r, request)]
+        pending = {c for r in (request, *later) for c in r.target.columns}
+        followers = [r for r in later if r in group] if _settled(request, pending) else []
+        udfs = {r.target.incarnation: r.udf for r in group}
+        return Turn(self._storage, request, followers, udfs, self._records, self._read_sizes)
+
+
+def _fit_one_applier(one: Request, other: Request) -> bool:
+    """Whether two columns read the same, and an applier of one may run the other as well."""
+    a, b = one.udf, other.udf
+    return (
+        set(one.target.inputs) == set(other.target.inputs)
+        and (a.num_cpus, a.runtime_env) == (b.num_cpus, b.runtime_env)
+        and not (a.num_gpus or b.num_gpus or a.memory or b.memory)
+        # An async UDF has one thread with many awaits, any other has many threads.
+        and (a.kind is UdfKind.ASYNC) == (b.kind is UdfKind.ASYNC)
+    )
+
+
+def _settled(request: Request, pending: set[str]) -> bool:
+    """Whether this call changes nothing any more of what decides which rows are computed."""
+    o = request.options
+    if request.where is not None and o.num_frags is not None:
+        return False  # only evaluating the filter tells which fragments count
+    inputs = request.target.inputs
+    read = {*inputs, *(path.split(".")[0] for path in inputs)}  # a name may itself hold dots
+    return not pending & (read | set(request.where.columns if request.where else ()))
+
+
+class Turn:
+    """One column's turn: who follows it, and what it got by following.
+
+    Attributes
+    ----------
+    request
+        The column's.
+    udfs
+        By incarnation, those that its appliers hold.
+    """
+
+    def __init__(
+        self,
+        storage: TableStorage,
+        request: Request,
+        followers: Sequence[Request],
+        udfs: Mapping[str, UDF],
+        records: dict[str, _Record],
+        read_sizes: dict[frozenset[str], ReadSize],
+    ) -> None:
+        self._storage = storage
+        self.request = request
+        self.udfs = udfs
+        self._followers = {r.target.incarnation: r for r in followers}
+        self._records, self._read_sizes = records, read_sizes
+        self._rows: dict[str, int] = defaultdict(int)  # that followers' plans compute
+        self._failed: dict[str, int] = defaultdict(int)
+        self._losses = 0
+
+    # --- before the tasks are handed out ------------------------------------------------
+
+    def prepared(self, snapshot: Snapshot, tasks: Sequence[Task]) -> list[Task]:
+        """Return tasks that know what is checkpointed, and who follows them."""
+        tasks = [self._with_checkpoints(t) for t in tasks]
+        reading = {t.fragment_id for t in tasks if t.checkpointed is None}
+        followers: dict[int, list[tuple[str, Task]]] = defaultdict(list)
+        for column, request in self._followers.items():
+            try:
+                for task in self._plan(request, snapshot, reading):
+                    followers[task.fragment_id].append((column, task))
+                    before = self._records.get(task.key)
+                    counts = Counts() if before is None else before.counts
+                    self._records[task.key] = _Record(task, counts=counts)
+            except (GenevaError, OSError) as error:  # its own job meets it again, and reports it
+                _LOG.info("%r does not follow: %s", request.target.name, error)
+        return [replace(t, followers=tuple(followers[t.fragment_id])) for t in tasks]
+
+    def _with_checkpoints(self, task: Task) -> Task:
+        record = self._records.get(task.key)
+        if record is None or not record.holds_all_of(task):
+            return task
+        return replace(task, checkpointed=record.rows)
+
+    def _plan(self, request: Request, snapshot: Snapshot, reading: set[int]) -> Iterator[Task]:
+        """Plan the fragments that a follower's own job will compute, and that are read now."""
+        storage, target, options = self._storage, request.target, request.options
+        check_target(snapshot, target)
+        force = None
+        if options.force:
+            token = ForceToken(storage, target, request.where)
+            force = token.find(snapshot)
+            token.begin(force)
+        history = History(storage, snapshot, Ledger.load(storage, target.incarnation))
+        planner = Planner(storage, history, target, request.where, options, force)
+        logs = logs_by_key(storage.objects.list(log_folder(target.incarnation)))
+        found = 0
+        for fragment in snapshot.fragments.values():
+            if found == options.num_frags:
+                return
+            if options.num_frags is None and fragment.id not in reading:
+                continue
+            plan = planner.plan(fragment)
+            task = plan.task
+            if task is None:
+                continue
+            found += 1
+            self._rows[target.incarnation] += plan.rows_compute
+            done = self._with_checkpoints(task).checkpointed is not None
+            if fragment.id in reading and not done:
+                yield replace(task, carry=None, assemble=False, resume=logs.get(task.key, ()))
+
+    def settings(self, lead: JobSettings) -> JobSettings:
+        """Return a job's settings with those of its followers."""
+        return replace(
+            lead,
+            followers=tuple(
+                replace(
+                    lead,
+                    target=r.target,
+                    batch_size=r.options.batch_size or r.udf.batch_size,
+                )
+                for r in self._followers.values()
+            ),
+        )
+
+    @property
+    def read_size(self) -> ReadSize | None:
+        """Rows per read and reads ahead, as found for these inputs in this call."""
+        return self._read_sizes.get(frozenset(self.request.target.inputs))
+
+    @read_size.setter
+    def read_size(self, size: ReadSize) -> None:
+        self._read_sizes[frozenset(self.request.target.inputs)] = size
+
+    @property
+    def followed(self) -> dict[str, Counts]:
+        """What was done for this column, and others, while those before it were computed."""
+        return {key: record.counts for key, record in self._records.items()}
+
+    # --- while they are carried out -----------------------------------------------------
+
+    def admitted(self, task: Task) -> Task:
+        """Return a task without the followers that did more harm than good."""
+        if self._losses >= _LOSSES:
+            return replace(task, followers=())
+        useful = tuple(f for f in task.followers if not self._fails_too_often(f[0]))
+        return replace(task, followers=useful) if useful != task.followers else task
+
+    def _fails_too_often(self, column: str) -> bool:
+        allowed = self._followers[column].options.max_failures
+        if allowed is None:
+            return False
+        return self._failed[column] > (allowed if allowed >= 1 else allowed * self._rows[column])
+
+    def lost(self, event: TaskLost) -> None:
+        """Take in that a worker died."""
+        self._losses += bool(event.started and event.task.followers)
+
+    def done(self, event: TaskDone) -> None:
+        """Take in what followers got of a task."""
+        for f in event.followed:
+            record = self._records[f.key]
+            record.rows += f.rows
+            record.covered += event.stop - event.start
+            record.complete = record.complete and f.complete
+            record.counts += f.counts
+            self._failed[f.incarnation] += f.counts.failed

@@ -1,0 +1,106 @@
+"""The files of a table on a local disk: made durable, and told when they are damaged.
+
+Lance syncs nothing. It writes a manifest, then links it to its name, so after a power failure
+the newest version can have a name and no content, and then nobody can open the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from geneva.errors import CorruptFileError, TableChangedError
+from geneva.storage.objects import sync_directory, sync_file
+
+_FOLDER = "_versions"
+_SUFFIX = ".manifest"
+_MAGIC = b"LANC"
+_LAST = 2**64 - 1  # Lance names manifests by what is left to it, so that the newest sorts first
+_DIGITS = len(str(_LAST))
+
+
+def sync_version(table: Path, version: int) -> None:
+    """Make a version survive a power failure, and the names of those before it."""
+    folder = table / _FOLDER
+    for name in (f"{_LAST - version:0{_DIGITS}}", str(version)):
+        with suppress(FileNotFoundError):  # of the other naming, or cleaned up meanwhile
+            sync_file(folder / f"{name}{_SUFFIX}")
+    sync_directory(folder)
+
+
+def check_manifests(table: Path, version: int | None = None) -> None:
+    """Tell whether a power failure is why a version cannot be opened.
+
+    Raises
+    ------
+    CorruptFileError
+        The newest version is torn; somebody must move it away.
+    TableChangedError
+        The version asked for is torn, and newer ones are whole.
+    """
+    found = _manifests(table)
+    newest = max(found, default=None)
+    if newest is not None and _torn(found[newest]):
+        raise CorruptFileError(_what_to_do(table, newest, found[newest]))
+    if version in found and _torn(found[version]):
+        raise TableChangedError(
+            f"version {version} of table {table} is gone: a power failure tore {found[version]}"
+        )
+
+
+def check_all_manifests(table: Path) -> None:
+    """Look for a torn version where Lance could not list them.
+
+    Raises
+    ------
+    CorruptFileError
+        There is one.
+    """
+    for version, path in _manifests(table).items():
+        if _torn(path):
+            raise CorruptFileError(_what_to_do(table, version, path))
+
+
+def check_sizes(table: Path, sizes: Mapping[str, int]) -> None:
+    """Tell whether a damaged file is why a fragment cannot be read.
+
+    Parameters
+    ----------
+    sizes
+        By name, in bytes, as the manifest has them; 0 where it has none.
+
+    Raises
+    ------
+    CorruptFileError
+        A data file has another size.
+    """
+    for name, size in sizes.items():
+        path = table / "data" / name
+        if size and path.exists() and (found := path.stat().st_size) != size:
+            raise CorruptFileError(
+                f"data file {path} holds {found:,} bytes, but its table expects {size:,}: restore "
+                "it, or if a UDF computed its values, compute them again with force=True"
+            )
+
+
+def _what_to_do(table: Path, version: int, path: Path) -> str:
+    return (
+        f"version {version} of {table} was torn by a power failure: {path} is incomplete. Move "
+        "that file away while nobody writes to the table: all other versions are whole, and the "
+        "same backfill continues where they leave off"
+    )
+
+
+def _torn(path: Path) -> bool:
+    return not path.read_bytes().endswith(_MAGIC)
+
+
+def _manifests(table: Path) -> dict[int, Path]:
+    """Return manifests by version; names that are not Lance's are left out."""
+    found = {}
+    for path in (table / _FOLDER).glob(f"*{_SUFFIX}"):
+        name = path.name.removesuffix(_SUFFIX)
+        if name.isdecimal():
+            found[_LAST - int(name) if len(name) == _DIGITS else int(name)] = path
+    return found

@@ -1,0 +1,183 @@
+"""One version of a table as the engine sees it: its fragments, their files, its fields.
+
+`Snapshot` asks a dataset that `geneva.storage.lance` opened; lance itself is not imported here.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class DataFileInfo:
+    """A data file of a fragment and the ids of the fields that it supplies."""
+
+    path: str
+    fields: frozenset[int]
+    size_bytes: int = 0  # 0: not recorded
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentInfo:
+    """What one version's manifest says of one fragment; ``rows`` counts deleted ones too."""
+
+    id: int
+    rows: int
+    deleted: int
+    deletion: str
+    files: tuple[DataFileInfo, ...]
+    overlaid: bool
+
+    @property
+    def live_rows(self) -> int:
+        """Rows that are not deleted."""
+        return self.rows - self.deleted
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A top-level field: its id, and those of all its descendants, itself first."""
+
+    name: str
+    id: int
+    subtree: tuple[int, ...]
+    arrow: pa.Field
+
+
+class Snapshot:
+    """One version of the table, immutable."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        self.version: int = dataset.version
+        self.schema: pa.Schema = dataset.schema
+        self.stable_row_ids: bool = bool(getattr(dataset, "has_stable_row_ids", False))
+        self._fields: dict[str, Field] | None = None
+
+    @property
+    def fragments(self) -> Mapping[int, FragmentInfo]:
+        """Fragments by id, in table order."""
+        return _Fragments(self.dataset)
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """Top-level fields by name."""
+        if self._fields is None:
+            self._fields = {
+                f.name(): Field(f.name(), f.id(), tuple(_subtree(f)), self.schema.field(f.name()))
+                for f in self.dataset.lance_schema.fields()
+            }
+        return self._fields
+
+    @property
+    def storage_version(self) -> str:
+        """Lance file format version, such as ``2.2``."""
+        return str(self.dataset.data_storage_version)
+
+
+class _Fragments(Mapping[int, FragmentInfo]):
+    """What a manifest says of its fragments, looked up (3 us) when asked and not kept.
+
+    A commit looks at the few fragments that it changes, and a plan at each once.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, fragment_id: int) -> FragmentInfo:
+        found = self._dataset.get_fragment(fragment_id)
+        if found is None:
+            raise KeyError(fragment_id)
+        return _fragment_info(found.metadata)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._dataset.fragment_ids())
+
+    def __len__(self) -> int:
+        return len(self._dataset.fragment_ids())
+
+
+def _subtree(node: Any) -> Iterator[int]:
+    yield node.id()
+    for child in node.children():
+        yield from _subtree(child)
+
+
+def _path_of(data_file: Any) -> str:
+    # DataFile.path builds a class at each access, 25 us: half of planning 10,000 fragments.
+    path = getattr(data_file, "_path", None)
+    return str(data_file.path if path is None else path)
+
+
+@lru_cache(maxsize=256)
+def _shared(fields: tuple[int, ...]) -> frozenset[int]:
+    return frozenset(fields)  # once for the thousands of files that supply the same fields
+
+
+def _fragment_info(meta: Any) -> FragmentInfo:
+    deletion = meta.deletion_file
+    return FragmentInfo(
+        id=meta.id,
+        rows=meta.physical_rows,
+        deleted=meta.num_deletions or 0,
+        deletion="" if deletion is None else str(sorted(deletion.asdict().items())),
+        files=tuple(
+            DataFileInfo(_path_of(f), _shared(tuple(f.fields)), f.file_size_bytes or 0)
+            for f in meta.files
+        ),
+        overlaid=bool(meta.overlays),
+    )
+
+
+def blob_columns(schema: pa.Schema, names: Sequence[str]) -> list[str]:
+    """Return those of some columns that Lance keeps as blobs, of either version."""
+    return [n for n in names if n in schema.names and _is_blob(schema.field(n))]
+
+
+def without_blob_types(schema: pa.Schema) -> pa.Schema:
+    """Return a schema that others know all types of: blobs are the structs that they lie in."""
+    fields = [f.with_type(f.type.storage_type) if _is_blob_v2(f) else f for f in schema]
+    return pa.schema(fields, schema.metadata)
+
+
+def _is_blob(field: pa.Field) -> bool:
+    return _is_blob_v2(field) or (field.metadata or {}).get(b"lance-encoding:blob") == b"true"
+
+
+def _is_blob_v2(field: pa.Field) -> bool:
+    return getattr(field.type, "extension_name", "") == "lance.blob.v2"
+
+
+def name_in_file(schema: pa.Schema, fields: Sequence[int], field_id: int) -> str | None:
+    """Return what a file calls a column without children; it may have been renamed since.
+
+    A file knows names, a manifest the ids of its fields in the same order: of the leaves, or in
+    older versions of all nodes. ``None`` where they do not agree in number.
+    """
+    for count in (_leaves, _nodes):
+        ends = list(itertools.accumulate(count(f.type) for f in schema))
+        if ends and ends[-1] == len(fields):
+            at = bisect.bisect_right(ends, list(fields).index(field_id))
+            return str(schema.names[at])
+    return None
+
+
+def _children(data_type: pa.DataType) -> list[pa.DataType]:
+    if pa.types.is_fixed_size_list(data_type) and not pa.types.is_struct(data_type.value_type):
+        return []
+    return [data_type.field(i).type for i in range(data_type.num_fields)]
+
+
+def _leaves(data_type: pa.DataType) -> int:
+    return sum(_leaves(t) for t in _children(data_type)) or 1
+
+
+def _nodes(data_type: pa.DataType) -> int:
+    return 1 + sum(_nodes(t) for t in _children(data_type))

@@ -1,0 +1,126 @@
+"""What storage hands out: facts of a table's files, and a file in the making."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from geneva.rows import IntArray
+
+
+class CommitConflict(Exception):
+    """Another writer committed first; ``retryable`` says whether a rebuild can succeed."""
+
+    def __init__(self, message: str, *, retryable: bool) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """A finished data file that takes over some fields of a fragment."""
+
+    fragment_id: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """What a data file says of itself."""
+
+    rows: int
+    schema: pa.Schema
+    metadata: Mapping[str, str]
+
+
+IN_PLACE = "rewrite_columns"  # mode of an update that moves no row
+RewriteGroup = tuple[tuple[int, ...], tuple[tuple[int, int], ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What the transaction of one version was.
+
+    Attributes
+    ----------
+    operation
+        Its name.
+    groups
+        Of a compaction: ids of the old fragments, and (id, rows) of the new ones, in row order.
+    restored
+        The older version that was restored.
+    written
+        Ids of the fields whose values an update of rows set, the rest was carried along; empty
+        where nobody can tell.
+    """
+
+    version: int
+    operation: str
+    groups: tuple[RewriteGroup, ...] = ()
+    restored: int | None = None
+    written: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, version: int, operation: Any) -> Change:
+        """Read what Lance says of a version's transaction."""
+        kind = type(operation).__name__
+        match kind:
+            case "Rewrite":
+                groups = tuple(
+                    (
+                        tuple(f.id for f in g.old_fragments),
+                        tuple((f.id, f.physical_rows) for f in g.new_fragments),
+                    )
+                    for g in operation.groups
+                )
+                return cls(version, kind, groups)
+            case "Restore":
+                return cls(version, kind, restored=operation.version)
+            case "Update" if operation.update_mode != IN_PLACE:
+                written = frozenset(operation.fields_for_preserving_frag_bitmap or ())
+                return cls(version, kind, written=written)
+            case _:
+                return cls(version, kind)
+
+
+class ColumnReader:
+    """One column of a data file.
+
+    Takes the memory of the rows that are asked for, where a scan takes that of the pages which
+    hold them and of those read ahead: four times as much where a row is a megabyte.
+    """
+
+    def __init__(self, reader: Any, faults: Callable[[], AbstractContextManager[None]]) -> None:
+        self._reader = reader
+        self._faults = faults
+
+    def read(self, rows: IntArray) -> pa.Array:
+        """Return the values of some physical rows, ascending."""
+        with self._faults():
+            found = self._reader.take_rows(rows.tolist(), batch_size=len(rows)).to_batches()
+            return pa.concat_arrays([b.column(0) for b in found])
+
+
+class ColumnWriter:
+    """A data file in the making."""
+
+    def __init__(self, writer: Any, faults: Callable[[], AbstractContextManager[None]]) -> None:
+        self._writer = writer
+        self._faults = faults
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append rows."""
+        with self._faults():
+            self._writer.write_batch(batch)
+
+    def close(self, metadata: Mapping[str, str]) -> int:
+        """Write the footer with ``metadata``; return the file's size in bytes."""
+        for key, value in metadata.items():
+            self._writer.add_schema_metadata(key, value)
+        with self._faults():
+            self._writer.close()
+        return int(self._writer.size_bytes or 0)

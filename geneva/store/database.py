@@ -1,0 +1,124 @@
+"""The database of jobs: SQLite beside whoever asks, or PostgreSQL when several hosts share it."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.orm import Session
+
+from geneva.errors import ServiceError, SettingError
+
+_CLAIMS = 0x67656E65  # advisory lock of PostgreSQL: one scheduler decides at a time
+_NOW = {
+    "sqlite": text("SELECT (julianday('now') - 2440587.5) * 86400.0"),
+    "postgresql": text("SELECT CAST(extract(epoch FROM clock_timestamp()) AS double precision)"),
+}
+
+
+class Database:
+    """Opens transactions; safe for threads, and for any number of processes.
+
+    Parameters
+    ----------
+    url
+        ``sqlite:///path`` (a local disk: its locks do not work on network file systems) or
+        ``postgresql://user@host/name``.
+    busy_s
+        How long to wait for others that write to SQLite. One of them may have been stopped in the
+        middle of it: a scheduler must not wait longer than it takes to see that.
+    """
+
+    def __init__(self, url: str, busy_s: float = 60.0) -> None:
+        self.url = url
+        self.engine = _engine(url, busy_s)
+        weakref.finalize(self, self.engine.dispose)
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it is SQLite."""
+        return self.engine.dialect.name == "sqlite"
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """Yield a session that sees one state of the database and waits for nobody."""
+        with _answering(self.url), Session(self.engine) as session:
+            yield session
+
+    @contextmanager
+    def write(self, *, alone: bool = False) -> Iterator[Session]:
+        """Yield a session that is committed at the end, rolled back on an error.
+
+        Parameters
+        ----------
+        alone
+            No other process has such a session at the same time.
+        """
+        engine = self.engine.execution_options(immediate=True)
+        with (
+            _answering(self.url),
+            Session(engine, expire_on_commit=False) as session,
+            session.begin(),
+        ):
+            if alone and not self.is_sqlite:
+                session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CLAIMS})
+            yield session
+
+    def now_s(self, session: Session) -> float:
+        """Return the database's clock; the clocks of hosts are never compared."""
+        return float(session.execute(_NOW[self.engine.dialect.name]).scalar_one())
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def _engine(url: str, busy_s: float) -> Engine:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise SettingError(f"{url!r} is no database URL, such as sqlite:///jobs.db") from error
+    if parsed.drivername in ("postgresql", "postgres"):
+        parsed = parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername.startswith("postgresql"):
+        return create_engine(parsed, pool_pre_ping=True)
+    if parsed.drivername != "sqlite" or not parsed.database or parsed.database == ":memory:":
+        raise SettingError(
+            f"{parsed.render_as_string()!r}: jobs are kept in sqlite:///a/file or postgresql://..."
+        )
+    Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(parsed, connect_args={"timeout": busy_s})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # Python's own BEGIN is deferred: _begin_sqlite decides
+    cursor = connection.cursor()
+    # A busy database can refuse the switch to WAL at once, whatever the time-out; it lasts.
+    if cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")  # what was accepted survives a power failure
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Any) -> None:
+    # Deferred, a transaction that reads and then writes fails when another one wrote meanwhile.
+    immediate = connection.get_execution_options().get("immediate")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+
+@contextmanager
+def _answering(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (InterfaceError, OperationalError, ProgrammingError) as error:
+        shown = make_url(url).render_as_string()
+        raise ServiceError(f"the database of jobs, {shown}, failed: {error.orig}") from error

@@ -1,0 +1,177 @@
+"""Pages of runs, jobs, tasks, events and failures, and the pools."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from sqlalchemy import Select, func, select, tuple_
+from sqlalchemy.orm import Session
+
+from geneva.errors import NoSuchJobError, SettingError
+from geneva.jobs.page import MAX_LIMIT, Page, Wish, decode_cursor, encode_cursor
+from geneva.jobs.records import (
+    DEFAULT_POOL,
+    EventRecord,
+    FailureRecord,
+    JobRecord,
+    PoolRecord,
+    RunRecord,
+    TaskRecord,
+    TaskState,
+)
+from geneva.jobs.states import ACTIVE
+from geneva.store.database import Database
+from geneva.store.found import (
+    event_record,
+    failure_record,
+    job_record,
+    run_record,
+    task_record,
+)
+from geneva.store.models import Event, Failure, Job, Pool, Run, Task
+from geneva.types import JobState
+
+
+class Lists:
+    """Reads pages of an SQL database of jobs."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def runs(self, wish: Wish) -> Page[RunRecord]:
+        """Return runs, the newest first unless asked otherwise."""
+        with self.database.read() as session:
+            found = list(session.scalars(_wished(Run, wish)))
+            shown = found[: wish.limit]
+            jobs: dict[str, list[Job]] = {run.id: [] for run in shown}
+            of_them = select(Job).where(Job.run_id.in_(jobs), Job.superseded.is_(False))
+            for job in session.scalars(of_them.order_by(Job.created_s, Job.id)):
+                jobs[job.run_id].append(job)
+            return Page([run_record(r, jobs[r.id]) for r in shown], _next(found, wish.limit))
+
+    def jobs(self, wish: Wish) -> Page[JobRecord]:
+        """Return jobs, the newest first unless asked otherwise."""
+        with self.database.read() as session:
+            found = list(session.scalars(_wished(Job, wish)))
+            return Page([job_record(j) for j in found[: wish.limit]], _next(found, wish.limit))
+
+    def tasks(
+        self,
+        job_id: str,
+        state: TaskState | None = None,
+        limit: int = MAX_LIMIT,
+        cursor: str | None = None,
+    ) -> Page[TaskRecord]:
+        """Return the fragments of a job in order."""
+        _check_limit(limit, 10_000)
+        wanted = select(Task).where(Task.job_id == job_id)
+        wanted = wanted.order_by(Task.column, Task.fragment_id).limit(limit + 1)
+        if state is not None:
+            wanted = wanted.where(Task.state == state.value)
+        if cursor is not None:
+            after = decode_cursor(cursor, str, int)
+            wanted = wanted.where(tuple_(Task.column, Task.fragment_id) > tuple_(*after))
+        with self.database.read() as session:
+            _known(session, job_id)
+            found = list(session.scalars(wanted))
+            if len(found) <= limit:
+                return Page([task_record(t) for t in found])
+            last = found[limit - 1]
+            cursor = encode_cursor(last.column, last.fragment_id)
+            return Page([task_record(t) for t in found[:limit]], cursor)
+
+    def failures(
+        self, job_id: str, limit: int = 100, cursor: str | None = None
+    ) -> Page[FailureRecord]:
+        """Return the rows on which a job's UDF failed."""
+        _check_limit(limit)
+        wanted = select(Failure).where(Failure.job_id == job_id)
+        wanted = wanted.order_by(Failure.column, Failure.fragment_id, Failure.row)
+        if cursor is not None:
+            after = decode_cursor(cursor, str, int, int)
+            place = tuple_(Failure.column, Failure.fragment_id, Failure.row)
+            wanted = wanted.where(place > tuple_(*after))
+        with self.database.read() as session:
+            _known(session, job_id)
+            found = list(session.scalars(wanted.limit(limit + 1)))
+            if len(found) <= limit:
+                return Page([failure_record(f) for f in found])
+            last = found[limit - 1]
+            cursor = encode_cursor(last.column, last.fragment_id, last.row)
+            return Page([failure_record(f) for f in found[:limit]], cursor)
+
+    def events(self, run_id: str, after: int = 0, limit: int = MAX_LIMIT) -> Page[EventRecord]:
+        """Return the events of a run that came after its n-th."""
+        _check_limit(limit)
+        wanted = select(Event).where(Event.run_id == run_id, Event.seq > after)
+        with self.database.read() as session:
+            if session.get(Run, run_id) is None:
+                raise NoSuchJobError(f"there is no run {run_id!r}")
+            found = list(session.scalars(wanted.order_by(Event.seq).limit(limit)))
+            return Page([event_record(e) for e in found])
+
+    def pools(self) -> list[PoolRecord]:
+        """Return the pools; the one with the empty name stands for all jobs."""
+        active, queued = [s.value for s in ACTIVE], JobState.QUEUED.value
+        counted = select(Job.pool, Job.state, func.count()).group_by(Job.pool, Job.state)
+        counted = counted.where(Job.state.in_([*active, queued]))
+        with self.database.read() as session:
+            slots = {p.name: p.slots for p in session.scalars(select(Pool))}
+            taken: Counter[str] = Counter()
+            waiting: Counter[str] = Counter()
+            for pool, state, number in session.execute(counted):
+                (waiting if state == queued else taken)[pool] += number
+        names = sorted({"", DEFAULT_POOL, *slots, *taken, *waiting})
+        taken[""], waiting[""] = taken.total(), waiting.total()
+        return [PoolRecord(n, slots.get(n), taken[n], waiting[n]) for n in names]
+
+    def set_pool(self, name: str, slots: int | None) -> None:
+        """Set how many jobs of a pool may be active at once; running ones go on."""
+        if slots is not None and slots < 0:
+            raise SettingError(f"slots={slots} must be 0, more, or null for no cap")
+        with self.database.write() as session:
+            session.merge(Pool(name=name, slots=slots))
+
+    def counts(self) -> dict[JobState, int]:
+        """Return the number of jobs in each state."""
+        with self.database.read() as session:
+            counted = session.execute(select(Job.state, func.count()).group_by(Job.state))
+            return {JobState(state): number for state, number in counted}
+
+
+def _wished(model: Any, wish: Wish) -> Select[Any]:
+    """Return the query for runs or jobs, one more than the page holds."""
+    _check_limit(wish.limit)
+    wanted = select(model)
+    if wish.states:
+        wanted = wanted.where(model.state.in_([s.value for s in wish.states]))
+    for name in ("db", "table"):
+        if (value := getattr(wish, name)) is not None:
+            wanted = wanted.where(getattr(model, name) == value)
+    if wish.name is not None and model is Run:
+        wanted = wanted.where(Run.name == wish.name)
+    place = tuple_(model.created_s, model.id)
+    down = wish.sort == "-created"
+    if wish.cursor is not None:
+        after = tuple_(*decode_cursor(wish.cursor, float, str))
+        wanted = wanted.where(place < after if down else place > after)
+    order = (model.created_s, model.id)
+    wanted = wanted.order_by(*((c.desc() for c in order) if down else order))
+    return wanted.limit(wish.limit + 1)
+
+
+def _next(found: list[Any], limit: int) -> str | None:
+    if len(found) <= limit:
+        return None
+    return encode_cursor(found[limit - 1].created_s, found[limit - 1].id)
+
+
+def _check_limit(limit: int, most: int = MAX_LIMIT) -> None:
+    if not 1 <= limit <= most:
+        raise SettingError(f"limit={limit} must be 1 to {most}")
+
+
+def _known(session: Session, job_id: str) -> None:
+    if session.get(Job, job_id) is None:
+        raise NoSuchJobError(f"there is no job {job_id!r}")

@@ -1,0 +1,205 @@
+"""The tables of the database of jobs.
+
+Moments are seconds since 1970, by the database's own clock.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Text
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class Base(DeclarativeBase):
+    """Base of all tables."""
+
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        dict[str, Any]: JSON,
+        list[Any]: JSON,
+        list[str]: JSON,
+        str: Text,
+    }
+
+
+class Run(Base):
+    """What was submitted at once.
+
+    Attributes
+    ----------
+    sealed
+        Everything that it planned exists; until then it is not complete.
+    idempotency_key, fingerprint
+        Of the request; the same key with another request is refused.
+    event_seq
+        Number of its latest event.
+    """
+
+    __tablename__ = "runs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(default="")
+    kind: Mapped[str] = mapped_column(default="backfill")
+    cause: Mapped[str] = mapped_column(default="")
+    state: Mapped[str]
+    reason: Mapped[str] = mapped_column(default="")
+    db: Mapped[str]
+    table: Mapped[str]
+    columns: Mapped[list[str]]
+    priority: Mapped[int] = mapped_column(default=0)
+    max_active: Mapped[int | None]
+    sealed: Mapped[bool] = mapped_column(default=True)
+    idempotency_key: Mapped[str | None] = mapped_column(unique=True)
+    fingerprint: Mapped[str] = mapped_column(default="")
+    event_seq: Mapped[int] = mapped_column(default=0)
+    created_s: Mapped[float]
+    ended_s: Mapped[float | None]
+
+    __table_args__ = (
+        Index("runs_created", "created_s", "id"),
+        Index("runs_state", "state", "created_s"),
+    )
+
+
+class Job(Base):
+    """One table x columns x filter.
+
+    Attributes
+    ----------
+    fills
+        All columns that it writes: those that share a UDF's struct with ``columns`` too.
+    owner
+        The process that has it, as JSON; null when none has. Only the owner of the latest
+        ``epoch`` may write progress or publish.
+    lease_until_s
+        Until when the owner is taken to be alive.
+    crashes
+        Deaths in a row without progress.
+    advanced
+        The present driver has computed something.
+    rows_before, fragments_before
+        Committed by earlier drivers, and of earlier columns; part of ``rows_computed`` and so on.
+    not_before_s
+        It is not started again before.
+    stopped
+        The owner stopped because that was wanted, and is about to exit.
+    """
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    parent_id: Mapped[str | None]
+    superseded: Mapped[bool] = mapped_column(default=False)
+    mode: Mapped[str]
+    db: Mapped[str]
+    table: Mapped[str]
+    table_uri: Mapped[str]
+    columns: Mapped[list[str]]
+    fills: Mapped[list[str]]
+    arguments: Mapped[dict[str, Any]]
+    ray: Mapped[dict[str, Any]]
+    pool: Mapped[str]
+    priority: Mapped[int] = mapped_column(default=0)
+    cause: Mapped[str] = mapped_column(default="")
+    state: Mapped[str]
+    reason: Mapped[str] = mapped_column(default="")
+    wanted: Mapped[str] = mapped_column(default="run")
+    epoch: Mapped[int] = mapped_column(default=0)
+    owner: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    lease_until_s: Mapped[float | None]
+    not_before_s: Mapped[float] = mapped_column(default=0.0)
+    crashes: Mapped[int] = mapped_column(default=0)
+    advanced: Mapped[bool] = mapped_column(default=False)
+    stopped: Mapped[bool] = mapped_column(default=False)
+    stop_asked_s: Mapped[float | None]
+    created_s: Mapped[float]
+    queued_s: Mapped[float]
+    started_s: Mapped[float | None]
+    ended_s: Mapped[float | None]
+    rows_before: Mapped[int] = mapped_column(BigInteger, default=0)
+    fragments_before: Mapped[int] = mapped_column(default=0)
+    rows_total: Mapped[int | None] = mapped_column(BigInteger)
+    rows_computed: Mapped[int] = mapped_column(BigInteger, default=0)
+    rows_replayed: Mapped[int] = mapped_column(BigInteger, default=0)
+    rows_failed: Mapped[int] = mapped_column(BigInteger, default=0)
+    fragments_total: Mapped[int] = mapped_column(default=0)
+    fragments_done: Mapped[int] = mapped_column(default=0)
+    fragments_committed: Mapped[int] = mapped_column(default=0)
+    appliers_ready: Mapped[int] = mapped_column(default=0)
+    appliers_wanted: Mapped[int] = mapped_column(default=0)
+    seconds: Mapped[float] = mapped_column(default=0.0)
+    params: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    outputs: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    artifacts: Mapped[list[Any]] = mapped_column(default=list)
+    error: Mapped[str] = mapped_column(default="")
+    error_type: Mapped[str] = mapped_column(default="")
+
+    __table_args__ = (
+        Index("jobs_run", "run_id"),
+        Index("jobs_state", "state", "queued_s"),
+        Index("jobs_created", "created_s", "id"),
+    )
+
+
+class Task(Base):
+    """One fragment of one column of a job."""
+
+    __tablename__ = "tasks"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    column: Mapped[str] = mapped_column(primary_key=True)
+    fragment_id: Mapped[int] = mapped_column(primary_key=True)
+    state: Mapped[str]
+    reason: Mapped[str] = mapped_column(default="")
+    rows: Mapped[int] = mapped_column(BigInteger, default=0)
+    rows_planned: Mapped[int] = mapped_column(BigInteger, default=0)
+    rows_computed: Mapped[int] = mapped_column(BigInteger, default=0)
+    rows_failed: Mapped[int] = mapped_column(BigInteger, default=0)
+    attempts: Mapped[int] = mapped_column(default=0)
+    version: Mapped[int | None] = mapped_column(BigInteger)
+    seconds_read: Mapped[float] = mapped_column(default=0.0)
+    seconds_udf: Mapped[float] = mapped_column(default=0.0)
+    seconds_checkpoint: Mapped[float] = mapped_column(default=0.0)
+    seconds_write: Mapped[float] = mapped_column(default=0.0)
+
+
+class Event(Base):
+    """Something that happened; numbered without gaps within its run."""
+
+    __tablename__ = "events"
+
+    run_id: Mapped[str] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[str | None]
+    at_s: Mapped[float]
+    kind: Mapped[str]
+    message: Mapped[str] = mapped_column(default="")
+    data: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class Failure(Base):
+    """One row that the UDF failed on."""
+
+    __tablename__ = "failures"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    column: Mapped[str] = mapped_column(primary_key=True)
+    fragment_id: Mapped[int] = mapped_column(primary_key=True)
+    row: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    row_id: Mapped[str]  # as text: unsigned 64 bits fit no column
+    error: Mapped[str]
+    message: Mapped[str] = mapped_column(default="")
+    traceback: Mapped[str] = mapped_column(default="")
+    input: Mapped[str] = mapped_column(default="")
+    attempts: Mapped[int] = mapped_column(default=1)
+
+
+class Pool(Base):
+    """Slots that jobs share; the pool with the empty name is the cap over all."""
+
+    __tablename__ = "pools"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    slots: Mapped[int | None]

@@ -1,0 +1,97 @@
+"""The queue: which jobs start now, decided by one scheduler at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from geneva.jobs.process import ProcessId
+from geneva.jobs.ranking import Candidate, Caps, choose
+from geneva.jobs.states import ACTIVE
+from geneva.store.change import locked_run, move
+from geneva.store.database import Database
+from geneva.store.models import Job, Pool, Run
+from geneva.types import JobState
+
+_CLAIM_S = 60.0  # within which a driver that was started must have attached
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job that is to be started, and the epoch of its driver."""
+
+    job_id: str
+    epoch: int
+
+
+def claim(database: Database, owner: ProcessId, limit: int | None = None) -> list[Claim]:
+    """Take the queued jobs that may start now, in the order in which they should.
+
+    Parameters
+    ----------
+    owner
+        The scheduler, until it says which process it started.
+    """
+    with database.write(alone=True) as session:
+        now_s = database.now_s(session)
+        queued = _candidates(session, [JobState.QUEUED], now_s)
+        if not queued:
+            return []
+        active = _candidates(session, ACTIVE, None)
+        choice = choose(list(queued), list(active), _caps(session), now_s, limit)
+        # Runs are locked in one order, whatever the rank of their jobs.
+        runs = {i: locked_run(session, i) for i in sorted({c.run_id for c in choice.start})}
+        claims = [
+            claimed
+            for c in choice.start
+            if (claimed := _take(session, runs[c.run_id], c.id, owner, now_s)) is not None
+        ]
+        reasons = {c.id: reason for c, reason in queued.items()}
+        news = [{"id": k, "reason": r} for k, r in choice.waiting.items() if r != reasons[k]]
+        if news:
+            session.execute(update(Job), news)
+        return claims
+
+
+def _take(session: Session, run: Run, job_id: str, owner: ProcessId, now_s: float) -> Claim | None:
+    job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
+    if job is None or job.state != JobState.QUEUED:
+        return None  # cancelled or paused meanwhile
+    job.epoch += 1
+    job.owner, job.lease_until_s = asdict(owner), now_s + _CLAIM_S
+    job.stopped, job.advanced = False, False
+    move(session, run, job, JobState.STARTING, "starting a driver", now_s)
+    return Claim(job_id, job.epoch)
+
+
+def _candidates(
+    session: Session, states: Collection[JobState], now_s: float | None
+) -> dict[Candidate, str]:
+    """Return the jobs in some states, with the reason that was last given for it."""
+    wanted = select(
+        Job.id,
+        Job.run_id,
+        Job.pool,
+        Job.priority,
+        Job.queued_s,
+        Job.table_uri,
+        Job.fills,
+        Job.reason,
+    ).where(Job.state.in_([s.value for s in states]))
+    if now_s is not None:
+        wanted = wanted.where(Job.not_before_s <= now_s)
+    return {
+        Candidate(name, run, pool, priority, queued_s, frozenset((uri, c) for c in fills)): reason
+        for name, run, pool, priority, queued_s, uri, fills, reason in session.execute(wanted)
+    }
+
+
+def _caps(session: Session) -> Caps:
+    pools = {p.name: p.slots for p in session.scalars(select(Pool)) if p.slots is not None}
+    capped = select(Run.id, Run.max_active).where(Run.max_active.is_not(None))
+    runs = session.execute(capped.where(Run.ended_s.is_(None)))
+    total = pools.pop("", None)
+    return Caps(total, pools, {name: limit for name, limit in runs if limit is not None})

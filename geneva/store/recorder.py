@@ -1,0 +1,281 @@
+"""Records what a driver does, renews its lease, and passes on what is wanted of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from geneva.errors import LeaseLostError, ServiceError
+from geneva.jobs.control import Control, Wanted
+from geneva.jobs.recorder import PlannedFragment, Recorder
+from geneva.jobs.records import TaskState
+from geneva.store.leases import Leases
+from geneva.store.queue import Claim
+from geneva.store.report import News, report
+from geneva.store.store import Store
+from geneva.types import (
+    Failure,
+    JobState,
+    Progress,
+    Task,
+    TaskDone,
+    TaskEvent,
+    TaskFailed,
+    TaskStopped,
+)
+
+LEASE_S = 30.0
+BEAT_S = 0.5
+_LOG = logging.getLogger("geneva.jobs")
+
+
+class StoreRecorder(Recorder):
+    """The record of one driver, kept by a thread that beats twice a second.
+
+    Parameters
+    ----------
+    pause_ends
+        A pause ends the driver, as the scheduler starts another one; else it waits.
+    """
+
+    def __init__(
+        self, store: Store, claim: Claim, *, pause_ends: bool, lease_s: float = LEASE_S
+    ) -> None:
+        self._database = store.database
+        self._leases = Leases(store.database)
+        self._claim, self._pause_ends, self._lease_s = claim, pause_ends, lease_s
+        self._lock = threading.Lock()
+        self._news = News()
+        self._tasks: dict[tuple[str, int], dict[str, Any]] = {}
+        self._changed: set[tuple[str, int]] = set()
+        self._column = ""
+        self._wanted = Wanted.RUN
+        self._ended = threading.Event()
+        self._news_due = threading.Event()  # wakes the thread before its time
+        self._state: JobState | None = None
+        self._thread: threading.Thread | None = None
+        self.lost = False  # another driver has the job
+
+    # --- what the driver tells -----------------------------------------------------------
+
+    def planned(
+        self, columns: tuple[str, ...], version: int, plans: Sequence[PlannedFragment]
+    ) -> None:
+        """Note each fragment and why it is, or is not, computed."""
+        before, self._column = self._column, ", ".join(columns)
+        to_do = [p for p in plans if p.task is not None]
+        rows = sum(p.rows_compute for p in to_do)
+        message = f"{rows:,} rows in {len(to_do):,} of {len(plans):,} fragments"
+        facts = {"version": version, "rows": rows, "fragments": len(to_do), "column": self._column}
+        with self._lock:
+            self._news.events.append(("planned", message, facts))
+            self._news.first_plan = self._news.first_plan or self._column != before
+            for plan in plans:
+                state = TaskState.SKIPPED if plan.task is None else TaskState.PLANNED
+                fresh = self._fresh(plan, state)
+                if plan.task is None:
+                    self._news.skipped.append(fresh)
+                else:
+                    self._tasks[self._column, plan.fragment_id] = fresh
+                    self._changed.add((self._column, plan.fragment_id))
+
+    def _fresh(self, plan: PlannedFragment, state: TaskState) -> dict[str, Any]:
+        return {
+            "job_id": self._claim.job_id,
+            "column": self._column,
+            "fragment_id": plan.fragment_id,
+            "state": state.value,
+            "reason": plan.reason,
+            "rows": plan.rows,
+            "rows_planned": plan.rows_compute,
+            "rows_computed": 0,
+            "rows_failed": 0,
+            "attempts": 0,
+            "version": None,
+            "seconds_read": 0.0,
+            "seconds_udf": 0.0,
+            "seconds_checkpoint": 0.0,
+            "seconds_write": 0.0,
+        }
+
+    def began(self, task: Task) -> None:
+        """Note a fragment that is worked on."""
+        self._change(task.fragment_id, state=TaskState.RUNNING.value, reason="")
+
+    def took(self, event: TaskEvent) -> None:
+        """Note what became of a fragment, or of a span of one."""
+        match event:
+            case TaskDone():
+                self._done(event)
+            case TaskFailed():
+                failed = TaskState.FAILED.value
+                self._change(event.task.fragment_id, state=failed, reason=event.message)
+                if event.failure is not None:
+                    self._failures([event.failure])
+            case TaskStopped():
+                self._change(event.task.fragment_id, state=TaskState.STOPPED.value)
+            case _:
+                task = event.task
+                self._change(task.fragment_id, reason=event.reason, attempts=task.attempt + 1)
+                facts = {"fragment": task.fragment_id, "attempt": task.attempt}
+                with self._lock:
+                    self._news.events.append(("worker_died", event.reason, facts))
+
+    def _done(self, event: TaskDone) -> None:
+        self._failures(event.failures)
+        with self._lock:
+            facts = self._tasks.get((self._column, event.fragment_id))
+            if facts is None:
+                return
+            for stage in ("read", "udf", "checkpoint", "write"):
+                facts[f"seconds_{stage}"] += getattr(event.counts, f"seconds_{stage}")
+            self._changed.add((self._column, event.fragment_id))
+        whole = event.file is not None or (event.start == 0 and event.stop >= facts["rows"])
+        if whole:
+            counts = event.counts
+            done = TaskState.DONE if event.file is not None else TaskState.SKIPPED
+            self._change(
+                event.fragment_id,
+                state=done.value,
+                rows_computed=counts.computed,
+                rows_failed=counts.failed,
+            )
+
+    def _failures(self, failures: Sequence[Failure]) -> None:
+        with self._lock:
+            self._news.failures += [
+                {
+                    "job_id": self._claim.job_id,
+                    "column": self._column,
+                    "fragment_id": f.fragment_id,
+                    "row": f.row,
+                    "row_id": str(f.row_id),
+                    "error": f.error,
+                    "message": f.message,
+                    "traceback": f.traceback,
+                    "input": f.input,
+                    "attempts": f.attempts,
+                }
+                for f in failures
+            ]
+
+    def may_publish(self) -> None:
+        """Look into the database whether the job is still this driver's.
+
+        Raises
+        ------
+        LeaseLostError
+            It is not.
+        ServiceError
+            The database did not answer for as long as a lease lasts.
+        """
+        deadline = time.monotonic() + self._lease_s
+        while True:
+            try:
+                self._leases.check(self._claim)
+                return
+            except ServiceError:
+                if time.monotonic() > deadline:
+                    raise
+                self._ended.wait(BEAT_S)
+
+    def published(self, version: int | None, fragments: Sequence[int]) -> None:
+        """Note fragments that became visible."""
+        if version is None:
+            return
+        for fragment_id in fragments:
+            self._change(fragment_id, state=TaskState.COMMITTED.value, version=version)
+        message = f"{len(fragments):,} fragments became visible in version {version}"
+        with self._lock:
+            facts = {"version": version, "fragments": len(fragments)}
+            self._news.events.append(("committed", message, facts))
+
+    def _change(self, fragment_id: int, **facts: Any) -> None:
+        with self._lock:
+            key = (self._column, fragment_id)
+            if key in self._tasks:
+                self._tasks[key] |= facts
+                self._changed.add(key)
+
+    def observe(self, progress: Progress) -> None:
+        """Have a change of state reported at once; all else can wait for the next beat."""
+        if progress.state is not self._state:
+            self._state = progress.state
+            self._news_due.set()
+
+    # --- the thread ----------------------------------------------------------------------
+
+    def start(self, control: Control) -> None:
+        """Begin to beat for a job."""
+
+        def beat() -> None:
+            while not self._ended.is_set():
+                self._news_due.wait(BEAT_S)
+                self._news_due.clear()
+                self._beat(control)
+
+        self._thread = threading.Thread(target=beat, name="geneva-lease", daemon=True)
+        self._thread.start()
+
+    def _beat(self, control: Control) -> None:
+        try:
+            self._flush()
+            wanted = self._leases.beat(self._claim, control.progress, self._lease_s)
+        except LeaseLostError:
+            self.lost = True
+            control.want(Wanted.CANCEL)
+            self._ended.set()
+        except Exception as error:  # whatever it is, the work goes on: its values are not here
+            _LOG.warning("the record of job %s is late: %s", self._claim.job_id, error)
+        else:
+            if wanted is not self._wanted:  # what its own process wants stands till then
+                self._wanted = wanted
+                stops = wanted is Wanted.PAUSE and self._pause_ends
+                control.want(Wanted.CANCEL if stops else wanted)
+
+    def _flush(self) -> None:
+        with self._lock:
+            news, self._news = self._news, News()
+            changed, self._changed = self._changed, set()
+            news.tasks = [dict(self._tasks[key]) for key in sorted(changed)]
+        if not news:
+            return
+        try:
+            report(self._database, self._claim, news)
+        except BaseException:
+            with self._lock:
+                self._changed |= changed
+                later = self._news
+                self._news = News(
+                    news.skipped + later.skipped,
+                    [],
+                    news.failures + later.failures,
+                    news.events + later.events,
+                    news.first_plan or later.first_plan,
+                )
+            raise
+
+    def close(self) -> None:
+        """Stop beating and write the last news; call it before the end is recorded.
+
+        Raises
+        ------
+        ServiceError
+            The database did not take them for as long as a lease lasts.
+        """
+        self._ended.set()
+        self._news_due.set()
+        if self._thread is not None:
+            self._thread.join()
+        deadline = time.monotonic() + self._lease_s
+        while not self.lost:
+            try:
+                self._flush()
+                return
+            except ServiceError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(BEAT_S)

@@ -1,0 +1,321 @@
+"""What people do with runs and jobs: submit, look, steer, retry, forget."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from uuid import uuid4
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from geneva.errors import JobStateError, NoSuchJobError, SettingError
+from geneva.jobs.control import Wanted
+from geneva.jobs.process import ProcessId
+from geneva.jobs.records import JobRecord, Mode, RunRecord, Submission
+from geneva.jobs.states import when_asked
+from geneva.store.change import jobs_of, locked_job, locked_run, move, note, settle
+from geneva.store.found import job_record, run_record
+from geneva.store.lists import Lists
+from geneva.store.models import Job, Run
+from geneva.store.queue import Claim
+from geneva.types import JobState
+
+
+class Store(Lists):
+    """Runs and jobs in an SQL database.
+
+    Parameters
+    ----------
+    database
+        One that was brought up to date.
+    """
+
+    # --- submit ------------------------------------------------------------------------
+
+    def submit(
+        self,
+        asked: Submission,
+        table_uri: str,
+        fills: Sequence[str],
+        key: str | None = None,
+    ) -> RunRecord:
+        """Queue a backfill.
+
+        Parameters
+        ----------
+        table_uri, fills
+            The table as the engine names it, and all columns that are written.
+        key
+            The same key with the same request gives the run of the first time.
+
+        Raises
+        ------
+        JobStateError
+            The key was used for another request.
+        """
+        fingerprint = _fingerprint(asked)
+        with self.database.write(alone=key is not None) as session:
+            if key is not None:
+                run = session.scalar(select(Run).where(Run.idempotency_key == key))
+                if run is not None and run.fingerprint != fingerprint:
+                    raise JobStateError(
+                        f"idempotency key {key!r} was used for another request (run {run.id})"
+                    )
+                if run is not None:
+                    return run_record(run, jobs_of(session, run))
+            now = self.database.now_s(session)
+            run = _new_run(asked, now, key, fingerprint)
+            job = _new_job(run, asked, table_uri, fills, now)
+            _add(session, run, job)
+            note(session, run, job, now, "submitted", asked.cause)
+            move(session, run, job, JobState.QUEUED, "waiting for the scheduler", now)
+            return run_record(run, [job])
+
+    def begin_direct(
+        self,
+        asked: Submission,
+        table_uri: str,
+        fills: Sequence[str],
+        owner: ProcessId,
+        lease_s: float,
+        job_id: str,
+    ) -> Claim:
+        """Record a backfill that the calling process carries out itself."""
+        with self.database.write() as session:
+            now = self.database.now_s(session)
+            run = _new_run(asked, now, None, "")
+            job = _new_job(run, asked, table_uri, fills, now)
+            job.id, job.mode, job.epoch = job_id, Mode.DIRECT.value, 1
+            job.owner, job.lease_until_s = asdict(owner), now + lease_s
+            _add(session, run, job)
+            move(session, run, job, JobState.STARTING, f"called in {owner}", now)
+            return Claim(job.id, job.epoch)
+
+    # --- steer -------------------------------------------------------------------------
+
+    def want(self, run_id: str, wanted: Wanted) -> RunRecord:
+        """Say what is wanted of all jobs of a run.
+
+        Raises
+        ------
+        JobStateError
+            None of them can do it.
+        """
+        with self.database.write() as session:
+            run = locked_run(session, run_id)
+            now = self.database.now_s(session)
+            jobs = jobs_of(session, run)
+            live = [j for j in jobs if not JobState(j.state).ended] or jobs
+            for job in live:
+                self._want(session, run, job, wanted, now)
+            return run_record(run, jobs)
+
+    def want_job(self, job_id: str, wanted: Wanted) -> JobRecord:
+        """Say what is wanted of one job."""
+        with self.database.write() as session:
+            run, job = locked_job(session, job_id)
+            self._want(session, run, job, wanted, self.database.now_s(session))
+            return job_record(job)
+
+    def _want(self, session: Session, run: Run, job: Job, wanted: Wanted, now_s: float) -> None:
+        state = JobState(job.state)
+        before = Wanted(job.wanted)
+        after = when_asked(state, before, wanted, has_process=job.owner is not None)
+        if wanted is before and after is state:
+            return
+        job.wanted = wanted.value
+        job.stop_asked_s = None if wanted is Wanted.RUN else now_s
+        note(session, run, job, now_s, "wanted", "", {"wanted": wanted.value})
+        if after is not state:
+            job.stop_asked_s = None
+            move(session, run, job, after, _WHY[wanted], now_s)
+
+    def change(
+        self, run_id: str, *, priority: int | None = None, max_active: int | None = None
+    ) -> RunRecord:
+        """Change the priority or the cap of a run, whatever its state."""
+        with self.database.write() as session:
+            run = locked_run(session, run_id)
+            now = self.database.now_s(session)
+            jobs = jobs_of(session, run)
+            if priority is not None:
+                run.priority = priority
+                for job in jobs:
+                    job.priority = priority
+            if max_active is not None:
+                run.max_active = max_active
+            said = {"priority": priority, "max_active": max_active}
+            changed = {k: v for k, v in said.items() if v is not None}
+            note(session, run, None, now, "changed", "", changed)
+            return run_record(run, jobs)
+
+    def retry(self, run_id: str) -> RunRecord:
+        """Queue a child of each job that did not succeed, limited to what failed.
+
+        Raises
+        ------
+        JobStateError
+            The run has not ended, or nothing of it failed.
+        """
+        with self.database.write() as session:
+            run = locked_run(session, run_id)
+            now = self.database.now_s(session)
+            if not JobState(run.state).ended:
+                raise JobStateError(f"run {run_id} is {run.state}; only what ended is retried")
+            failed = [j for j in jobs_of(session, run) if j.state in _RETRIED]
+            if not failed:
+                raise JobStateError(f"run {run_id} is {run.state}: there is nothing to retry")
+            for parent in failed:
+                child = _child(parent, now)
+                parent.superseded = True
+                session.add(child)
+                session.flush()
+                note(session, run, child, now, "retry", f"of job {parent.id}")
+                move(session, run, child, JobState.QUEUED, "waiting for the scheduler", now)
+            settle(session, run, now)
+            return run_record(run, jobs_of(session, run))
+
+    # --- forget ------------------------------------------------------------------------
+
+    def delete(self, run_id: str) -> None:
+        """Remove the records of a run that has ended; values stay with the table.
+
+        Raises
+        ------
+        JobStateError
+            It has not ended.
+        """
+        with self.database.write() as session:
+            run = locked_run(session, run_id)
+            if not JobState(run.state).ended:
+                raise JobStateError(f"run {run_id} is {run.state}; cancel it before")
+            session.execute(delete(Run).where(Run.id == run_id))
+
+    def forget(self, older_than_s: float) -> int:
+        """Remove the records of runs that ended so long ago; return how many."""
+        with self.database.write() as session:
+            before = self.database.now_s(session) - older_than_s
+            old = delete(Run).where(Run.ended_s < before)
+            return len(session.execute(old.returning(Run.id)).all())
+
+    # --- look --------------------------------------------------------------------------
+
+    def run(self, run_id: str) -> RunRecord:
+        """Return a run with all its jobs, superseded ones included."""
+        with self.database.read() as session:
+            run = session.get(Run, run_id)
+            if run is None:
+                raise NoSuchJobError(f"there is no run {run_id!r}")
+            jobs = select(Job).where(Job.run_id == run_id).order_by(Job.created_s, Job.id)
+            return run_record(run, list(session.scalars(jobs)))
+
+    def job(self, job_id: str) -> JobRecord:
+        """Return a job."""
+        with self.database.read() as session:
+            job = session.get(Job, job_id)
+            if job is None:
+                raise NoSuchJobError(f"there is no job {job_id!r}")
+            return job_record(job)
+
+
+_RETRIED = {JobState.FAILED, JobState.PARTIAL, JobState.CANCELLED, JobState.UPSTREAM_FAILED}
+_WHY = {
+    Wanted.CANCEL: "cancelled before it was started",
+    Wanted.PAUSE: "paused while it waited",
+    Wanted.RUN: "resumed",
+}
+
+
+def _add(session: Session, run: Run, job: Job) -> None:
+    for row in (run, job):  # without a relationship, one flush inserts in any order
+        session.add(row)
+        session.flush()
+
+
+def _new_id() -> str:
+    return uuid4().hex[:12]
+
+
+def _new_run(asked: Submission, now_s: float, key: str | None, fingerprint: str) -> Run:
+    return Run(
+        id=_new_id(),
+        name=asked.name,
+        cause=asked.cause,
+        state=JobState.PENDING.value,
+        db=asked.db,
+        table=asked.table,
+        columns=list(asked.columns),
+        priority=asked.priority,
+        max_active=asked.max_active,
+        idempotency_key=key,
+        fingerprint=fingerprint,
+        created_s=now_s,
+        event_seq=0,
+        sealed=True,
+    )
+
+
+def _new_job(
+    run: Run, asked: Submission, table_uri: str, fills: Sequence[str], now_s: float
+) -> Job:
+    return Job(
+        id=_new_id(),
+        run_id=run.id,
+        mode=Mode.SERVICE.value,
+        db=asked.db,
+        table=asked.table,
+        table_uri=table_uri,
+        columns=list(asked.columns),
+        fills=sorted(fills),
+        arguments=dict(asked.arguments),
+        ray=dict(asked.ray),
+        params=dict(asked.arguments.get("params") or {}),
+        pool=asked.pool,
+        priority=asked.priority,
+        cause=asked.cause,
+        state=JobState.PENDING.value,
+        created_s=now_s,
+        queued_s=now_s,
+    )
+
+
+def _child(parent: Job, now_s: float) -> Job:
+    """Return the retry of a job: what is missing, and the rows that failed."""
+    arguments = dict(parent.arguments)
+    if parent.state == JobState.PARTIAL:
+        # All else is done, so a forced run is not forced again.
+        arguments |= {"retry_failed": True, "force": False}
+    elif parent.rows_failed:
+        arguments["retry_failed"] = True
+    copied: tuple[str, ...] = (
+        "run_id",
+        "mode",
+        "db",
+        "table",
+        "table_uri",
+        "columns",
+        "fills",
+        "ray",
+    )
+    copied += ("params", "pool", "priority")
+    return Job(
+        **{n: getattr(parent, n) for n in copied} | {"mode": Mode.SERVICE.value},
+        id=_new_id(),
+        parent_id=parent.id,
+        arguments=arguments,
+        cause="retry",
+        state=JobState.PENDING.value,
+        created_s=now_s,
+        queued_s=now_s,
+    )
+
+
+def _fingerprint(asked: Submission) -> str:
+    try:
+        text = json.dumps(asdict(replace(asked, cause="")), sort_keys=True)
+    except TypeError as error:
+        raise SettingError(f"the arguments of a job that is kept must be JSON: {error}") from error
+    return hashlib.sha256(text.encode()).hexdigest()

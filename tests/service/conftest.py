@@ -1,0 +1,106 @@
+"""A table with a computed column, and a service."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+import geneva
+from geneva.store.database import Database
+from geneva.store.migrate import upgrade
+from geneva.store.store import Store
+from tests.support.backfills import Gate
+from tests.support.calls import CallLog
+from tests.support.postgres import programs, server
+from tests.support.services import Service
+from tests.support.tables import make_table
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A table t of 40 rows in 4 fragments, with y = 2 * x.
+
+    The UDF waits at x = 25 until ``gate`` is open.
+    """
+
+    path: Path
+    table: geneva.Table
+    calls: CallLog
+    gate: Gate
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A PostgreSQL server of this test run."""
+    folder = programs()
+    if folder is None:
+        pytest.skip("no PostgreSQL here (on Debian and Ubuntu: apt install postgresql)")
+    with server(folder) as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.services)])
+def jobs_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of jobs: what holds in one kind must hold in the other."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'jobs.db'}"
+    base = request.getfixturevalue("postgres")
+    name = f"t{uuid4().hex[:12]}"
+    with psycopg.connect(f"{base}/postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return f"{base}/{name}"
+
+
+@pytest.fixture
+def jobs(jobs_url: str) -> Iterator[Store]:
+    database = Database(jobs_url)
+    upgrade(database)
+    yield Store(database)
+    database.close()
+
+
+@pytest.fixture
+def scene(tmp_path: Path, calls: CallLog) -> Scene:
+    table = make_table(tmp_path / "db", rows=40, fragments=4)
+    gate = Gate(tmp_path / "gate")
+
+    @geneva.udf
+    def double(x: int) -> int:
+        if x == 25:
+            gate.wait(120)
+        calls(x)
+        return 2 * x
+
+    table.add_columns({"y": double})
+    return Scene(tmp_path / "db", table, calls, gate)
+
+
+@pytest.fixture(scope="session")
+def shared_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("service")
+    running = Service(folder / "state", folder).start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def service(shared_service: Service, scene: Scene) -> Iterator[Service]:
+    """The service of this test run, for a test's own table."""
+    shared_service.db = scene.path
+    yield shared_service
+    scene.gate.open()
+    shared_service.cancel_all()
+
+
+@pytest.fixture
+def own_service(tmp_path: Path, scene: Scene) -> Iterator[Service]:
+    """A service that a test may kill."""
+    running = Service(tmp_path / "state", scene.path).start()
+    yield running
+    scene.gate.open()
+    running.stop()

@@ -1,0 +1,89 @@
+"""A driver that was given up for dead publishes nothing, whenever it wakes up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lance
+import pytest
+from sqlalchemy import text
+
+import geneva
+from geneva.errors import LeaseLostError, ServiceError
+from geneva.jobs.control import Control
+from geneva.jobs.page import Wish
+from geneva.jobs.process import ProcessId
+from geneva.jobs.records import Submission
+from geneva.store import recorder as recording
+from geneva.store.database import Database
+from geneva.store.leases import Leases
+from geneva.store.place import open_store
+from geneva.store.recorder import StoreRecorder
+from geneva.types import JobState, Progress
+from tests.service.conftest import Scene
+from tests.support.backfills import until
+from tests.support.tables import assert_table_invariants
+
+ASKED = Submission(db="db", table="t", columns=("y",))
+ELSEWHERE = ProcessId("elsewhere", "another-boot", 1, "then")
+
+
+def give_up_and_start_again(url: str) -> None:
+    """Do what a scheduler does with a driver that it takes for dead."""
+    with Database(url).write() as session:
+        session.execute(text("UPDATE jobs SET epoch = epoch + 1, rows_computed = -7"))
+
+
+def test_driver_whose_job_was_given_to_another_publishes_nothing(scene: Scene, tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    table = geneva.connect(str(scene.path), jobs=url).open_table("t")
+    before = lance.dataset(table.storage.uri).version
+    options = {"commit_granularity": 64, "concurrency": 1, "batch_size": 1}
+    job = table.backfill_async("y", executor="local", progress=False, **options)
+    until(lambda: len(scene.calls) == 25)  # two fragments are finished, none is committed
+    give_up_and_start_again(url)
+    scene.gate.open()
+    with pytest.raises(LeaseLostError, match="epoch 1"):
+        job.wait(60)
+    assert lance.dataset(table.storage.uri).version == before
+    [record] = open_store(url).jobs(Wish()).items
+    assert (record.state, record.rows_computed) == (JobState.RUNNING, -7)
+    scene.calls.clear()
+    result = scene.table.backfill("y", executor="local", progress=False)
+    assert result.rows_computed == 40
+    assert len(scene.calls) <= 15  # what the other one checkpointed is adopted, not computed
+    assert_table_invariants(scene.table, {"y": lambda row: 2 * row["x"]})
+
+
+def test_publication_waits_for_a_database_that_is_away_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    store = open_store(url)
+    claim = store.begin_direct(ASKED, "t", ["y"], ELSEWHERE, 30, "job")
+    monkeypatch.setattr(recording, "BEAT_S", 0.01)
+    faults = iter([ServiceError("away"), ServiceError("away"), None])
+
+    class Away(Leases):
+        def check(self, claim: object) -> None:
+            if (fault := next(faults)) is not None:
+                raise fault
+
+    recorder = StoreRecorder(store, claim, pause_ends=True)
+    recorder._leases = Away(store.database)
+    recorder.may_publish()
+    assert next(faults, "none left") == "none left"
+
+
+def test_lost_lease_stops_the_driver_at_its_next_beat(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    store = open_store(url)
+    claim = store.begin_direct(ASKED, "t", ["y"], ELSEWHERE, 30, "job")
+    recorder = StoreRecorder(store, claim, pause_ends=True)
+    control = Control("job", ("y",), None, recorder)
+    recorder.start(control)
+    give_up_and_start_again(url)
+    recorder.observe(Progress("job", ("y",), JobState.RUNNING))
+    until(lambda: recorder.lost)
+    assert control.wanted == "cancel"
+    recorder.close()

@@ -1,0 +1,58 @@
+"""`geneva jobs ...` against a service that runs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from typer.testing import CliRunner
+
+from geneva.cli.commands import app
+from tests.service.conftest import Scene
+from tests.service.test_deaths import SLOWLY, assert_done_once, until_row_25
+from tests.support.backfills import until
+from tests.support.services import Service, is_running
+
+
+def call(service: Service, *words: str, code: int = 0, as_json: bool = True) -> Any:
+    url = ["--url", str(service.http.base_url)]
+    done = CliRunner().invoke(app, ["jobs", *words, *url, *(["--json"] if as_json else [])])
+    assert done.exit_code == code, done.output
+    return json.loads(done.stdout) if as_json else done.stdout
+
+
+def test_verbs_of_the_shell_do_what_they_say(scene: Scene, service: Service):
+    options = [f"--set={k}={v}" for k, v in SLOWLY.items()]
+    db = ["--db", str(scene.path)]
+    plan = call(service, "plan", "t", "y", "--where", "x < 10", *db)
+    assert len(plan["fragments"]) == 4
+    run = call(service, "submit", "t", "y", "--name", "shell", *db, *options)["id"]
+    until_row_25(scene)
+    driver = service.driver(run)
+    call(service, "pause", run)
+    until(lambda: service.run(run)["state"] == "PAUSING")
+    scene.gate.open()
+    service.until(run, "PAUSED")
+    assert not is_running(driver)
+    assert [r["id"] for r in call(service, "ls", "--state", "paused", "--table", "t")["runs"]] == [
+        run
+    ]
+    call(service, "resume", run)
+    watched = call(service, "watch", run)
+    assert (watched["state"], watched["name"]) == ("SUCCEEDED", "shell")
+    assert_done_once(scene)
+    assert "SUCCEEDED: 40 of 40 rows, 4 of 4 fragments visible" in call(
+        service, "show", run, as_json=False
+    )
+    assert call(service, "failures", run) == {"failures": []}
+    call(service, "cancel", run, code=2)
+    call(service, "retry", run, code=2)
+    call(service, "show", "none", code=2)
+    call(service, "delete", run)
+    call(service, "show", run, code=2)
+
+
+def test_service_that_is_not_there(service: Service):
+    done = CliRunner().invoke(app, ["jobs", "ls", "--url", "http://127.0.0.1:1"])
+    assert done.exit_code == 3
+    assert "does not answer" in done.output

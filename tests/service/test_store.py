@@ -1,0 +1,317 @@
+"""The store: what was accepted is there, what ended does not change, only the owner reports."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import text
+
+from geneva.errors import (
+    JobStateError,
+    LeaseLostError,
+    NoSuchJobError,
+    ServiceError,
+    SettingError,
+)
+from geneva.jobs.control import Wanted
+from geneva.jobs.page import Wish
+from geneva.jobs.process import ProcessId, this_process
+from geneva.jobs.records import RunRecord, Submission
+from geneva.store.database import Database
+from geneva.store.leases import CRASHES, Leases
+from geneva.store.lists import Lists
+from geneva.store.migrate import check, upgrade
+from geneva.store.models import Base
+from geneva.store.queue import Claim, claim
+from geneva.store.report import News, report
+from geneva.store.store import Store
+from geneva.types import JobState, Progress
+
+ASKED = Submission(db="db", table="t", columns=("y",), arguments={"where": "x > 1"})
+DEAD = ProcessId("elsewhere", "another-boot", 1, "then")
+
+
+def submit(jobs: Store, asked: Submission = ASKED, column: str = "y", **more: object) -> RunRecord:
+    return jobs.submit(replace(asked, **more), "db/t.lance", [column])
+
+
+def running(jobs: Store) -> tuple[RunRecord, Claim]:
+    """Submit a job and let a driver have it."""
+    run = submit(jobs)
+    [claimed] = claim(jobs.database, this_process())
+    Leases(jobs.database).attach(claimed, this_process(), 30)
+    return run, claimed
+
+
+def progress(state: JobState = JobState.RUNNING, **counts: int) -> Progress:
+    return Progress("", ("y",), state, **counts)
+
+
+def expire(jobs: Store, job_id: str) -> None:
+    with jobs.database.write() as session:
+        session.execute(
+            text("UPDATE jobs SET lease_until_s = 1 WHERE id = :id").bindparams(id=job_id)
+        )
+
+
+def test_migrations_and_models_that_differ(jobs: Store):
+    with jobs.database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_database_that_was_not_upgraded_is_refused(tmp_path: Path):
+    database = Database(f"sqlite:///{tmp_path / 'jobs.db'}")
+    with pytest.raises(ServiceError, match="geneva db upgrade"):
+        check(database)
+    upgrade(database)
+    upgrade(database)
+    check(database)
+
+
+def test_sqlite_keeps_what_it_said_it_has(tmp_path: Path):
+    database = Database(f"sqlite:///{tmp_path / 'deeper' / 'jobs.db'}")
+    upgrade(database)
+    with database.read() as session:
+        assert session.execute(text("PRAGMA journal_mode")).scalar() == "wal"
+        assert session.execute(text("PRAGMA synchronous")).scalar() == 2
+        assert session.execute(text("PRAGMA foreign_keys")).scalar() == 1
+    database.close()
+    with sqlite3.connect(tmp_path / "deeper" / "jobs.db") as raw:
+        assert raw.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize("url", ["jobs.db", "sqlite://", "mysql://host/name", "sqlite:///:memory:"])
+def test_url_of_no_database_of_jobs(url: str):
+    with pytest.raises(SettingError, match="sqlite:///"):
+        Database(url)
+
+
+def test_request_that_is_sent_twice_is_one_run(jobs: Store):
+    first = jobs.submit(ASKED, "db/t.lance", ["y"], key="k")
+    assert jobs.submit(ASKED, "db/t.lance", ["y"], key="k").id == first.id
+    with pytest.raises(JobStateError, match="another request"):
+        jobs.submit(replace(ASKED, priority=1), "db/t.lance", ["y"], key="k")
+    assert [r.id for r in Lists(jobs.database).runs(Wish()).items] == [first.id]
+
+
+def test_record_that_forgets_what_was_asked(jobs: Store):
+    run = submit(jobs, name="nightly", priority=3, arguments={"params": {"k": 1}})
+    [job] = jobs.run(run.id).jobs
+    assert (job.state, job.wanted, job.epoch) == (JobState.QUEUED, Wanted.RUN, 0)
+    assert (job.table, job.columns, job.priority) == ("t", ("y",), 3)
+    assert (job.params, job.arguments) == ({"k": 1}, {"params": {"k": 1}})
+    assert jobs.run(run.id).name == "nightly"
+    with pytest.raises(NoSuchJobError, match="'none'"):
+        jobs.run("none")
+
+
+def test_claimed_job_is_not_claimed_again(jobs: Store):
+    run = submit(jobs)
+    [claimed] = claim(jobs.database, this_process())
+    assert claimed == Claim(run.jobs[0].id, 1)
+    assert claim(jobs.database, this_process()) == []
+
+
+def test_second_job_on_a_column_waits_and_says_for_whom(jobs: Store):
+    first, second, other = submit(jobs), submit(jobs), submit(jobs, column="z")
+    assert [c.job_id for c in claim(jobs.database, this_process())] == [
+        first.jobs[0].id,
+        other.jobs[0].id,
+    ]
+    [job] = jobs.run(second.id).jobs
+    assert job.reason == f"waiting: column 'y' is being filled by job {first.jobs[0].id}"
+
+
+def test_cap_that_is_changed_while_jobs_run(jobs: Store):
+    lists = Lists(jobs.database)
+    for k in range(4):
+        submit(jobs, column=f"c{k}", pool="gpu")
+    lists.set_pool("gpu", 1)
+    assert len(claim(jobs.database, this_process())) == 1
+    lists.set_pool("gpu", 3)
+    lists.set_pool("", 2)
+    assert len(claim(jobs.database, this_process())) == 1
+    waits = [j.reason for j in lists.jobs(Wish(states=(JobState.QUEUED,))).items]
+    assert waits == ["waiting: 2 of 2 slots are taken"] * 2
+    pools = {p.name: (p.slots, p.active, p.queued) for p in lists.pools()}
+    assert pools == {"": (2, 2, 2), "default": (None, 0, 0), "gpu": (3, 2, 2)}
+
+
+def test_stale_driver_can_neither_report_nor_publish(jobs: Store):
+    run, old = running(jobs)
+    leases = Leases(jobs.database)
+    expire(jobs, old.job_id)
+    [held] = leases.held()
+    assert held.expired
+    assert leases.bury(held, "no sign of life") is JobState.QUEUED
+    with jobs.database.write() as session:
+        session.execute(text("UPDATE jobs SET not_before_s = 0"))
+    [new] = claim(jobs.database, this_process())
+    assert new == Claim(old.job_id, 2)
+    for stale in (
+        lambda: leases.beat(old, progress(rows_computed=9), 30),
+        lambda: leases.check(old),
+        lambda: leases.attach(old, this_process(), 30),
+        lambda: leases.finish(old, progress(), JobState.SUCCEEDED),
+        lambda: leases.give_back(old, progress(), "why"),
+    ):
+        with pytest.raises(LeaseLostError, match="epoch 1"):
+            stale()
+    expire(jobs, old.job_id)
+    assert leases.bury(held, "buried before") is None
+    leases.stop(old, progress())
+    report(jobs.database, old, News(events=[("late", "", {})]))
+    leases.check(new)
+    assert jobs.run(run.id).jobs[0].rows_computed == 0
+    kinds = [e.kind for e in Lists(jobs.database).events(run.id).items]
+    assert "late" not in kinds
+    assert kinds.count("driver_died") == 1
+
+
+def test_driver_that_was_heard_of_meanwhile_is_not_buried(jobs: Store):
+    _, claimed = running(jobs)
+    leases = Leases(jobs.database)
+    expire(jobs, claimed.job_id)
+    [held] = leases.held()
+    leases.beat(claimed, progress(), 30)
+    assert leases.bury(held, "no sign of life") is None
+    leases.check(claimed)
+
+
+def test_job_whose_drivers_die_without_progress_fails_at_last(jobs: Store):
+    run = submit(jobs)
+    leases = Leases(jobs.database)
+    for deaths in range(1, CRASHES + 1):
+        with jobs.database.write() as session:
+            session.execute(text("UPDATE jobs SET not_before_s = 0"))
+        [claimed] = claim(jobs.database, this_process())
+        leases.attach(claimed, DEAD, 30)
+        [held] = leases.held()
+        state = leases.bury(held, "it is gone")
+        assert state is (JobState.QUEUED if deaths < CRASHES else JobState.FAILED)
+    [job] = jobs.run(run.id).jobs
+    assert job.error == "it is gone"
+    assert "5 drivers ended one after the other" in job.reason
+
+
+def test_progress_between_deaths_forgives_them(jobs: Store):
+    submit(jobs)
+    leases = Leases(jobs.database)
+    for _ in range(2 * CRASHES):
+        with jobs.database.write() as session:
+            session.execute(text("UPDATE jobs SET not_before_s = 0"))
+        [claimed] = claim(jobs.database, this_process())
+        leases.attach(claimed, this_process(), 30)
+        leases.beat(claimed, progress(rows_computed=5, rows_replayed=4), 30)
+        [held] = leases.held()
+        assert leases.bury(held, "it is gone") is JobState.QUEUED
+
+
+@pytest.mark.parametrize(
+    ("wanted", "state"), [(Wanted.PAUSE, JobState.PAUSED), (Wanted.CANCEL, JobState.CANCELLED)]
+)
+def test_wish_is_fulfilled_only_when_the_process_is_gone(
+    jobs: Store, wanted: Wanted, state: JobState
+):
+    run, claimed = running(jobs)
+    leases = Leases(jobs.database)
+    leases.beat(claimed, progress(), 30)
+    assert jobs.want(run.id, wanted).state is JobState.RUNNING
+    assert leases.beat(claimed, progress(), 30) is wanted
+    leases.stop(claimed, progress())
+    assert jobs.run(run.id).state is JobState.RUNNING
+    [held] = leases.held()
+    assert leases.bury(held, "exited") is state
+
+
+def test_cancelled_job_cannot_be_resumed_and_what_ended_never_changes(jobs: Store):
+    run, claimed = running(jobs)
+    jobs.want(run.id, Wanted.CANCEL)
+    with pytest.raises(JobStateError, match="being cancelled"):
+        jobs.want(run.id, Wanted.RUN)
+    [held] = Leases(jobs.database).held()
+    Leases(jobs.database).bury(held, "exited")
+    assert jobs.want(run.id, Wanted.CANCEL).state is JobState.CANCELLED
+    for wanted in (Wanted.RUN, Wanted.PAUSE):
+        with pytest.raises(JobStateError, match="does not change"):
+            jobs.want(run.id, wanted)
+    assert claimed.epoch == 1
+
+
+def test_queued_job_is_paused_resumed_and_cancelled_at_once(jobs: Store):
+    run = submit(jobs)
+    assert jobs.want(run.id, Wanted.PAUSE).state is JobState.PAUSED
+    assert claim(jobs.database, this_process()) == []
+    assert jobs.want(run.id, Wanted.RUN).state is JobState.QUEUED
+    assert jobs.want(run.id, Wanted.CANCEL).state is JobState.CANCELLED
+    assert claim(jobs.database, this_process()) == []
+
+
+def test_retry_is_a_child_limited_to_what_failed(jobs: Store):
+    run, claimed = running(jobs)
+    with pytest.raises(JobStateError, match="only what ended"):
+        jobs.retry(run.id)
+    counts = progress(rows_computed=10, rows_failed=2)
+    Leases(jobs.database).finish(claimed, counts, JobState.PARTIAL)
+    assert jobs.run(run.id).state is JobState.PARTIAL
+    again = jobs.retry(run.id)
+    assert (again.id, again.state) == (run.id, JobState.QUEUED)
+    [child] = again.jobs
+    assert child.parent_id == claimed.job_id
+    assert child.arguments == {"where": "x > 1", "retry_failed": True, "force": False}
+    assert [j.state for j in jobs.run(run.id).jobs] == [JobState.PARTIAL, JobState.QUEUED]
+    [claimed] = claim(jobs.database, this_process())
+    Leases(jobs.database).finish(claimed, progress(), JobState.SUCCEEDED)
+    assert jobs.run(run.id).state is JobState.SUCCEEDED
+    with pytest.raises(JobStateError, match="nothing to retry"):
+        jobs.retry(run.id)
+
+
+def test_only_what_ended_is_forgotten(jobs: Store):
+    run, claimed = running(jobs)
+    with pytest.raises(JobStateError, match="cancel it before"):
+        jobs.delete(run.id)
+    assert jobs.forget(0) == 0
+    report(jobs.database, claimed, News(events=[("planned", "", {})]))
+    Leases(jobs.database).finish(claimed, progress(), JobState.SUCCEEDED)
+    other = submit(jobs, column="z")
+    assert jobs.forget(3600) == 0
+    assert jobs.forget(-1) == 1
+    assert [r.id for r in Lists(jobs.database).runs(Wish()).items] == [other.id]
+    with jobs.database.read() as session:
+        for table in ("jobs", "events"):
+            found = session.execute(text(f"SELECT DISTINCT run_id FROM {table}"))
+            assert [*found.scalars()] == ([other.id])
+
+
+def test_pages_hold_every_run_once(jobs: Store):
+    made = [submit(jobs, column=f"c{k}").id for k in range(7)]
+    lists = Lists(jobs.database)
+    for sort, expected in (("created", made), ("-created", made[::-1])):
+        seen: list[str] = []
+        cursor = None
+        while True:
+            page = lists.runs(Wish(sort=sort, limit=3, cursor=cursor))
+            seen += [r.id for r in page.items]
+            if (cursor := page.next) is None:
+                break
+        assert seen == expected
+    with pytest.raises(SettingError, match="begin again"):
+        lists.runs(Wish(cursor="nonsense"))
+
+
+def test_events_of_a_run_have_no_gaps(jobs: Store):
+    run, claimed = running(jobs)
+    Leases(jobs.database).beat(claimed, progress(), 30)
+    jobs.change(run.id, priority=9, max_active=2)
+    events = Lists(jobs.database).events(run.id).items
+    assert [e.seq for e in events] == list(range(1, len(events) + 1))
+    later = Lists(jobs.database).events(run.id, after=2).items
+    assert later == events[2:]
+    assert jobs.run(run.id).jobs[0].priority == 9

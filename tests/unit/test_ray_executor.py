@@ -1,0 +1,35 @@
+"""Which applier gets a task, and how many wait: decisions of the Ray executor that need no Ray."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from geneva.execute.ray import RayExecutor
+from geneva.execute.warm import Actor
+
+
+def executor(*appliers: tuple[int, bool, bool], attempt: int = 0) -> RayExecutor:
+    """Return one with appliers that have so many tasks, are ready, and are leaving."""
+    made = RayExecutor({}, 0.0)
+    for tasks, ready, leaving in appliers:
+        held = {k: SimpleNamespace(attempt=attempt) for k in range(tasks)}
+        made._actors.append(Actor(None, "", ready=ready, leaving=leaving, tasks=held))
+    return made
+
+
+def test_applier_has_two_tasks_while_there_are_more_than_appliers() -> None:
+    assert executor((1, True, False), (0, True, False)).free_slots(3) == 3
+
+
+def test_last_tasks_are_kept_for_appliers_that_get_free_or_join() -> None:
+    assert executor((1, True, False), (1, True, False)).free_slots(2) == 0
+    assert executor((2, True, False), (0, True, False)).free_slots(2) == 1
+    assert executor((1, True, False), (0, False, False)).free_slots(2) == 0
+
+
+def test_task_that_an_applier_died_with_has_one_to_itself() -> None:
+    assert executor((1, True, False), attempt=1).free_slots(100) == 0
+
+
+def test_applier_that_starts_or_leaves_gets_no_task() -> None:
+    assert executor((0, False, False), (0, True, True)).free_slots(100) == 0
