@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -365,11 +366,17 @@ def test_rows_changed_before_the_followers_turn(
 
 
 def failing(calls: CallLog, name: str, factor: int, gate: Gate) -> geneva.UDF:
-    """Return a UDF that fails on 12 until the gate is open; it logs what it returns."""
+    """Return a UDF that fails on 12 until the gate is open; it logs what it returns.
+
+    The failure waits for column b's first fragment, which another applier may be computing.
+    """
 
     @geneva.udf(num_cpus=CPUS, name=name)
     def fails(x: int) -> int:
         if x == 12 and not gate.is_open:
+            deadline = time.monotonic() + 30
+            while "b:9" not in calls.keys and time.monotonic() < deadline:
+                time.sleep(0.02)
             calls(f"failed-{name}:12")
             raise ValueError("twelve")
         calls(f"{name}:{x}")
