@@ -32,6 +32,7 @@ QUESTIONS = (
     "resume",
     "startup",
     "memory",
+    "service",
 )
 
 _NOT_ASKED = "COULD NOT BE ASKED"

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Hashable
 
 from geneva.errors import GenevaError
 from geneva.jobs.process import ProcessId, identify, this_process
@@ -21,11 +22,12 @@ from geneva.jobs.records import Mode
 from geneva.service.settings import DRIVER_CLAIM, DRIVER_URL, Settings
 from geneva.store.leases import Held, Leases
 from geneva.store.place import open_store
-from geneva.store.queue import Claim, claim
+from geneva.store.queue import Claim, claim, outlook
 from geneva.store.store import Store
 
 _LOG = logging.getLogger("geneva.scheduler")
 _BUSY_S = 5.0  # a driver that was stopped while it wrote is killed only if ticks go on
+_READ_S = 5.0  # the queue is read so often at least
 _SILENCE_S = 10.0  # by our own clock, from the moment when a lease was first seen expired
 
 
@@ -40,6 +42,8 @@ class Scheduler:
         self._me = this_process()
         self._children: list[subprocess.Popen[bytes]] = []
         self._silent: dict[tuple[str, int], float] = {}
+        self._seen: Hashable = None
+        self._read_s = 0.0
         self._ended = threading.Event()
 
     def run(self) -> None:
@@ -65,10 +69,19 @@ class Scheduler:
             self._look_at(job)
         known = {(job.job_id, job.epoch) for job in held}
         self._silent = {k: s for k, s in self._silent.items() if k in known}
-        for claimed in claim(self._database, self._me):
+        for claimed in self._claims():
             self._start(claimed)
         if self._settings.retention_s is not None:
             self._store.forget(self._settings.retention_s)
+
+    def _claims(self) -> list[Claim]:
+        """Take what may start; a long queue is not read again while nothing has changed."""
+        seen, now = outlook(self._database), time.monotonic()
+        if seen == self._seen and now - self._read_s < _READ_S:
+            return []
+        claims = claim(self._database, self._me)
+        self._seen, self._read_s = seen, now
+        return claims
 
     def _look_at(self, job: Held) -> None:
         if job.owner.gone:

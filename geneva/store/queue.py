@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from geneva.jobs.process import ProcessId
@@ -25,6 +25,24 @@ class Claim:
 
     job_id: str
     epoch: int
+
+
+def outlook(database: Database) -> Hashable:
+    """Return what decides whether a job may start: while it stays the same, none more can.
+
+    It reads no job by itself, so that a scheduler may ask often however long the queue is.
+    """
+    with database.read() as session:
+        now_s = database.now_s(session)
+        seen = select(func.count(), func.max(Job.queued_s), func.sum(Job.epoch))
+        queued = seen.where(Job.state == JobState.QUEUED, Job.not_before_s <= now_s)
+        active = select(Job.id).where(Job.state.in_([s.value for s in ACTIVE])).order_by(Job.id)
+        caps = _caps(session)
+        return (
+            tuple(session.execute(queued).one()),
+            tuple(session.scalars(active)),
+            (caps.total, *sorted(caps.pools.items()), *sorted(caps.runs.items())),
+        )
 
 
 def claim(database: Database, owner: ProcessId, limit: int | None = None) -> list[Claim]:

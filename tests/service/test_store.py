@@ -27,7 +27,7 @@ from geneva.store.leases import CRASHES, Leases
 from geneva.store.lists import Lists
 from geneva.store.migrate import check, upgrade
 from geneva.store.models import Base
-from geneva.store.queue import Claim, claim
+from geneva.store.queue import Claim, claim, outlook
 from geneva.store.report import News, report
 from geneva.store.store import Store
 from geneva.types import JobState, Progress
@@ -141,6 +141,39 @@ def test_cap_that_is_changed_while_jobs_run(jobs: Store):
     assert waits == ["waiting: 2 of 2 slots are taken"] * 2
     pools = {p.name: (p.slots, p.active, p.queued) for p in lists.pools()}
     assert pools == {"": (2, 2, 2), "default": (None, 0, 0), "gpu": (3, 2, 2)}
+
+
+def test_outlook_changes_with_all_that_lets_a_job_start(jobs: Store):
+    """A scheduler reads the queue again only when it does."""
+    lists, leases = Lists(jobs.database), Leases(jobs.database)
+
+    def started_and_seen() -> tuple[list[Claim], object]:
+        return claim(jobs.database, this_process()), outlook(jobs.database)
+
+    lists.set_pool("gpu", 0)
+    first, second, third = (submit(jobs, column=f"c{k}", pool="gpu") for k in range(3))
+    started, seen = started_and_seen()
+    assert started == []
+    assert outlook(jobs.database) == seen
+
+    lists.set_pool("gpu", 1)  # a cap
+    assert outlook(jobs.database) != seen
+    [claimed], seen = started_and_seen()
+    assert claimed.job_id == first.jobs[0].id
+    assert started_and_seen() == ([], seen)
+
+    leases.attach(claimed, this_process(), 30)
+    leases.finish(claimed, progress(), JobState.SUCCEEDED)  # the end of a job
+    assert outlook(jobs.database) != seen
+    [claimed], seen = started_and_seen()
+    assert claimed.job_id == second.jobs[0].id
+
+    [job] = jobs.run(third.id).jobs
+    jobs.want(third.id, Wanted.PAUSE)
+    submit(jobs, column="c4")  # one job for another
+    assert outlook(jobs.database) != seen
+    [claimed], seen = started_and_seen()
+    assert claimed.job_id != job.id
 
 
 def test_stale_driver_can_neither_report_nor_publish(jobs: Store):

@@ -1,0 +1,226 @@
+"""What a job service adds: time to the first row, a tick, a request, a page, a whole job."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from benchmarks import tables, udfs
+from benchmarks.measure import Answer, Scale, Side, alternate, slope
+from benchmarks.queue import fill_queue, many_fragments
+from geneva.service.scheduler import Scheduler
+from geneva.service.settings import Settings
+
+_RATE = 100  # requests a second
+_JOB_S = 20.0  # what the UDF of the whole job takes
+_ENDED = ("SUCCEEDED", "PARTIAL", "FAILED", "CANCELLED")
+
+_DIRECT = """
+import sys
+import geneva
+geneva.connect(sys.argv[1]).open_table("t").backfill("c", concurrency=2, progress=False)
+"""
+
+
+def run(scale: Scale) -> list[Answer]:
+    """Everything that issue asks of the service, against one that runs."""
+    with tables.folder() as path:
+        tables.table(path / "db", tables.numbers(100), 4)
+        with _served(path / "state", path / "db") as http:
+            first = _first_rows(path / "db", http, scale)
+        whole = _whole_job(path, scale)
+        return [first, whole, _tick(path, scale), *_requests(path, scale)]
+
+
+# --- a job, from its submission ---------------------------------------------------------------
+
+
+def _first_rows(db: Path, http: httpx.Client, scale: Scale) -> Answer:
+    """From the request to the moment in which a reader sees a value."""
+
+    def once(executor: str) -> float:
+        tbl = tables.opened(db)
+        tables.fresh(tbl, udfs.double)()
+        started = time.perf_counter()
+        _submit(http, executor=executor)
+        while not tbl.count_rows("c is not null"):
+            time.sleep(0.005)
+            tbl.checkout_latest()
+        seconds = time.perf_counter() - started
+        _wait_for_all(http)
+        return seconds
+
+    seconds = {e: [once(e) for _ in range(1 + scale.rounds)][1:] for e in ("local", "ray")}
+    middle = {e: statistics.median(s) for e, s in seconds.items()}
+    return Answer(
+        "from submit to the first row that a reader sees, 100 rows",
+        "(no bar)",
+        f"{middle['local']:.2f} s, with a Ray of its own {middle['ray']:.2f} s",
+        None,
+        "a driver is a fresh process; "
+        + "; ".join(f"{e}: {', '.join(f'{x:.2f}' for x in s)}" for e, s in seconds.items()),
+    )
+
+
+def _whole_job(path: Path, scale: Scale) -> Answer:
+    """The same job by a script, in a process of its own, and by the service."""
+    seconds = _JOB_S / 10 if scale.quick else _JOB_S
+    rows = 4_000
+    db = path / "whole"
+    tbl = tables.table(db, tables.numbers(rows), 8)
+    # Two appliers share the work, in batches of 100 rows.
+    udf = udfs.sleeper(str(path / "calls"), seconds * 2 * 100 / rows, 100)
+    with _served(path / "whole-state", db) as http:
+
+        def served() -> None:
+            _submit(http, concurrency=2)
+            _wait_for_all(http)
+
+        def direct() -> None:
+            subprocess.run([sys.executable, "-c", _DIRECT, str(db)], check=True, timeout=600)
+
+        fresh = tables.fresh(tbl, udf)
+        sides = {"served": Side(served, fresh), "direct": Side(direct, fresh)}
+        found = alternate(sides, min(scale.rounds, 3))
+    limit = 1.05 * found.median("direct") + 1.0
+    return Answer(
+        f"a job of {seconds:.0f} s through the service against the same call in a script",
+        "<= 5% + 1 s more",
+        f"{found.excess('served', 'direct'):+.2f} s of {found.median('direct'):.1f} s",
+        found.median("served") <= limit,
+        found.text(),
+    )
+
+
+# --- ten thousand jobs ------------------------------------------------------------------------
+
+
+def _tick(path: Path, scale: Scale) -> Answer:
+    """A look of the scheduler at a queue of which nothing may start."""
+    points: dict[float, float] = {}
+    for jobs in (100, 1_000, 10_000):
+        state = path / f"tick-{jobs}"
+        settings = Settings(f"sqlite:///{state / 'jobs.db'}", state)
+        fill_queue(settings.url, jobs)
+        scheduler = Scheduler(settings)
+        scheduler.tick()  # the first one writes down why each job waits
+        found = []
+        for _ in range(max(scale.rounds, 5)):
+            started = time.perf_counter()
+            scheduler.tick()
+            found.append(time.perf_counter() - started)
+        points[float(jobs)] = statistics.median(found) * 1e3
+    return Answer(
+        "a tick of the scheduler with 10,000 queued jobs",
+        "(no bar)",
+        f"{points[10_000.0]:.0f} ms",
+        None,
+        ", ".join(f"{n:,.0f} jobs {ms:.1f} ms" for n, ms in points.items())
+        + f"; twice the jobs take {slope(points):.2f} times as long",
+    )
+
+
+def _requests(path: Path, scale: Scale) -> Iterator[Answer]:
+    """Requests at a fixed rate, whether or not the ones before were answered."""
+    state = path / "many"
+    url = f"sqlite:///{state / 'jobs.db'}"
+    fill_queue(url, 10_000)
+    run_id, job_id = many_fragments(url, 10_000)
+    paths = (
+        "/api/v1/runs?limit=50",
+        "/api/v1/jobs?state=QUEUED&limit=50",
+        f"/api/v1/runs/{run_id}",
+        f"/api/v1/jobs/{job_id}/tasks?limit=100",
+        f"/api/v1/runs/{run_id}/events",
+        "/metrics",
+    )
+    with _served(state, path / "db") as http:
+        seconds = 5 if scale.quick else 20
+        took = np.array(_at_a_rate(http, paths, seconds)) * 1e3
+        p50, p99 = np.percentile(took, 50), np.percentile(took, 99)
+        yield Answer(
+            f"REST at {_RATE} requests a second, 10,000 queued jobs",
+            "(no bar)",
+            f"p99 {p99:.0f} ms",
+            None,
+            f"median {p50:.1f} ms, slowest {took.max():.0f} ms, {len(took):,} requests of "
+            f"{len(paths)} kinds from when each was due",
+        )
+
+
+def _at_a_rate(http: httpx.Client, paths: tuple[str, ...], seconds: float) -> list[float]:
+    lock = threading.Lock()
+    took: list[float] = []
+
+    def ask(path: str, due: float) -> None:
+        time.sleep(max(due - time.perf_counter(), 0.0))
+        http.get(path).raise_for_status()
+        with lock:
+            took.append(time.perf_counter() - due)
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(32) as pool:
+        asked = [
+            pool.submit(ask, paths[k % len(paths)], started + k / _RATE)
+            for k in range(int(seconds * _RATE))
+        ]
+        for one in asked:
+            one.result()
+    return took
+
+
+# --- a service --------------------------------------------------------------------------------
+
+
+@contextmanager
+def _served(state: Path, db: Path) -> Iterator[httpx.Client]:
+    """A service in a process of its own, on a free port."""
+    state.mkdir(parents=True, exist_ok=True)
+    log = state / "service.log"
+    command = [sys.executable, "-m", "geneva", "serve", "--port", "0"]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [*command, "--state", str(state), "--db", str(db)], stdout=out, stderr=out
+        )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{_port(log, process)}", timeout=60) as http:
+            yield http
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _port(log: Path, process: subprocess.Popen[bytes]) -> int:
+    while True:
+        if found := re.search(r"running on http://\S+:(\d+)", log.read_text()):
+            return int(found[1])
+        if process.poll() is not None:
+            raise RuntimeError(f"the service ended: {log.read_text()}")
+        time.sleep(0.02)
+
+
+def _submit(http: httpx.Client, **arguments: Any) -> None:
+    body = {"table": "t", "columns": ["c"], "arguments": arguments}
+    http.post("/api/v1/runs", json=body).raise_for_status()
+
+
+def _wait_for_all(http: httpx.Client) -> None:
+    """Wait until every run has ended, and has done what it should."""
+    while True:
+        runs = http.get("/api/v1/runs?limit=1000").json()["items"]
+        if all(r["state"] in _ENDED for r in runs):
+            assert all(r["state"] == "SUCCEEDED" for r in runs), runs
+            return
+        time.sleep(0.02)
