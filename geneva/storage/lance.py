@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -28,7 +28,7 @@ from geneva.errors import (
     VersionGoneError,
 )
 from geneva.rows import IntArray
-from geneva.storage.local import check_manifests, check_sizes, sync_version
+from geneva.storage import local as disk
 from geneva.storage.objects import LocalObjects, Objects, sync_directory, sync_file
 from geneva.storage.remote import (
     FLUSH_S,
@@ -134,7 +134,7 @@ class TableStorage:
     def check_manifests(self, version: int | None = None) -> None:
         """Raise if a power failure is why a version of a local table cannot be opened."""
         if self.local:
-            check_manifests(self.path, version)
+            disk.check_manifests(self.path, version)
 
     def scan(
         self,
@@ -195,7 +195,7 @@ class TableStorage:
                     raise VersionGoneError(f"{what} are gone: {error}") from error
                 if self.local:
                     files = snapshot.fragments[fragment_id].files
-                    check_sizes(self.path, {f.path: f.size_bytes for f in files})
+                    disk.check_sizes(self.path, {f.path: f.size_bytes for f in files})
                 raise
 
     def read_blobs(self, snapshot: Snapshot, column: str, addresses: IntArray) -> pa.Array:
@@ -261,8 +261,8 @@ class TableStorage:
 
     def create_file(self, snapshot: Snapshot, name: str, schema: pa.Schema) -> ColumnWriter:
         """Start a data file; it is invisible to everyone until it is committed."""
-        if self.local and not self.path.is_dir():  # Lance would make a table's ghost
-            raise FileNotFoundError(f"table {self.uri} is gone")
+        check = partial(disk.check_there, self.path if self.local else None, name)
+        check()
         with self._faults():
             writer = LanceFileWriter(
                 f"{self.uri}/data/{name}",
@@ -270,7 +270,7 @@ class TableStorage:
                 version=snapshot.storage_version,
                 storage_options=self._options,
             )
-        return ColumnWriter(writer, self._faults)
+        return ColumnWriter(writer, self._faults, check)
 
     def read_footer(self, name: str) -> Footer:
         """Read a data file's footer.
@@ -314,7 +314,7 @@ class TableStorage:
     def delete_file(self, name: str) -> None:
         """Remove a data file that no version refers to; missing is fine."""
         if self.local:
-            (self.path / "data" / name).unlink(missing_ok=True)
+            disk.delete_data(self.path, name)
         else:
             RemoteObjects(self._session("data"), self.options).delete(name)
 
@@ -388,7 +388,7 @@ class TableStorage:
     def sync_version(self, snapshot: Snapshot) -> None:
         """Make a version survive a power failure (object stores already do)."""
         if self.local:
-            sync_version(self.path, snapshot.version)
+            disk.sync_version(self.path, snapshot.version)
 
     def add_columns(self, fields: Sequence[pa.Field]) -> Snapshot:
         """Add columns that read as null; metadata only."""

@@ -29,6 +29,33 @@ def sync_version(table: Path, version: int) -> None:
     sync_directory(folder)
 
 
+def check_there(table: Path | None, name: str) -> None:
+    """Take away what Lance makes of a table that vanished when a data file is written into it.
+
+    Parameters
+    ----------
+    table
+        ``None`` on an object store, which has no folders that could come back.
+
+    Raises
+    ------
+    FileNotFoundError
+        It did.
+    """
+    if table is not None and not (table / _FOLDER).is_dir():
+        delete_data(table, name)
+        raise FileNotFoundError(f"table {table} is gone")
+
+
+def delete_data(table: Path, name: str) -> None:
+    """Remove a data file, and the folders if they are all that is left of a table."""
+    (table / "data" / name).unlink(missing_ok=True)
+    if not (table / _FOLDER).is_dir():
+        for folder in (table / "data", table):
+            with suppress(OSError):  # not empty: somebody else's, or gone
+                folder.rmdir()
+
+
 def check_manifests(table: Path, version: int | None = None) -> None:
     """Tell whether a power failure is why a version cannot be opened.
 

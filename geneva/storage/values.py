@@ -106,11 +106,23 @@ class ColumnReader:
 
 
 class ColumnWriter:
-    """A data file in the making."""
+    """A data file in the making.
 
-    def __init__(self, writer: Any, faults: Callable[[], AbstractContextManager[None]]) -> None:
+    Parameters
+    ----------
+    check
+        Called when the file is complete; raises if its table has gone meanwhile.
+    """
+
+    def __init__(
+        self,
+        writer: Any,
+        faults: Callable[[], AbstractContextManager[None]],
+        check: Callable[[], None],
+    ) -> None:
         self._writer = writer
         self._faults = faults
+        self._check = check
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append rows."""
@@ -123,4 +135,5 @@ class ColumnWriter:
             self._writer.add_schema_metadata(key, value)
         with self._faults():
             self._writer.close()
+        self._check()
         return int(self._writer.size_bytes or 0)

@@ -310,6 +310,27 @@ def test_too_few_open_files_are_an_error_that_says_so(tmp_path: Path) -> None:
 # --- tables that vanish -----------------------------------------------------------------------
 
 
+def test_column_file_does_not_bring_back_its_table(tmp_path: Path) -> None:
+    """However late the table goes: between a look and a write there is always a moment."""
+    storage = make_table(tmp_path, rows=10, fragments=1).storage
+    folder, schema = Path(storage.uri), pa.schema([("y", pa.int64())])
+    snapshot = storage.open()
+    early, late = (storage.create_file(snapshot, f"{n}.lance", schema) for n in ("early", "late"))
+    for writer in (early, late):
+        writer.write(pa.record_batch({"y": [1]}))
+    shutil.rmtree(folder / "_versions")  # where removal of a table stands
+    with pytest.raises(FileNotFoundError, match=f"table {folder} is gone"):
+        early.close({})
+    assert [p.name for p in (folder / "data").glob("*.lance") if "early" in p.name] == []
+    shutil.rmtree(folder)
+    with pytest.raises(OSError, match="late"):
+        late.close({})
+    (folder / "data").mkdir(parents=True)  # as Lance does for a file that it opens
+    with pytest.raises(FileNotFoundError, match=f"table {folder} is gone"):
+        storage.create_file(snapshot, "later.lance", schema)
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("at", [0, 5, 25, 39])
 def test_table_that_vanishes_under_a_job_stays_away(tmp_path: Path, at: int) -> None:
     table = make_table(tmp_path, rows=40, fragments=4)
