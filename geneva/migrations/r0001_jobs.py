@@ -90,8 +90,10 @@ def _jobs() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("jobs_created", "jobs", ["created_s", "id"])
+    op.create_index("jobs_pool", "jobs", ["state", "pool"])
     op.create_index("jobs_run", "jobs", ["run_id"])
     op.create_index("jobs_state", "jobs", ["state", "queued_s"])
+    op.create_index("jobs_state_created", "jobs", ["state", "created_s", "id"])
 
 
 def _asked() -> list[sa.Column[Any]]:

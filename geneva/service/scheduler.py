@@ -27,7 +27,7 @@ from geneva.store.store import Store
 
 _LOG = logging.getLogger("geneva.scheduler")
 _BUSY_S = 5.0  # a driver that was stopped while it wrote is killed only if ticks go on
-_READ_S = 5.0  # the queue is read so often at least
+_READ_S = 30.0  # the queue is read so often at least
 _SILENCE_S = 10.0  # by our own clock, from the moment when a lease was first seen expired
 
 

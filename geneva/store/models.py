@@ -139,6 +139,8 @@ class Job(Base):
     __table_args__ = (
         Index("jobs_run", "run_id"),
         Index("jobs_state", "state", "queued_s"),
+        Index("jobs_state_created", "state", "created_s", "id"),
+        Index("jobs_pool", "state", "pool"),
         Index("jobs_created", "created_s", "id"),
     )
 
