@@ -38,7 +38,7 @@ from geneva.plan.spans import split
 from geneva.result import BackfillResult
 from geneva.sharing import Turn
 from geneva.storage.lance import Snapshot, TableStorage
-from geneva.storage.objects import RESUME, is_lasting
+from geneva.storage.objects import RESUME, each, is_lasting
 from geneva.storage.snapshot import blob_columns
 from geneva.tally import Tally
 from geneva.types import (
@@ -364,9 +364,8 @@ class Driver:
         because the fragment's present file is then no longer the one they expect.
         """
         objects = self._storage.objects
-        for file in published.committed:
-            for log in file.logs:
-                objects.delete(log)
+        logs = [log for file in published.committed for log in file.logs]
+        each(objects.delete, logs, objects.at_once)
         for lost in published.discarded:
             self._discard(lost)
 

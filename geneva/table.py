@@ -35,9 +35,9 @@ from geneva.jobs.handle import Job
 from geneva.plan.report import Plan
 from geneva.progress import observer_for
 from geneva.result import BackfillResult
-from geneva.storage.lance import TableStorage, check_uri
+from geneva.storage.lance import TableStorage
 from geneva.storage.objects import storage_errors
-from geneva.storage.remote import is_fault, store_faults
+from geneva.storage.remote import check_uri, is_fault, store_faults
 from geneva.udf import UDF, as_udf
 
 if TYPE_CHECKING:

@@ -22,14 +22,13 @@ import pyarrow as pa
 
 from geneva.errors import (
     CorruptFileError,
-    SettingError,
     StorageError,
     TableChangedError,
     VersionGoneError,
 )
 from geneva.rows import IntArray
 from geneva.storage import local as disk
-from geneva.storage.objects import LocalObjects, Objects, sync_directory, sync_file
+from geneva.storage.objects import LocalObjects, Objects, each, sync_directory, sync_file
 from geneva.storage.remote import (
     FLUSH_S,
     RemoteObjects,
@@ -347,7 +346,8 @@ class TableStorage:
         """
         ids = [i for c in columns for i in snapshot.fields[c].subtree]
         with self._faults():
-            updated = [self._replaced(snapshot, r, ids) for r in replacements]
+            moved = partial(self._replaced, snapshot, ids)
+            updated = each(moved, replacements, self.objects.at_once)
         operation = LanceOperation.Update(
             updated_fragments=updated,
             fields_modified=ids,
@@ -367,7 +367,7 @@ class TableStorage:
                 ) from error
             return Snapshot(dataset)
 
-    def _replaced(self, snapshot: Snapshot, new: Replacement, ids: Sequence[int]) -> Any:
+    def _replaced(self, snapshot: Snapshot, ids: Sequence[int], new: Replacement) -> Any:
         """Return the fragment's metadata with the fields moved to the new file."""
         meta = snapshot.dataset.get_fragment(new.fragment_id).metadata
         kept = []
@@ -483,18 +483,3 @@ class TableStorage:
 def _session(uri: str, options: tuple[tuple[str, str], ...]) -> Any:
     """Return Lance's client of a prefix: each new one would connect and authenticate anew."""
     return LanceFileSession(uri, dict(options))
-
-
-def check_uri(uri: str) -> None:
-    """Refuse what is not a database of files.
-
-    Raises
-    ------
-    SettingError
-        For ``db://`` URIs.
-    """
-    if uri.startswith("db://"):
-        raise SettingError(
-            f"{uri} is a remote database: Geneva works on the table's files; "
-            "connect to its path or bucket (a directory, s3://, gs:// or az://)"
-        )

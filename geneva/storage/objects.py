@@ -12,13 +12,16 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from geneva.errors import StorageError
 
+T = TypeVar("T")
+R = TypeVar("R")
 SYNC_INTERVAL_S = 1.0
 SYNC_BYTES = 16 << 20
 RESUME = "run the same command again when the cause is gone: nothing is computed twice"
@@ -65,7 +68,15 @@ class Log(Protocol):
 
 
 class Objects(Protocol):
-    """Small files by path."""
+    """Small files by path.
+
+    Attributes
+    ----------
+    at_once
+        Requests that are best made at the same time: each waits for the reply of a store.
+    """
+
+    at_once: int
 
     def put(self, path: str, data: bytes, *, durable: bool = True) -> None:
         """Write or replace a file atomically; ``durable``: it survives a power failure."""
@@ -84,6 +95,14 @@ class Objects(Protocol):
 
     def read_log(self, path: str) -> bytes | memoryview:
         """Return all that was appended; ``FileNotFoundError`` if there is no such log."""
+
+
+def each(work: Callable[[T], R], items: Sequence[T], at_once: int) -> list[R]:
+    """Return what ``work`` makes of some items, in their order; so many of them are at work."""
+    if at_once == 1 or len(items) < 2:
+        return [work(i) for i in items]
+    with ThreadPoolExecutor(min(at_once, len(items)), "geneva-requests") as pool:
+        return list(pool.map(work, items))
 
 
 class _LocalLog:
@@ -164,6 +183,8 @@ _CLOSED = _ClosedLogs()
 
 class LocalObjects:
     """Files below a directory of a local or shared disk."""
+
+    at_once = 1
 
     def __init__(self, root: str) -> None:
         self._root = Path(root)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from geneva.errors import SettingError
 from geneva.storage.objects import SYNC_BYTES, Log
 from geneva.storage.secrets import hidden
 
@@ -30,6 +31,31 @@ _FAULT = re.compile(
 )
 _SOURCE = re.compile(r", /\S+\.rs:\d+:\d+")  # where in Lance's sources it was raised
 _PART = re.compile(r"\d{6}-(\d+)")
+
+
+def check_uri(uri: str) -> None:
+    """Refuse what is not a database of files, or what Lance would take for another place.
+
+    Raises
+    ------
+    SettingError
+        For ``db://`` URIs, and those that Lance cuts off or decodes as it reads them as URLs.
+    """
+    if uri.startswith("db://"):
+        raise SettingError(
+            f"{uri} is a remote database: Geneva works on the table's files; "
+            "connect to its path or bucket (a directory, s3://, gs:// or az://)"
+        )
+    place = re.split("[?#]", uri, maxsplit=1)[0]
+    if "://" in uri and place != uri:
+        raise SettingError(
+            f"Lance cuts a URI off at the first '?' or '#', so tables would lie in {place}: use a "
+            "place without them, and give options as storage_options"
+        )
+    if uri.startswith("file://") and "%" in uri:
+        raise SettingError(
+            f"{uri} holds a '%', which Lance decodes: give the path, without file://"
+        )
 
 
 def with_defaults(options: Mapping[str, str] | None) -> dict[str, str]:
@@ -133,6 +159,8 @@ class RemoteObjects:
     flush_s
         Seconds after which what was appended to a log is written.
     """
+
+    at_once = 16
 
     def __init__(
         self,

@@ -74,6 +74,18 @@ def test_remote_database_is_accepted() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("s3://b/a?sig=x", "so tables would lie in s3://b/a: "),  # nor is a signature shown
+        ("s3://b/run#7/db", "so tables would lie in s3://b/run: "),
+        ("file:///tmp/a%20b", "holds a '%', which Lance decodes"),
+    ],
+)
+def test_uri_by_which_lance_means_another_place_is_accepted(uri: str, message: str) -> None:
+    refused(SettingError, message, lambda: geneva.connect(uri))
+
+
 def test_remote_table_is_wrapped() -> None:
     class RemoteTable:
         uri = "db://prod/t"
