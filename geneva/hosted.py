@@ -20,6 +20,7 @@ from geneva.jobs.page import Wish
 from geneva.jobs.process import this_process
 from geneva.jobs.records import JobRecord, RunRecord, Submission
 from geneva.result import BackfillResult
+from geneva.storage.secrets import without_secrets
 from geneva.types import JobState, Progress
 
 if TYPE_CHECKING:
@@ -175,12 +176,13 @@ class _Recorded:
 
 
 def _kept(asked: Submission) -> Submission:
-    """Return what of a request can be written down: an executor of one's own is its name."""
+    """Return what is written down: no secret, and of an executor of one's own the name."""
     kept = {
         k: v if k != "executor" or isinstance(v, str) else type(v).__name__
         for k, v in asked.arguments.items()
     }
-    return replace(asked, arguments=kept)
+    ray = without_secrets(asked.ray, by_name=True)
+    return replace(asked, arguments=without_secrets(kept), ray=ray)
 
 
 class _Submitted:

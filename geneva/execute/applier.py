@@ -31,6 +31,7 @@ from geneva.execute.threads import Turns, UdfThreads
 from geneva.execute.units import Unit, Units, all_checkpointed, split
 from geneva.rows import IntArray
 from geneva.storage.lance import Snapshot, TableStorage
+from geneva.storage.secrets import hider
 from geneva.types import (
     ColumnFile,
     Counts,
@@ -91,7 +92,8 @@ class Applier:
         awaits = settings.threads if asynchronous else 1
         key = (settings.on_error, awaits)
         if key not in self._callers:
-            self._callers[key] = Caller(self._udf, settings.on_error, awaits)
+            hide = hider(self._storage.options)
+            self._callers[key] = Caller(self._udf, settings.on_error, awaits, hide)
         self._caller = self._callers[key]
         self._caller.open()
         self._threads.resize(1 if asynchronous else settings.threads)

@@ -8,7 +8,8 @@ from pathlib import Path
 from geneva.errors import SettingError
 from geneva.jobs.records import Submission
 from geneva.plan.report import Plan
-from geneva.table import Table, connect
+from geneva.service.tables import open_table
+from geneva.table import Table
 
 _FROM_OUTSIDE = ("progress",)  # what only a caller in Python can give
 
@@ -46,7 +47,7 @@ def _open(asked: Submission) -> Table:
     for name in _FROM_OUTSIDE:
         if name in asked.arguments:
             raise SettingError(f"{name!r} is no argument of a job that runs elsewhere")
-    return connect(asked.db, ray=asked.ray).open_table(asked.table)
+    return open_table(asked.db, asked.table, asked.ray)
 
 
 def canonical(uri: str) -> str:

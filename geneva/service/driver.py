@@ -16,6 +16,7 @@ from typing import Any
 from geneva.errors import GenevaError, LeaseLostError
 from geneva.jobs.process import this_process
 from geneva.service.settings import DRIVER_CLAIM, DRIVER_URL
+from geneva.service.tables import open_table
 from geneva.store.leases import Leases
 from geneva.store.models import Job
 from geneva.store.outcome import (
@@ -29,7 +30,6 @@ from geneva.store.place import open_store
 from geneva.store.queue import Claim
 from geneva.store.recorder import LEASE_S, StoreRecorder
 from geneva.store.store import Store
-from geneva.table import connect
 from geneva.types import JobState, Progress
 
 _LOG = logging.getLogger("geneva.driver")
@@ -64,7 +64,7 @@ def main() -> int:
 def _drive(store: Store, leases: Leases, claim: Claim, job: Job, recorder: StoreRecorder) -> int:
     progress = Progress(job.id, tuple(job.columns), JobState.STARTING)
     try:
-        table = connect(job.db, ray=job.ray).open_table(job.table)
+        table = open_table(job.db, job.table, job.ray)
         call = table.prepare_backfill(job.columns, job.arguments, job.id)
         control = call.control
         control.recorder = recorder

@@ -15,7 +15,7 @@ from geneva.jobs.records import FailureRecord, JobRecord, PoolRecord, TaskRecord
 from geneva.service.access import Operator, Viewer
 from geneva.service.schemas import PoolChange
 from geneva.service.state import Lists, Places, Store
-from geneva.table import connect
+from geneva.service.tables import open_table
 from geneva.types import JobState
 
 router = APIRouter()
@@ -119,7 +119,7 @@ def set_total(changed: PoolChange, lists: Lists) -> None:
 @router.get("/coverage", tags=["tables"], dependencies=[Viewer])
 def coverage(table: str, column: str, places: Places, db: str | None = None) -> dict[str, Any]:
     """Count per fragment the rows of a column that are computed, stale and missing."""
-    found = connect(db or places.settings.db or ".").open_table(table).coverage(column)
+    found = open_table(db or places.settings.db or ".", table).coverage(column)
     return {
         "column": found.column,
         "version": found.version,

@@ -20,6 +20,7 @@ from geneva.errors import GenevaError
 from geneva.jobs.process import ProcessId, identify, this_process
 from geneva.jobs.records import Mode
 from geneva.service.settings import DRIVER_CLAIM, DRIVER_URL, Settings
+from geneva.service.tables import storage_options
 from geneva.store.leases import Held, Leases
 from geneva.store.place import open_store
 from geneva.store.queue import Claim, claim, outlook
@@ -35,6 +36,7 @@ class Scheduler:
     """Starts drivers and buries them."""
 
     def __init__(self, settings: Settings) -> None:
+        storage_options("")  # a file that is wrong is refused now
         self._store: Store = open_store(settings.url, _BUSY_S)
         self._settings = settings
         self._database = self._store.database

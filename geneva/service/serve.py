@@ -11,6 +11,7 @@ import uvicorn
 from geneva.service.app import create_app
 from geneva.service.scheduler import Scheduler
 from geneva.service.settings import Settings
+from geneva.service.tables import storage_options
 from geneva.store.place import open_store
 
 
@@ -33,6 +34,7 @@ def serve(settings: Settings, *, schedule: bool = True) -> None:
     schedule
         Whether to schedule too; else another process does it.
     """
+    storage_options("")  # a file that is wrong is refused now
     store = open_store(settings.url)
     app = create_app(settings, store)
     config = uvicorn.Config(

@@ -16,6 +16,7 @@ from geneva.jobs.control import Wanted
 from geneva.jobs.process import ProcessId
 from geneva.jobs.records import JobRecord, Mode, RunRecord, Submission
 from geneva.jobs.states import when_asked
+from geneva.storage.secrets import HIDDEN, without_secrets
 from geneva.store.change import jobs_of, locked_job, locked_run, move, note, settle
 from geneva.store.found import job_record, run_record
 from geneva.store.lists import Lists
@@ -55,8 +56,11 @@ class Store(Lists):
         ------
         JobStateError
             The key was used for another request.
+        SettingError
+            It holds a secret, which everybody who reads the database could read.
         """
         fingerprint = _fingerprint(asked)
+        _refuse_secrets(asked)
         with self.database.write(alone=key is not None) as session:
             if key is not None:
                 run = session.scalar(select(Run).where(Run.idempotency_key == key))
@@ -284,6 +288,10 @@ def _new_job(
 
 def _child(parent: Job, now_s: float) -> Job:
     """Return the retry of a job: what is missing, and the rows that failed."""
+    if HIDDEN in json.dumps([parent.arguments, parent.ray]):
+        raise JobStateError(
+            f"job {parent.id} was recorded without its secrets, so only its caller can repeat it"
+        )
     arguments = dict(parent.arguments)
     if parent.state == JobState.PARTIAL:
         # All else is done, so a forced run is not forced again.
@@ -311,6 +319,18 @@ def _child(parent: Job, now_s: float) -> Job:
         created_s=now_s,
         queued_s=now_s,
     )
+
+
+def _refuse_secrets(asked: Submission) -> None:
+    given = dict(asked.arguments) | {"ray": dict(asked.ray)}
+    kept = without_secrets(asked.arguments)
+    kept["ray"] = without_secrets(asked.ray, by_name=True)
+    found = [name for name in given if given[name] != kept[name]]
+    if found:
+        raise SettingError(
+            f"{' and '.join(found)} would put a secret into the database of jobs: set it in the "
+            "environment of the service and of Ray's nodes instead"
+        )
 
 
 def _fingerprint(asked: Submission) -> str:

@@ -49,12 +49,21 @@ class Caller:
         ``"fail"`` raises `RowFailed` for a row that fails; ``"null"`` makes it null and records it.
     awaits
         Calls of an async UDF that are under way at once, per thread.
+    hide
+        Takes out of an exception's text and traceback what must not be recorded.
     """
 
-    def __init__(self, udf: UDF, on_error: OnError = "fail", awaits: int = 1) -> None:
+    def __init__(
+        self,
+        udf: UDF,
+        on_error: OnError = "fail",
+        awaits: int = 1,
+        hide: Callable[[str], str] = str,
+    ) -> None:
         self._udf = udf
         self._on_error = on_error
         self._awaits = max(1, awaits)
+        self._hide = hide
         self._retry = udf.retry or _ONCE
         self._lock = threading.Lock()
         self._shared: Callable[..., Any] | None = None
@@ -207,7 +216,7 @@ class Caller:
         """Return a row's value; for a failed row raise, or record it and return ``None``."""
         if not isinstance(outcome, _Failure):
             return outcome
-        failure = _row_error(batch, row, outcome)
+        failure = self._row_error(batch, row, outcome)
         if self._on_error == "fail":
             raise RowFailed(failure) from outcome.error
         failures.append(failure)
@@ -283,7 +292,7 @@ class Caller:
     ) -> None:
         """Null the bad rows of a failed range: about ``2 * log2(rows)`` calls for each."""
         if rows == 1:
-            failures.append(_row_error(batch, start, failed))
+            failures.append(self._row_error(batch, start, failed))
             parts.append(pa.nulls(1, self._udf.data_type))
             return
         left = rows // 2
@@ -313,9 +322,9 @@ class Caller:
             known = isinstance(outcome, _Failure)
             last = outcome if isinstance(outcome, _Failure) else last
         if known:
-            alone = _row_error(batch, start, _Failure(last.error, failed.attempts))
+            alone = self._row_error(batch, start, _Failure(last.error, failed.attempts))
             return _caused(RowFailed(alone), last.error)
-        whole = _row_error(batch, 0, failed)
+        whole = self._row_error(batch, 0, failed)
         note = f"{whole.message} (no row fails alone: the batch of {batch.num_rows} rows does)"
         return _caused(
             RowFailed(RowError(0, whole.error, note, whole.traceback, whole.attempts, whole.input)),
@@ -335,22 +344,21 @@ class Caller:
         text = _excerpt(batch, row) if bad.of_row else ""
         return bad.seen(self._udf.name, row + start, text)
 
+    def _row_error(self, batch: pa.RecordBatch, row: int, failure: _Failure) -> RowError:
+        error = failure.error
+        return RowError(
+            row=row,
+            error=type(error).__qualname__,
+            message=self._hide(_text(error)),
+            traceback=self._hide("".join(traceback.format_exception(error))),
+            attempts=failure.attempts,
+            input=_excerpt(batch, row),
+        )
+
 
 def _caused(failed: RowFailed, cause: Exception) -> RowFailed:
     failed.__cause__ = cause
     return failed
-
-
-def _row_error(batch: pa.RecordBatch, row: int, failure: _Failure) -> RowError:
-    error = failure.error
-    return RowError(
-        row=row,
-        error=type(error).__qualname__,
-        message=_text(error),
-        traceback="".join(traceback.format_exception(error)),
-        attempts=failure.attempts,
-        input=_excerpt(batch, row),
-    )
 
 
 def _text(error: Exception) -> str:

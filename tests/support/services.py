@@ -19,7 +19,9 @@ from tests.support.crashing import kill_pids
 class Service:
     """`geneva serve` over one state folder; the port stays the same over restarts."""
 
-    def __init__(self, folder: Path, db: Path, *options: str, jobs: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, db: Path | str, *options: str, jobs: str | None = None
+    ) -> None:
         self.folder, self.db, self.options = folder, db, options
         self.url = jobs or f"sqlite:///{folder / 'jobs.db'}"
         self.port = 0
