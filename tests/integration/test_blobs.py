@@ -15,9 +15,7 @@ import geneva
 from geneva.execute import reader
 from tests.support.backfills import CPUS, run
 from tests.support.calls import CallLog
-from tests.support.tables import assert_table_invariants, pairs
-
-pytestmark = pytest.mark.disk(reason="its tables are written to a path")
+from tests.support.tables import assert_table_invariants, database, pairs
 
 V1 = pa.field("b", pa.large_binary(), metadata={"lance-encoding:blob": "true"})
 V2 = lance.blob_field("b")
@@ -40,11 +38,11 @@ def blob_table(
     blobs = lance.blob_array(values) if kind == "v2" else pa.array(values, field.type)
     lance.write_dataset(
         pa.table([pa.array(range(rows)), blobs], schema=pa.schema([("id", pa.int64()), field])),
-        str(path / "t.lance"),
+        f"{database(path)}/t.lance",
         max_rows_per_file=-(-rows // fragments),
         data_storage_version=version,
     )
-    return geneva.connect(str(path)).open_table("t")
+    return geneva.connect(database(path)).open_table("t")
 
 
 def checksum(blob: bytes | None) -> int | None:
@@ -146,12 +144,12 @@ def test_rows_larger_than_those_sampled_are_read_many_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first fragments' rows are small; a later fragment's are a thousand times as large."""
-    path = tmp_path / "t.lance"
+    uri = f"{database(tmp_path)}/t.lance"
     for k, size in enumerate([10, 10, 10, 10, 10, 10, 20_000]):
         blobs = [random.randbytes(size) for _ in range(200)]
         data = pa.table({"id": range(200 * k, 200 * k + 200), "b": blobs})
-        lance.write_dataset(data, path, mode="append" if k else "create")
-    table = geneva.connect(str(tmp_path)).open_table("t")
+        lance.write_dataset(data, uri, mode="append" if k else "create")
+    table = geneva.connect(database(tmp_path)).open_table("t")
     monkeypatch.setattr(reader, "READ_BYTES", 100_000)
     monkeypatch.setattr("geneva.execute.batches.READ_BYTES", 100_000)
     table.add_columns({"y": geneva.udf(_size, version="1")})
@@ -190,8 +188,8 @@ def test_large_values_come_from_a_column_of_the_same_name(tmp_path: Path, versio
             "b": second,
         }
     )
-    lance.write_dataset(data, tmp_path / "t.lance", data_storage_version=version)
-    table = geneva.connect(str(tmp_path)).open_table("t")
+    lance.write_dataset(data, f"{database(tmp_path)}/t.lance", data_storage_version=version)
+    table = geneva.connect(database(tmp_path)).open_table("t")
     for was, now in (("a", "c"), ("b", "a"), ("c", "b")):
         table.alter_columns({"path": was, "rename": now})
     table.delete("id = 50")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from geneva.errors import (
     WorkerDiedError,
 )
 from tests.support.calls import CallLog
-from tests.support.tables import assert_table_invariants, make_table, pairs
+from tests.support.tables import assert_table_invariants, flushing, make_table, pairs
 
 ROWS, FRAGMENTS, BAD = 40, 4, 13  # row 13: row 3 of fragment 1
 DOUBLED = {"y": lambda row: 2 * row["x"]}
@@ -444,8 +443,7 @@ def test_row_that_kills_its_worker_once_costs_its_batch_and_no_more(
         return 2 * x
 
     table.add_columns({"y": double})
-    table = geneva.Table(table, storage=replace(table.storage, flush_s=0.0))  # counts on S3
-    table.backfill("y", executor="ray", **ONE_BY_ONE)
+    flushing(table).backfill("y", executor="ray", **ONE_BY_ONE)
     assert pairs(table, "x", "y") == doubled()
     assert {k: n for k, n in calls.counts.items() if n > 1} == {"12": 2, str(BAD): 2}
     assert_table_invariants(table, DOUBLED)
@@ -463,7 +461,9 @@ def test_rows_that_kill_workers_are_isolated_and_skipped(
         return 2 * x
 
     table.add_columns({"y": double})
-    result = table.backfill("y", executor="ray", on_error="null", concurrency=1, batch_size=5)
+    result = flushing(table).backfill(
+        "y", executor="ray", on_error="null", concurrency=1, batch_size=5
+    )
     assert result.rows_failed == 1
     assert pairs(table, "x", "y") == doubled(without=(BAD,))
     (failure,) = result.failures.to_pylist()

@@ -16,8 +16,6 @@ from tests.support.backfills import times
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, make_table
 
-pytestmark = pytest.mark.disk(reason="names of folders")
-
 LOCAL: dict[str, Any] = {"executor": "local", "concurrency": 1, "progress": False}
 COMPOSED, DECOMPOSED = "\u00e9", "e\u0301"
 NAMES = {
@@ -93,6 +91,7 @@ def test_input_that_cannot_be_quoted_is_refused_when_it_is_bound(
         table.add_columns({"y": ours("a`b", calls)})
 
 
+@pytest.mark.disk(reason="test_object_store.py has prefixes")
 @pytest.mark.parametrize(
     "folder",
     ["a b", 'it\'s "q"', "semi;-- %20 %2e#h?q", "$HOME {b} [a]", DECOMPOSED, "n" * 200, "..."],

@@ -7,8 +7,8 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import lance
 import pyarrow as pa
 import pytest
 from lance.file import LanceFileSession
+from lance.fragment import DataFile
 from typer.testing import CliRunner
 
 import geneva
@@ -24,10 +25,11 @@ from geneva.clean import clean
 from geneva.cli.commands import app
 from geneva.column.name import ColumnFileName
 from geneva.errors import StorageError, UdfError
+from geneva.storage.remote import RemoteObjects
 from tests.support.backfills import times, xs
 from tests.support.calls import CallLog
 from tests.support.s3 import Bucket
-from tests.support.tables import assert_table_invariants
+from tests.support.tables import assert_table_invariants, flushing
 
 ROWS = 40
 SECRET = "PLANTED/secret+0123456789=="
@@ -101,6 +103,25 @@ def test_options_of_one_table_that_its_connection_does_not_have(
     assert made.backfill("y", executor="local").rows_computed == 1
 
 
+@pytest.mark.parametrize(
+    "prefix", ["a b", 'it\'s "q"', "semi;-- %20 %2e", "$HOME {b} [a]", "e\u0301"]
+)
+def test_objects_of_a_table_under_an_odd_prefix_lie_elsewhere(
+    bucket: Bucket, calls: CallLog, prefix: str
+) -> None:
+    options, db = bucket.options(), f"{bucket.uri}/{prefix}/db"
+    lance.write_dataset(pa.table({"x": range(8)}), f"{db}/t.lance", storage_options=options)
+    made = LanceFileSession(bucket.uri, options).list()
+    table = geneva.connect(db, storage_options=options).open_table("t")
+    table.add_columns({"y": times(calls)})
+    assert table.backfill("y", executor="local").rows_computed == 8
+    assert content(table) == doubled(8)
+    (place,) = {name.partition("/t.lance/")[0] for name in made}
+    everything = LanceFileSession(bucket.uri, options).list()
+    assert all(name.startswith(f"{place}/t.lance/") for name in everything)
+    assert any(name.startswith(f"{place}/t.lance/_backfill/") for name in everything)
+
+
 def test_options_of_the_environment_alone(bucket: Bucket, calls: CallLog) -> None:
     table_in(bucket, bucket.options())
     table = geneva.connect(f"{bucket.uri}/db").open_table("t")
@@ -141,7 +162,7 @@ def test_secret_in_what_the_engine_writes_or_shows(
     def fails(x: int) -> int:
         calls(x)
         if x == 25:
-            raise ValueError("not this one")
+            raise ValueError(f"not with {os.environ['AWS_SECRET_ACCESS_KEY']}")
         return x
 
     table.add_columns({"z": fails})
@@ -164,6 +185,7 @@ def test_secret_in_what_the_engine_writes_or_shows(
     for where, text in everything.items():
         assert SECRET.encode() not in text, where
         assert KEY.encode() not in text, where
+        assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in text, where
         assert SECRET not in where
 
 
@@ -268,6 +290,34 @@ def test_plan_or_run_without_work_that_probes(bucket: Bucket, calls: CallLog) ->
     assert "PUT" not in bucket.counts
 
 
+# --- many small requests ---------------------------------------------------------------------
+
+
+def test_commit_waits_for_one_reply_after_another(
+    bucket: Bucket, calls: CallLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four fragments, the files are opened, and the checkpoints removed, at the same time."""
+    table = table_in(bucket, bucket.options())
+    table.add_columns({"y": times(calls)})
+    create, delete = DataFile.create, RemoteObjects.delete
+    opened, removed = threading.Barrier(4), threading.Barrier(4)
+
+    def create_together(*given: Any) -> Any:
+        opened.wait(60)
+        return create(*given)
+
+    def delete_together(objects: RemoteObjects, path: str) -> None:
+        if path.startswith("work/"):
+            removed.wait(60)
+        delete(objects, path)
+
+    monkeypatch.setattr(DataFile, "create", staticmethod(create_together))
+    monkeypatch.setattr(RemoteObjects, "delete", delete_together)
+    assert table.backfill("y", executor="local").versions
+    assert content(table) == doubled()
+    assert table.storage.objects.list("work") == []
+
+
 # --- throttling and timeouts -----------------------------------------------------------------
 
 
@@ -305,7 +355,7 @@ def test_store_that_goes_down_for_good_and_comes_back(
     bucket: Bucket, calls: CallLog, executor: str
 ) -> None:
     table = table_in(bucket, bucket.options(client_max_retries="1", lance_aimd_max_retries="0"))
-    table = geneva.Table(table, storage=replace(table.storage, flush_s=0.0))
+    table = flushing(table)
     went_down = f"{calls.path}.down"
     control = f"http://127.0.0.1:{bucket.port}/-/{bucket.name}"
 

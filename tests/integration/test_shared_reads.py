@@ -20,7 +20,7 @@ from geneva.storage.lance import TableStorage
 from tests.support.backfills import CPUS, Gate, until
 from tests.support.calls import CallLog
 from tests.support.crashing import processes
-from tests.support.tables import assert_table_invariants, column, make_table, pairs
+from tests.support.tables import assert_table_invariants, column, flushing, make_table, pairs
 from tests.support.writers import MeddledStorage, Once
 
 ROWS, FRAGMENTS = 40, 4
@@ -41,7 +41,8 @@ class ReadCounts(TableStorage):
 
 
 def watched(table: geneva.Table, log: CallLog) -> geneva.Table:
-    return geneva.Table(table, storage=ReadCounts(table.storage.uri, log=log.path))
+    storage = ReadCounts(table.storage.uri, flush_s=0.0, log=log.path)
+    return geneva.Table(table, storage=storage)
 
 
 def run_in_child(uri: str) -> int:
@@ -56,7 +57,7 @@ def run_in_child(uri: str) -> int:
 def _fill_both(uri: str) -> None:
     folder, name = uri.rsplit("/", 1)
     table = geneva.connect(folder).open_table(name.removesuffix(".lance"))
-    fill(table, ["a", "b"], "local", batch_size=1, progress=False)
+    fill(flushing(table), ["a", "b"], "local", batch_size=1, progress=False)
 
 
 def logged(calls: CallLog, name: str, factor: int, **settings: Any) -> geneva.UDF:
@@ -552,7 +553,7 @@ def test_worker_that_dies_of_a_follower_is_not_blamed_on_the_lead(
 
     table.add_columns({"a": logged(calls, "a", 2), "b": b})
     table.delete("x = 1")  # so that the lead's retry reads again, though all is checkpointed
-    result = fill(table, ["a", "b"], "ray", on_error="null", batch_size=1)
+    result = fill(flushing(table), ["a", "b"], "ray", on_error="null", batch_size=1)
     rows = [i for i in range(ROWS) if i != 1]
     assert (result.rows_computed, result.rows_failed) == (2 * len(rows), 0)
     assert called(calls, "b") == rows

@@ -23,9 +23,7 @@ from geneva.storage.lance import TableStorage
 from geneva.udf import pickling
 from tests.support.backfills import times
 from tests.support.calls import CallLog
-from tests.support.tables import make_table
-
-pytestmark = pytest.mark.disk(reason="pickles, links and modes as files")
+from tests.support.tables import database_of, make_table
 
 LOCAL: dict[str, Any] = {"executor": "local", "concurrency": 1, "progress": False}
 
@@ -64,7 +62,7 @@ def trapped(bound: geneva.Table, marker: Path) -> geneva.Table:
     changed = {k: v.replace(binding.pickle, digest) for k, v in raw.items()}
     assert changed != raw
     bound.storage.set_field_metadata({"y": changed})
-    return geneva.connect(str(Path(bound.storage.uri).parent)).open_table("t")
+    return geneva.connect(database_of(bound)).open_table("t")
 
 
 READS: dict[str, Callable[[geneva.Table], Any]] = {
@@ -101,8 +99,7 @@ def test_looking_at_a_table_does_not_run_its_code(
 def test_command_that_looks_at_a_table_does_not_run_its_code(
     trapped: geneva.Table, marker: Path, command: list[str]
 ) -> None:
-    folder = str(Path(trapped.storage.uri).parent)
-    result = CliRunner().invoke(app, [*command, "--db", folder])
+    result = CliRunner().invoke(app, [*command, "--db", database_of(trapped)])
     assert result.exit_code == 0, result.output
     assert not marker.exists()
 
@@ -124,20 +121,21 @@ def test_trap_works(trapped: geneva.Table, marker: Path, run: str) -> None:
 def test_pickle_that_is_not_what_its_name_says_is_refused_unread(
     bound: geneva.Table, marker: Path, damage: str, calls: CallLog
 ) -> None:
-    (path,) = (bound.storage.path / "_backfill" / PICKLES).iterdir()
-    data = path.read_bytes()
+    objects = bound.storage.objects
+    (path,) = objects.list(PICKLES)
+    data, name = objects.get(path), path.rpartition("/")[2]
     wrong = {
         "exchanged": pickling.dumps(Trap(str(marker))),
         "cut": data[:-1],
         "one bit": bytes([data[0] ^ 1]) + data[1:],
     }
-    path.write_bytes(wrong[damage])
+    objects.put(path, wrong[damage])
     for act in (lambda: bound.backfill("y", **LOCAL), lambda: bound.load_udf("y")):
-        with pytest.raises(CorruptFileError, match=rf"pickled UDF {path.name[:12]} .* is damaged"):
+        with pytest.raises(CorruptFileError, match=rf"pickled UDF {name[:12]} .* is damaged"):
             act()
     assert not marker.exists()
     assert not len(calls)
-    path.unlink()
+    objects.delete(path)
     with pytest.raises(CorruptFileError, match="is missing; bind the column again"):
         bound.backfill("y", **LOCAL)
 
@@ -152,6 +150,7 @@ def no_umask() -> Iterator[None]:
     os.umask(before)
 
 
+@pytest.mark.disk(reason="modes of files")
 def test_files_that_hold_data_are_private_whatever_the_umask(
     tmp_path: Path, calls: CallLog, no_umask: None
 ) -> None:
@@ -177,6 +176,7 @@ def test_files_that_hold_data_are_private_whatever_the_umask(
 # --- links -------------------------------------------------------------------------------------
 
 
+@pytest.mark.disk(reason="links")
 @pytest.mark.parametrize("at", ["_backfill", "_backfill/work", "_backfill/work/inner", "data"])
 def test_clean_deletes_nothing_behind_a_link_that_leads_out_of_the_table(
     tmp_path: Path, bound: geneva.Table, at: str
@@ -201,6 +201,7 @@ def test_clean_deletes_nothing_behind_a_link_that_leads_out_of_the_table(
     assert sorted(outside.rglob("*")) == there
 
 
+@pytest.mark.disk(reason="links")
 def test_clean_of_a_linked_table_removes_what_lies_in_it(
     tmp_path: Path, bound: geneva.Table
 ) -> None:

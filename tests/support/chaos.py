@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
-import shutil
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -30,8 +29,10 @@ from geneva.errors import (
     SupersededError,
     TableChangedError,
 )
+from geneva.jobs.claims import FOLDER
+from geneva.storage.lance import TableStorage
 from tests.support.faults import FaultError, FaultyStorage
-from tests.support.tables import assert_table_invariants, make_table
+from tests.support.tables import assert_table_invariants, database_of, make_table
 from tests.support.writers import rewrite_column
 
 ROWS = 10
@@ -244,7 +245,7 @@ class World:
             {"id": i, "x": x, "k": (x + i) % 3, "tag": "ab"[i % 2], "views": 0}
             for i, x in enumerate(xs)
         ]
-        self.path, self.tally = path, tally
+        self.tally = tally
         table = make_table(
             path, data=pa.Table.from_pylist(base), fragments=fragments, stable=stable
         )
@@ -270,7 +271,7 @@ class World:
         return lance.dataset(self.uri)
 
     def table(self, storage: Any = None) -> geneva.Table:
-        opened = geneva.connect(str(self.path)).open_table("t")
+        opened = geneva.connect(database_of(self.uri)).open_table("t")
         return geneva.Table(opened, storage=storage) if storage else opened
 
     def chosen(self, step: Step) -> list[Row]:
@@ -528,7 +529,9 @@ class World:
 
     def end_claims(self) -> None:
         """Let claims end as those of a process that is gone do."""
-        shutil.rmtree(Path(self.uri, "_backfill", "claims"), ignore_errors=True)
+        objects = TableStorage(self.uri).objects
+        for path in objects.list(FOLDER):
+            objects.delete(path)
 
     # --- backfills ---------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from geneva.storage.lance import TableStorage
 from tests.support.backfills import until
 from tests.support.calls import CallLog
 from tests.support.faults import FaultyStorage
-from tests.support.tables import assert_table_invariants, make_table, pairs
+from tests.support.tables import assert_table_invariants, database, make_table, pairs
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Scene:
     ----------
     in_flight
         Rows that may be in flight when a process dies: those may be computed again.
+    db
+        The database of the table; by default ``path``, on whichever store the test is run.
     """
 
     path: Path
@@ -42,6 +44,10 @@ class Scene:
     in_flight: int
     arguments: dict[str, Any]
     ray: dict[str, Any] = field(default_factory=dict)
+    db: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "db", self.db or database(self.path))
 
     @property
     def calls(self) -> CallLog:
@@ -58,7 +64,12 @@ class Scene:
 
     @property
     def uri(self) -> str:
-        return str(self.path / "t.lance")
+        return f"{self.db}/t.lance"
+
+    @property
+    def storage(self) -> TableStorage:
+        """The table's storage; on an object store each batch is flushed, as on a disk."""
+        return TableStorage(self.uri, flush_s=0.0)
 
     def build(self, pause_s: float = 0.0, together: int = 1) -> Scene:
         """Make the table; its UDF takes whole batches and ``pause_s`` for each.
@@ -78,11 +89,12 @@ class Scene:
             return 2 * x
 
         table.add_columns({"y": double})
-        shutil.copytree(self.uri, self.path / "fresh")
+        if table.storage.local:
+            shutil.copytree(self.uri, self.path / "fresh")
         return self
 
     def reset(self) -> None:
-        """Bring the table back to where nothing was computed."""
+        """Bring a table on a disk back to where nothing was computed."""
         shutil.rmtree(self.uri)
         shutil.copytree(self.path / "fresh", self.uri)
         self.calls.clear()
@@ -90,8 +102,8 @@ class Scene:
         self.counter.unlink(missing_ok=True)
 
     def table(self, storage: TableStorage | None = None) -> geneva.Table:
-        opened = geneva.connect(str(self.path), ray=self.ray).open_table("t")
-        return geneva.Table(opened, storage=storage, ray=self.ray) if storage else opened
+        opened = geneva.connect(self.db, ray=self.ray).open_table("t")
+        return geneva.Table(opened, storage=storage or self.storage, ray=self.ray)
 
     def backfill(self, fail_at: int | None = None, mode: str = "raise") -> geneva.BackfillResult:
         storage = None
@@ -103,7 +115,7 @@ class Scene:
         """Count the storage calls of an undisturbed run."""
         self.backfill(fail_at=0)
         made = self.counter.stat().st_size
-        assert TableStorage(self.uri).objects.list("work") == [], "checkpoints are left behind"
+        assert self.storage.objects.list("work") == [], "checkpoints are left behind"
         self.reset()
         return made
 
@@ -169,10 +181,9 @@ class Scene:
             range(self.fragments), 1
         )
         # A death between a commit and the removal of its checkpoints leaves them to clean().
-        storage = TableStorage(self.uri)
-        clean(storage, 0)
-        assert storage.objects.list("work") == []
-        ours = {n for n in storage.list_files() if ColumnFileName.parse(n) is not None}
+        clean(self.storage, 0)
+        assert self.storage.objects.list("work") == []
+        ours = {n for n in self.storage.list_files() if ColumnFileName.parse(n) is not None}
         assert ours == {name for names in files.values() for name in names}
 
 

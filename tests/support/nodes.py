@@ -138,9 +138,8 @@ class NodesScene(Scene):
 
     def begin(self, nodes: Nodes, storage: Any = None, **options: Any) -> Any:
         """Start a backfill on a cluster."""
-        table = geneva.connect(str(self.path), ray=nodes.options).open_table("t")
-        if storage is not None:
-            table = geneva.Table(table, storage=storage, ray=nodes.options)
+        opened = geneva.connect(self.db, ray=nodes.options).open_table("t")
+        table = geneva.Table(opened, storage=storage or self.storage, ray=nodes.options)
         chosen = self.arguments | {"executor": "ray", "progress": False} | options
         return table.backfill_async("y", **chosen)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,11 @@ def make_table(
     options = None if _bucket is None else _bucket.options()
     db = geneva.connect(database(path), storage_options=options, ray=ray or {})
     return db.open_table(name)
+
+
+def flushing(table: geneva.Table) -> geneva.Table:
+    """Return the same table; on an object store too, each batch is written down when it is done."""
+    return geneva.Table(table, storage=replace(table.storage, flush_s=0.0))
 
 
 def files_of(table: geneva.Table) -> list[str]:

@@ -17,7 +17,6 @@ from lance.fragment import DataFile
 import geneva
 from geneva.jobs.claims import FOLDER
 from geneva.storage.lance import TableStorage
-from geneva.storage.objects import LocalObjects
 from tests.support.tables import database_of
 
 Action = Callable[[str], None]
@@ -57,11 +56,17 @@ class MeddledStorage(TableStorage):
         return super().publish(*args, **kwargs)
 
 
-class _Unaware(LocalObjects):
+class _Unaware:
     """Shows no claims."""
 
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
     def list(self, folder: str) -> list[str]:
-        return [] if folder.startswith(FOLDER) else super().list(folder)
+        return [] if folder.startswith(FOLDER) else self._inner.list(folder)
 
 
 class UnawareStorage(TableStorage):
@@ -69,7 +74,7 @@ class UnawareStorage(TableStorage):
 
     @property
     def objects(self) -> Any:
-        return _Unaware(str(self.path / "_backfill"))
+        return _Unaware(super().objects)
 
 
 def unaware(uri: str) -> geneva.Table:
