@@ -30,6 +30,7 @@ import pyarrow as pa
 
 from geneva.rows import IntArray
 from geneva.storage.objects import Log, Objects
+from geneva.storage.values import integers
 from geneva.types import stored_type
 
 _HEADER = struct.Struct("<4sB3xIIq")  # magic, kind, payload bytes, crc32, first row
@@ -241,7 +242,7 @@ def _record(
 ) -> _Record:
     batch = pa.ipc.read_record_batch(pa.py_buffer(payload), _schema(types, kind))
     rows: IntArray = (
-        batch.column("row").to_numpy(zero_copy_only=False).astype(np.int64)
+        integers(batch.column("row"))
         if kind & _ROWS
         else np.arange(first_row, first_row + batch.num_rows)
     )

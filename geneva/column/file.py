@@ -13,7 +13,7 @@ from geneva.column.name import ColumnFileName, class_hash
 from geneva.errors import CorruptFileError
 from geneva.rows import MISSING, IntArray, RowClass, RowMap, RowStatus
 from geneva.storage.lance import Snapshot, TableStorage
-from geneva.storage.values import ColumnWriter
+from geneva.storage.values import ColumnWriter, flags
 from geneva.types import ColumnFile, Target, Task, stored_type
 
 ROW_MAP = "geneva.rows"
@@ -192,7 +192,7 @@ class ColumnFileBuilder:
             readahead=1 if self._present_rows < _PRESENT_ROWS else None,
         ):
             columns = [batch.column(n) for n in names]
-            deleted = batch.column("_rowaddr").is_null().to_numpy(zero_copy_only=False)
+            deleted = flags(batch.column("_rowaddr").is_null())
             if deleted.any():
                 index = pa.array(np.arange(batch.num_rows), mask=deleted)
                 columns = [c.take(index) for c in columns]

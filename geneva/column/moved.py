@@ -13,7 +13,7 @@ import pyarrow as pa
 from geneva.rows import BoolArray, RowClass, RowMap, RowStatus
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.snapshot import FragmentInfo
-from geneva.storage.values import Change
+from geneva.storage.values import Change, flags
 
 _NULL = b"N"
 _ROWS = 4096
@@ -298,7 +298,7 @@ def compare(
     at = 0
     for before, after in _aligned(_values(storage, *was), _values(storage, *now)):
         part = slice(at, at + len(after))
-        empty[part] = after.is_null().to_numpy(zero_copy_only=False)
+        empty[part] = flags(after.is_null())
         if not before.equals(after):
             pairs = zip(_comparable(before), _comparable(after), strict=True)
             same[part] = [a == b for a, b in pairs]

@@ -52,7 +52,7 @@ from geneva.rows import (
 )
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.snapshot import FragmentInfo
-from geneva.storage.values import Change, RewriteGroup
+from geneva.storage.values import Change, RewriteGroup, flags
 
 
 class History(Sources):
@@ -150,7 +150,7 @@ class History(Sources):
         """Say of every row with a value that it is of one class; nulls are missing."""
         filled = " or ".join(f"`{c}` is not null" for c in group_columns(snapshot, column))
         flags = [
-            b.column("v").fill_null(False).to_numpy(zero_copy_only=False)
+            flags(b.column("v").fill_null(False))
             for b in self._storage.scan(snapshot, fragment.id, {"v": filled}, batch_rows=65_536)
         ]
         present = np.concatenate(flags) if flags else np.ones(0, np.bool_)

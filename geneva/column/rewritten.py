@@ -7,7 +7,7 @@ import numpy as np
 from geneva.rows import BoolArray
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.snapshot import FragmentInfo
-from geneva.storage.values import RewriteGroup
+from geneva.storage.values import RewriteGroup, integers
 
 
 def live_mask(storage: TableStorage, snapshot: Snapshot, fragment: FragmentInfo) -> BoolArray:
@@ -16,7 +16,7 @@ def live_mask(storage: TableStorage, snapshot: Snapshot, fragment: FragmentInfo)
     if fragment.deleted:
         mask[:] = False
         for batch in storage.scan(snapshot, fragment.id, [], batch_rows=65_536, live_only=True):
-            address = batch.column("_rowaddr").to_numpy(zero_copy_only=False).astype(np.int64)
+            address = integers(batch.column("_rowaddr"))
             mask[address & 0xFFFFFFFF] = True
     return mask
 

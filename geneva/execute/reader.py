@@ -19,6 +19,7 @@ from geneva.execute.batches import READ_BYTES, WIDE_ROW_BYTES, read_rows
 from geneva.rows import IntArray
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.snapshot import blob_columns
+from geneva.storage.values import flags, integers
 from geneva.types import JobSettings, Task
 
 _OFFSET = 0xFFFFFFFF  # the low half of a row address is the physical row in its fragment
@@ -128,7 +129,7 @@ def _packs(batch: pa.RecordBatch, sources: _Sources) -> Iterator[tuple[int, int]
     sizes = np.full(batch.num_rows, sources.row_bytes)
     for name in sources.blobs:
         size = batch.column(name).field("size").fill_null(0)
-        sizes += size.to_numpy(zero_copy_only=False)
+        sizes += integers(size)
     ends = np.cumsum(sizes)
     start = 0
     while start < len(ends):
@@ -206,16 +207,15 @@ def _selected(
 ) -> np.ndarray[tuple[int], np.dtype[np.bool_]] | None:
     chosen = None
     if deleted:
-        chosen = batch.column("_rowaddr").is_valid().to_numpy(zero_copy_only=False)
+        chosen = flags(batch.column("_rowaddr").is_valid())
     if masked:
-        true = batch.column("m").fill_null(False).to_numpy(zero_copy_only=False)
+        true = flags(batch.column("m").fill_null(False))
         chosen = true if chosen is None else chosen & true
     return None if chosen is not None and chosen.all() else chosen
 
 
 def _addresses(batch: pa.RecordBatch) -> IntArray:
-    addresses: IntArray = batch.column("_rowaddr").to_numpy(zero_copy_only=False)
-    return addresses.astype(np.int64)
+    return integers(batch.column("_rowaddr"))
 
 
 def _inputs(batch: pa.RecordBatch, names: list[str]) -> pa.RecordBatch:

@@ -24,6 +24,7 @@ from geneva.plan.where import Where
 from geneva.rows import BoolArray, IntArray, Mark, Marks, RowClass, RowMap, RowSet, RowStatus
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.snapshot import FragmentInfo
+from geneva.storage.values import flags
 from geneva.types import ColumnFile, Options, Target, Task
 
 _OTHER = ("stale", "missing", "failed", "foreign", "unverified")
@@ -159,8 +160,8 @@ class Planner:
         for batch in self._storage.scan(
             self._snapshot, plan.fragment_id, columns, batch_rows=65_536
         ):
-            live = batch.column("_rowaddr").is_valid().to_numpy(zero_copy_only=False)
-            true = batch.column("m").fill_null(False).to_numpy(zero_copy_only=False)
+            live = flags(batch.column("_rowaddr").is_valid())
+            true = flags(batch.column("m").fill_null(False))
             found.append(live & true)
         selected = np.concatenate(found)
         if plan.task.need is not None:

@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from geneva.rows import IntArray
+from geneva.rows import BoolArray, IntArray
 
 
 class CommitConflict(Exception):
@@ -85,6 +86,17 @@ class Change:
                 return cls(version, kind, written=written)
             case _:
                 return cls(version, kind)
+
+
+def flags(array: pa.Array) -> BoolArray:
+    """Return booleans without nulls; pyarrow's own way to numpy imports pandas."""
+    found: BoolArray = np.from_dlpack(array.cast(pa.uint8())).view(np.bool_)
+    return found
+
+
+def integers(array: pa.Array) -> IntArray:
+    """Return integers without nulls; pyarrow's own way to numpy imports pandas."""
+    return np.from_dlpack(array).astype(np.int64)
 
 
 class ColumnReader:
