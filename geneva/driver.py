@@ -237,6 +237,7 @@ class Driver:
             case TaskDone():
                 self._turn.done(event)
                 schedule.done(event)
+                self.tally.saw_peak(event.peak_bytes)
                 self._check_failures()
             case TaskStopped():
                 schedule.stopped(event)

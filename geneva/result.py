@@ -51,6 +51,10 @@ class BackfillResult:
         Table versions that the backfill made.
     seconds
         Wall time.
+    peak_applier_bytes, peak_driver_bytes
+        The most resident memory that the largest applier's process, and this process, took since
+        it started, in bytes: an applier that was warm may have taken it for an earlier backfill.
+        0 for appliers that computed nothing. Appliers of the local executor are this process.
     stage_seconds
         Seconds by stage, summed over the appliers: read, udf, checkpoint, write, commit.
     """
@@ -71,6 +75,8 @@ class BackfillResult:
     fragments_left: int = 0
     versions: tuple[int, ...] = ()
     seconds: float = 0.0
+    peak_applier_bytes: int = 0
+    peak_driver_bytes: int = 0
     stage_seconds: dict[str, float] = field(default_factory=dict)
     recorded_failures: tuple[tuple[str, Failure], ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
@@ -119,6 +125,9 @@ class BackfillResult:
         if self.versions:
             ends = sorted({self.versions[0], self.versions[-1]})
             facts.append(("table versions", " to ".join(str(v) for v in ends)))
+        peaks = [("an applier", self.peak_applier_bytes), ("the driver", self.peak_driver_bytes)]
+        if shown := [f"{who} {n / 1e6:,.0f} MB" for who, n in peaks if n]:
+            facts.append(("peak memory", ", ".join(shown)))
         return facts
 
     def __str__(self) -> str:
@@ -147,6 +156,10 @@ def combined(results: Sequence[BackfillResult]) -> BackfillResult:
         for name in BackfillResult.__dataclass_fields__
         if name.startswith(("rows_", "fragments_")) or name == "seconds"
     }
+    peaks = {
+        name: max(getattr(r, name) for r in results)
+        for name in ("peak_applier_bytes", "peak_driver_bytes")
+    }
     return BackfillResult(
         columns=tuple(c for r in results for c in r.columns),
         job_id=first.job_id,
@@ -155,4 +168,5 @@ def combined(results: Sequence[BackfillResult]) -> BackfillResult:
         recorded_failures=tuple(f for r in results for f in r.recorded_failures),
         notes=tuple(n for r in results for n in r.notes),
         **counted,
+        **peaks,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from geneva.execute.memory import peak_bytes
 from geneva.plan.fragments import FragmentPlan
 from geneva.result import BackfillResult
 from geneva.types import ColumnFile, Counts, Failure, JobState, Target
@@ -19,10 +20,15 @@ class Tally:
     committed: list[ColumnFile] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
     commit_s: float = 0.0
+    peak_applier_bytes: int = 0
     done: int = 0
     left: int = 0
     done_work: set[str] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+
+    def saw_peak(self, applier_bytes: int) -> None:
+        """Take in how much memory an applier took at most."""
+        self.peak_applier_bytes = max(self.peak_applier_bytes, applier_bytes)
 
     def result(
         self, target: Target, job_id: str, first: Sequence[FragmentPlan], seconds: float
@@ -46,6 +52,8 @@ class Tally:
             fragments_left=self.left,
             versions=tuple(self.versions),
             seconds=seconds,
+            peak_applier_bytes=self.peak_applier_bytes,
+            peak_driver_bytes=peak_bytes(),
             stage_seconds={
                 "read": counts.seconds_read,
                 "udf": counts.seconds_udf,

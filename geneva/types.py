@@ -297,7 +297,10 @@ class Followed:
 
 @dataclass(frozen=True, slots=True)
 class TaskDone:
-    """A task's outcome; ``file`` is ``None`` for a span, or when the filter matched nothing."""
+    """A task's outcome; ``file`` is ``None`` for a span, or when the filter matched nothing.
+
+    ``peak_bytes`` is the most memory that its process had been resident with by then.
+    """
 
     key: str
     fragment_id: int
@@ -308,6 +311,7 @@ class TaskDone:
     failures: tuple[Failure, ...] = ()
     logs: tuple[str, ...] = ()
     followed: tuple[Followed, ...] = ()
+    peak_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ Crash windows, in order:
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import struct
@@ -38,6 +39,7 @@ _MAGIC = b"GVJ1"
 _ROWS, _ERRORS = 1, 2  # kinds of records: with explicit row numbers, with error texts
 _FINISH, _BEGIN = 4, 8  # frames that are no records
 _RANGE = struct.Struct("<qq")
+_MOST_PARTS = 500  # of a frame that is written as it lies in memory; the kernel takes 1,024
 
 
 def _schema(types: Sequence[pa.DataType], kind: int) -> pa.Schema:
@@ -47,6 +49,39 @@ def _schema(types: Sequence[pa.DataType], kind: int) -> pa.Schema:
     if kind & _ERRORS:
         fields.append(pa.field("error", pa.string()))
     return pa.schema(fields)
+
+
+class _Sink(io.RawIOBase):
+    """A file for pyarrow: keeps what it is given, of which only small pieces are copies."""
+
+    def __init__(self) -> None:
+        self.parts: list[memoryview] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, part: Any) -> int:
+        self.parts.append(memoryview(part))
+        return len(part)
+
+
+class _Encoder:
+    """Encodes batches of one schema as Arrow IPC messages without copying values; thread-safe."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._sink = _Sink()
+        self._lock = threading.Lock()
+        self._writer = pa.ipc.new_stream(self._sink, schema)
+        # The schema comes with the first batch, at the latest.
+        self._writer.write_batch(pa.RecordBatch.from_pylist([], schema))
+
+    def encode(self, batch: pa.RecordBatch) -> list[memoryview]:
+        """Return the pieces of a batch's message, in order."""
+        with self._lock:
+            self._sink.parts = []
+            self._writer.write_batch(batch)
+            parts, self._sink.parts = self._sink.parts, []
+        return parts if len(parts) <= _MOST_PARTS else [memoryview(b"".join(parts))]
 
 
 class Journal:
@@ -62,6 +97,7 @@ class Journal:
         self.path = path
         self._objects = objects
         self._schemas = [_schema(types, kind) for kind in range(4)]
+        self._encoders: dict[int, _Encoder] = {}
         self._log: Log | None = None
         self._lock = threading.Lock()
         self.size_bytes = 0
@@ -82,27 +118,31 @@ class Journal:
         if errors:
             arrays.append(pa.array(errors, pa.string()))
         batch = pa.record_batch(arrays, schema=self._schemas[kind])
-        self._write(kind, memoryview(batch.serialize()), int(rows[0]))
+        with self._lock:
+            if kind not in self._encoders:
+                self._encoders[kind] = _Encoder(self._schemas[kind])
+        self._write(kind, self._encoders[kind].encode(batch), int(rows[0]))
 
     def begin(self, first_row: int, last_row: int) -> None:
         """Record that a batch is about to be computed, so that its worker's death names it."""
-        self._write(_BEGIN, memoryview(_RANGE.pack(first_row, last_row)), first_row)
+        self._write(_BEGIN, [memoryview(_RANGE.pack(first_row, last_row))], first_row)
         with self._lock:
             if self._log is not None:
                 self._log.flush()
 
     def finish(self, fact: Mapping[str, Any]) -> None:
         """Record that the column file is complete and synced."""
-        self._write(_FINISH, memoryview(json.dumps(fact).encode()), 0)
+        self._write(_FINISH, [memoryview(json.dumps(fact).encode())], 0)
 
-    def _write(self, kind: int, payload: memoryview, first_row: int) -> None:
+    def _write(self, kind: int, payload: Sequence[memoryview], first_row: int) -> None:
+        size = sum(len(p) for p in payload)
         crc = _checksum(kind, payload, first_row)
-        header = _HEADER.pack(_MAGIC, kind, len(payload), crc, first_row)
+        header = _HEADER.pack(_MAGIC, kind, size, crc, first_row)
         with self._lock:
             if self._log is None:
                 self._log = self._objects.create_log(self.path)
-            self._log.append(header, payload)
-            self.size_bytes += len(header) + len(payload)
+            self._log.append(header, *payload)
+            self.size_bytes += len(header) + size
 
     def sync(self) -> None:
         """Make all frames survive a power failure, and on object stores a killed process."""
@@ -252,9 +292,13 @@ def _record(
     return _Record(rows, values, errors)
 
 
-def _checksum(kind: int, payload: memoryview, first_row: int) -> int:
+def _checksum(kind: int, payload: Sequence[memoryview], first_row: int) -> int:
     # The header is covered too: a flipped bit there would shift rows or misread the payload.
-    return zlib.crc32(payload, zlib.crc32(_HEADER.pack(_MAGIC, kind, len(payload), 0, first_row)))
+    size = sum(len(p) for p in payload)
+    crc = zlib.crc32(_HEADER.pack(_MAGIC, kind, size, 0, first_row))
+    for part in payload:
+        crc = zlib.crc32(part, crc)
+    return crc
 
 
 def _frames(content: bytes | memoryview) -> Iterator[tuple[int, int, memoryview]]:
@@ -265,7 +309,7 @@ def _frames(content: bytes | memoryview) -> Iterator[tuple[int, int, memoryview]
         payload = view[at + _HEADER.size : at + _HEADER.size + size]
         if magic != _MAGIC or len(payload) != size:
             return
-        if _checksum(kind, payload, first_row) != crc:
+        if _checksum(kind, [payload], first_row) != crc:
             return
         yield kind, first_row, payload
         at += _HEADER.size + size

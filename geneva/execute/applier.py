@@ -24,11 +24,11 @@ from geneva.checkpoint.journal import Journal, Replay, replay
 from geneva.checkpoint.key import log_path
 from geneva.column.file import ColumnFileBuilder
 from geneva.execute.adopt import adopt
-from geneva.execute.batches import MAX_ROWS, TARGET_BYTES, BatchSizer
+from geneva.execute.batches import HELD_BYTES, MAX_ROWS, BatchSizer, unit_bytes
 from geneva.execute.reader import Tap, read
-from geneva.execute.record import Computed, Recorder, error_text
+from geneva.execute.record import Computed, Recorder, columns_of, error_text
 from geneva.execute.threads import Turns, UdfThreads
-from geneva.execute.units import Unit, Units, all_checkpointed, split
+from geneva.execute.units import InFlight, Unit, Units, all_checkpointed, emptied, split
 from geneva.rows import IntArray
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.secrets import hider
@@ -99,7 +99,8 @@ class Applier:
         self._threads.resize(1 if asynchronous else settings.threads)
         limit = min(settings.checkpoint_size or MAX_ROWS, max(settings.read_rows, 1))
         known = self._sizer.rows if settings.batch_size is None else None
-        self._sizer = BatchSizer(settings.batch_size, limit, awaits)
+        most = unit_bytes(self._threads.count)
+        self._sizer = BatchSizer(settings.batch_size, limit, awaits, most)
         if known is not None:
             self._sizer.resume(known)
         self._settings = settings
@@ -197,10 +198,9 @@ class Applier:
             self._snapshots[version] = self._storage.open(version)
         return self._snapshots[version]
 
-    @property
-    def window(self) -> int:
-        """Units that may be in flight: enough to keep the threads busy while one is written."""
-        return self._threads.count + 2
+    def window(self, held_bytes: int) -> int:
+        """Units that may be in flight: those that keep the threads busy; of large ones, fewer."""
+        return self._threads.count + (2 if held_bytes <= HELD_BYTES else -1)
 
     def add_progress(self, rows: int) -> None:
         """Count rows that were computed, or that an earlier attempt had computed."""
@@ -223,9 +223,10 @@ class TaskRun:
         self._failures: list[Failure] = []
         self._builder: ColumnFileBuilder | None = None
         self._pending: deque[Future[Computed] | Computed] = deque()
+        self._in_flight = InFlight()
         self._fatal: tuple[tuple[int, int], ...] = ()
         asked = settings.batch_size or settings.checkpoint_size
-        self._units = Units(self._unit_rows, None if asked else TARGET_BYTES)
+        self._units = Units(self._unit_rows, None if asked else unit_bytes(settings.threads))
         holds = task.assemble and not task.attempt and settings.adaptive
         self._recorder = Recorder(self._journal, holds=holds)
 
@@ -306,10 +307,10 @@ class TaskRun:
         batches = read(self._storage, snapshot, self._task, self._settings)
         # Wide rows are not read before their turn: two tasks' worth may be too much to hold.
         started = time.perf_counter()
-        ahead = [] if self._settings.readahead else list(itertools.islice(batches, 1))
+        ahead = deque(() if self._settings.readahead else itertools.islice(batches, 1))
         self._add_seconds(read=time.perf_counter() - started)
         self._turn.wait()
-        self._feed_all(itertools.chain(ahead, batches), tap)
+        self._feed_all(itertools.chain(emptied(ahead), batches), tap)
         self._turn.end()
         self.flush()
         if tap is not None:
@@ -324,6 +325,7 @@ class TaskRun:
             self.feed(rows, inputs)
             if tap is not None:
                 tap.feed(rows, inputs)
+            del inputs  # large ones are not held while the next are read
             started = time.perf_counter()
         self._push_all(self._units.flush())
 
@@ -339,8 +341,7 @@ class TaskRun:
     def flush(self) -> None:
         """Compute what was taken in and wait for it."""
         self._push_all(self._units.flush())
-        while self._pending:
-            self._drain()
+        self._drain_to(0)
 
     def _replay_all(self, positions: IntArray) -> None:
         """Lay out what is checkpointed; no input is read."""
@@ -367,10 +368,17 @@ class TaskRun:
                 raise TaskCancelledError
             if self._task.attempt:
                 self._journal.begin(int(unit.rows[0]), int(unit.rows[-1]))
+            self._in_flight.begin(unit)
             self._pending.append(self._applier.submit(self, unit))
-            window = 0 if self._task.attempt else self._applier.window
-            while len(self._pending) > window:
-                self._drain()
+            del unit
+            self._drain_to(0 if self._task.attempt else None)
+
+    def _drain_to(self, window: int | None = None) -> None:
+        """Write the oldest units until so many are left, or as many as may be in flight."""
+        while len(self._pending) > (
+            self._applier.window(self._in_flight.bytes) if window is None else window
+        ):
+            self._drain()
 
     def _replay(self, rows: IntArray, positions: IntArray) -> None:
         earlier = self._earlier
@@ -385,12 +393,13 @@ class TaskRun:
         self._pending.append(
             Computed(rows, values, np.array(failed, np.int64), tuple(failures), counts)
         )
-        while len(self._pending) > self._applier.window:
-            self._drain()
+        self._drain_to()
 
     def _drain(self) -> None:
         item = self._pending.popleft()
         done = item.result() if isinstance(item, Future) else item
+        if isinstance(item, Future):
+            self._in_flight.end(done.values)
         started = time.perf_counter()
         counts = done.counts
         if self._builder is not None:
@@ -454,15 +463,9 @@ class TaskRun:
         failures = tuple(self.failure(int(unit.rows[k]), e) for k, e in errors[:_FAILURES_KEPT])
         failed = np.array([k for k, _ in errors], np.int64)
         counts = Counts(computed=len(unit.rows), failed=len(failed))
-        return Computed(unit.rows, self._columns(joined), failed, failures, counts)
-
-    def _columns(self, values: pa.Array) -> list[pa.Array]:
-        fields = self._settings.target.fields
-        columns = [values]
-        if fields:
-            flat = values.flatten()
-            columns = [flat[k] for k in fields]
-        return [c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c for c in columns]
+        return Computed(
+            unit.rows, columns_of(joined, self._settings.target.fields), failed, failures, counts
+        )
 
     def record(self, done: Computed, applied: list[Applied], began_s: float) -> None:
         """Checkpoint a unit."""

@@ -18,6 +18,14 @@ def read_rows(row_bytes: float) -> tuple[int, int | None]:
     return rows, (1 if row_bytes > WIDE_ROW_BYTES else None)
 
 
+HELD_BYTES = 64 << 20  # of units in flight, while enough of them are left for every thread
+
+
+def unit_bytes(threads: int) -> int:
+    """Return how large a unit may be: with many threads, as many are held at once."""
+    return TARGET_BYTES * 2 // max(2, threads)
+
+
 class BatchSizer:
     """Follows the measured time and size of batches; thread-safe.
 
@@ -32,10 +40,18 @@ class BatchSizer:
         Rows that a batch never exceeds.
     least
         Rows that it begins with and never falls below: those that are awaited at once.
+    most_bytes
+        Of the inputs or the values of a batch.
     """
 
-    def __init__(self, fixed: int | None, limit: int = MAX_ROWS, least: int = 1) -> None:
-        self._fixed = fixed
+    def __init__(
+        self,
+        fixed: int | None,
+        limit: int = MAX_ROWS,
+        least: int = 1,
+        most_bytes: int = TARGET_BYTES,
+    ) -> None:
+        self._fixed, self._most_bytes = fixed, most_bytes
         self._least = max(1, least)
         self._limit = max(self._least, limit)
         self._rows = fixed or self._least
@@ -51,7 +67,9 @@ class BatchSizer:
         if self._fixed is not None or rows < self._rows:
             return
         with self._lock:
-            factor = min(_GROWTH, TARGET_S / max(seconds, 1e-9), TARGET_BYTES / max(size_bytes, 1))
+            factor = min(
+                _GROWTH, TARGET_S / max(seconds, 1e-9), self._most_bytes / max(size_bytes, 1)
+            )
             self._rows = max(self._least, min(self._limit, int(rows * factor)))
 
     def resume(self, rows: int) -> None:

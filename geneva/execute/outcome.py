@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import pickle
 import traceback
+from dataclasses import replace
 
 from geneva.errors import TableChangedError
 from geneva.execute.applier import TaskCancelledError, TaskRowError
 from geneva.execute.follow import SharedApplier
+from geneva.execute.memory import peak_bytes
 from geneva.types import Task, TaskEvent, TaskFailed, TaskLost, TaskStopped
 
 
 def outcome(applier: SharedApplier, task: Task) -> TaskEvent:
     """Carry out a task; whatever it raises becomes an event."""
     try:
-        return applier.run(task)
+        return replace(applier.run(task), peak_bytes=peak_bytes())
     except TaskCancelledError:
         return TaskStopped(task)
     except TaskRowError as error:

@@ -30,6 +30,7 @@ from geneva.errors import ResourceError, SharedPathError, UdfError
 from geneva.execute.cluster import autoscaling, draining_nodes, missing_resource, node_lost, slots
 from geneva.execute.executor import Udfs
 from geneva.execute.follow import SharedApplier
+from geneva.execute.memory import give_back_large
 from geneva.execute.outcome import outcome
 from geneva.execute.probe import ensure_probe, read_probe
 from geneva.execute.reservation import actor_options, applier_key, reservation, udf_names
@@ -51,6 +52,7 @@ class _Applier:
     """The actor: a `SharedApplier` behind Ray's calls."""
 
     def __init__(self, storage: TableStorage, pickled: Mapping[str, bytes], probe: bytes) -> None:
+        give_back_large()
         # Whatever can fail waits for `begin`: an actor that cannot be made says little of why.
         self._storage, self._pickled, self._probe = storage, pickled, probe
         self._made: SharedApplier | None = None

@@ -7,7 +7,7 @@ that know each size, and what takes much room in this fragment's files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,10 +52,16 @@ def read(
     for rows, batch in found:
         for start, end in _packs(batch, sources):
             part, at = batch.slice(start, end - start), rows[start:end]
-            columns = [
-                sources.apart[n](at) if n in sources.apart else part.column(n) for n in names
-            ]
-            yield at, pa.RecordBatch.from_arrays(columns, names=list(names))
+            yield at, _filled(part, at, names, sources)  # not kept here while the next is read
+
+
+def _filled(
+    part: pa.RecordBatch, rows: IntArray, names: Sequence[str], sources: _Sources
+) -> pa.RecordBatch:
+    """Return all inputs of some rows, of which the scan brought a part."""
+    apart = sources.apart
+    columns = [apart[n](rows) if n in apart else part.column(n) for n in names]
+    return pa.RecordBatch.from_arrays(columns, names=list(names))
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,15 @@ class Recorder:
         self._journal.append(done.rows, done.values, texts)
 
 
+def columns_of(values: pa.Array, fields: Sequence[int]) -> list[pa.Array]:
+    """Return the columns that a UDF's values fill: these fields of a struct, or all in one."""
+    columns = [values]
+    if fields:
+        flat = values.flatten()
+        columns = [flat[k] for k in fields]
+    return [c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c for c in columns]
+
+
 def error_text(error: RowError) -> str:
     """Return what the journal keeps of a row that failed."""
     return json.dumps({f: getattr(error, f) for f in error.__slots__})

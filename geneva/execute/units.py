@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,8 @@ import pyarrow as pa
 from geneva.checkpoint.journal import Replay
 from geneva.rows import IntArray
 from geneva.types import Task
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,37 @@ class Units:
         self._inputs = [inputs.slice(size)] if self._held else []
         self._bytes = self._inputs[0].nbytes if self._held else 0
         return unit
+
+
+class InFlight:
+    """Estimates the bytes of units that were handed out and not written yet.
+
+    The values of a unit are taken to be as large as the largest of those that came before.
+    """
+
+    def __init__(self) -> None:
+        self._inputs: deque[int] = deque()
+        self._values = 0
+
+    @property
+    def bytes(self) -> int:
+        """Inputs and values of all units in flight."""
+        return sum(self._inputs) + len(self._inputs) * self._values
+
+    def begin(self, unit: Unit) -> None:
+        """Take in a unit that is handed out."""
+        self._inputs.append(unit.inputs.nbytes)
+
+    def end(self, values: Sequence[pa.Array]) -> None:
+        """Take in what the oldest unit gave."""
+        self._inputs.popleft()
+        self._values = max(self._values, sum(v.nbytes for v in values))
+
+
+def emptied(items: deque[T]) -> Iterator[T]:
+    """Yield items and forget them."""
+    while items:
+        yield items.popleft()
 
 
 def _concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:

@@ -114,7 +114,8 @@ class ColumnReader:
         """Return the values of some physical rows, ascending."""
         with self._faults():
             found = self._reader.take_rows(rows.tolist(), batch_size=len(rows)).to_batches()
-            return pa.concat_arrays([b.column(0) for b in found])
+            columns = [b.column(0) for b in found]
+            return columns[0] if len(columns) == 1 else pa.concat_arrays(columns)
 
 
 class ColumnWriter:

@@ -33,7 +33,12 @@ def result_columns(result: BackfillResult) -> dict[str, Any]:
     }
     rate = result.rows_computed / result.seconds if result.seconds else 0.0
     metrics = {f"seconds_{k}": v for k, v in result.stage_seconds.items()}
-    metrics |= {"seconds": result.seconds, "rows_per_s": rate}
+    metrics |= {
+        "seconds": result.seconds,
+        "rows_per_s": rate,
+        "peak_applier_bytes": result.peak_applier_bytes,
+        "peak_driver_bytes": result.peak_driver_bytes,
+    }
     return {"outputs": outputs, "metrics": metrics}
 
 

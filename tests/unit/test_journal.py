@@ -13,7 +13,7 @@ import pytest
 
 from geneva.checkpoint.journal import Journal, replay
 from geneva.checkpoint.key import log_folder, log_path, logs_by_key, work_key
-from geneva.storage.objects import LocalObjects
+from geneva.storage.objects import LocalObjects, Log
 
 TYPES = (pa.int64(), pa.string())
 Row = tuple[int, str | None]
@@ -254,7 +254,7 @@ _FULL_DISK = """
 import resource, signal, sys
 import numpy as np, pyarrow as pa
 from geneva.checkpoint.journal import Journal
-from geneva.storage.objects import LocalObjects
+from geneva.storage.objects import LocalObjects, Log
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
@@ -311,3 +311,43 @@ def test_logs_are_grouped_by_the_work_they_belong_to() -> None:
         "k1": ("work/inc/k1.u1.log", "work/inc/k1.u2.log"),
         "k2": ("work/inc/k2.u1.log", "work/inc/k2.u2.log"),
     }
+
+
+@pytest.mark.parametrize("fields", [1, 700], ids=["narrow", "more parts than one write takes"])
+def test_values_lie_where_they_are_when_they_are_written(
+    objects: LocalObjects, fields: int
+) -> None:
+    kind = pa.struct([pa.field(f"f{k}", pa.binary()) for k in range(fields)])
+    rows = [{f"f{k}": bytes([row, k % 256]) * 50 for k in range(fields)} for row in range(6)]
+    values = pa.array(rows, kind)
+    journal = Journal(objects, log_path("column", "key", "one"), (kind,))
+    journal.append(np.arange(2, 5), [values.slice(2, 3)], None)
+    journal.append(np.arange(0, 2), [values.slice(0, 2)], None)
+    journal.append(np.arange(5, 6), [values.slice(5)], [None])
+    journal.close()
+    earlier = replay(objects, [journal.path], (kind,), with_failed=True)
+    assert earlier.values(np.arange(6))[0].to_pylist() == rows
+
+
+def test_copy_of_large_values_in_memory(objects: LocalObjects) -> None:
+    values = pa.array([b"x" * 20_000_000], pa.large_binary())
+    journal = Journal(objects, log_path("column", "key", "one"), (values.type,))
+    before = pa.total_allocated_bytes()
+    most = []
+    create = objects.create_log
+
+    class Watched:
+        def __init__(self, log: Log) -> None:
+            self._log = log
+
+        def append(self, *parts: bytes | memoryview) -> None:
+            most.append(pa.total_allocated_bytes() - before)
+            self._log.append(*parts)
+
+        def close(self) -> None:
+            self._log.close()
+
+    objects.create_log = lambda path: Watched(create(path))  # type: ignore[method-assign]
+    journal.append(np.arange(1), [values], None)
+    journal.close()
+    assert max(most) < 1_000_000
