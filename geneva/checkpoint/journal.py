@@ -19,11 +19,12 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import mmap
 import struct
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ _MAGIC = b"GVJ1"
 _ROWS, _ERRORS = 1, 2  # kinds of records: with explicit row numbers, with error texts
 _FINISH, _BEGIN = 4, 8  # frames that are no records
 _RANGE = struct.Struct("<qq")
+_SCANNED_BYTES = 32 << 20  # of a log that are in memory while its checksums are verified
 _MOST_PARTS = 500  # of a frame that is written as it lies in memory; the kernel takes 1,024
 
 
@@ -184,6 +186,17 @@ class Replay:
     fatal: tuple[tuple[int, int], ...]
     _columns: tuple[pa.ChunkedArray, ...]
     _order: IntArray | None  # of ``rows`` in the columns; as they stand if every row is there once
+    _logs: tuple[bytes | memoryview, ...] = ()
+
+    def rows_of(self, most_bytes: int) -> int:
+        """Return how many rows have so many bytes of values, one at least; on average."""
+        size = sum(int(c.nbytes) for c in self._columns)
+        return max(1, most_bytes * len(self.rows) // max(size, 1))
+
+    def forget(self) -> None:
+        """Take the logs out of this process's memory; what is still needed is read again."""
+        for content in self._logs:
+            _forget(content)
 
     def values(self, positions: IntArray) -> list[pa.Array]:
         """Return the output columns of some positions in ``rows``, given in ascending order."""
@@ -209,6 +222,7 @@ def replay(
         Whether rows that failed count as done.
     """
     records: list[_Record] = []
+    logs: list[bytes | memoryview] = []
     fatal: list[tuple[int, int]] = []
     finish = None
     for path in paths:
@@ -216,6 +230,7 @@ def replay(
             content = objects.read_log(path)
         except FileNotFoundError:
             continue  # its owner committed and removed it meanwhile
+        logs.append(content)
         begun: tuple[int, int] | None = None
         for kind, first_row, payload in _frames(content):
             if kind == _FINISH:
@@ -227,7 +242,14 @@ def replay(
                 records.append(_record(kind, first_row, payload, types))
         if begun is not None:
             fatal.append(begun)
-    return _arranged(records, types, finish, tuple(fatal), with_failed=with_failed)
+    arranged = _arranged(records, types, finish, tuple(fatal), with_failed=with_failed)
+    return replace(arranged, _logs=tuple(logs))
+
+
+def _forget(content: bytes | memoryview) -> None:
+    mapped = content.obj if isinstance(content, memoryview) else None
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _arranged(
@@ -303,7 +325,7 @@ def _checksum(kind: int, payload: Sequence[memoryview], first_row: int) -> int:
 
 def _frames(content: bytes | memoryview) -> Iterator[tuple[int, int, memoryview]]:
     view = memoryview(content)
-    at = 0
+    at = kept = 0
     while at + _HEADER.size <= len(view):
         magic, kind, size, crc, first_row = _HEADER.unpack_from(view, at)
         payload = view[at + _HEADER.size : at + _HEADER.size + size]
@@ -313,3 +335,6 @@ def _frames(content: bytes | memoryview) -> Iterator[tuple[int, int, memoryview]
             return
         yield kind, first_row, payload
         at += _HEADER.size + size
+        if at - kept >= _SCANNED_BYTES:
+            _forget(content)
+            kept = at

@@ -24,7 +24,7 @@ from geneva.checkpoint.journal import Journal, Replay, replay
 from geneva.checkpoint.key import log_path
 from geneva.column.file import ColumnFileBuilder
 from geneva.execute.adopt import adopt
-from geneva.execute.batches import HELD_BYTES, MAX_ROWS, BatchSizer, unit_bytes
+from geneva.execute.batches import HELD_BYTES, MAX_ROWS, READ_BYTES, BatchSizer, unit_bytes
 from geneva.execute.reader import Tap, read
 from geneva.execute.record import Computed, Recorder, columns_of, error_text
 from geneva.execute.threads import Turns, UdfThreads
@@ -219,11 +219,10 @@ class TaskRun:
         self._types = settings.target.data_types
         path = log_path(settings.target.incarnation, task.key, uuid4().hex)
         self._journal = Journal(storage.objects, path, self._types)
-        self._counts = Counts()
+        self._counts, self._in_flight = Counts(), InFlight()
         self._failures: list[Failure] = []
         self._builder: ColumnFileBuilder | None = None
         self._pending: deque[Future[Computed] | Computed] = deque()
-        self._in_flight = InFlight()
         self._fatal: tuple[tuple[int, int], ...] = ()
         asked = settings.batch_size or settings.checkpoint_size
         self._units = Units(self._unit_rows, None if asked else unit_bytes(settings.threads))
@@ -345,9 +344,13 @@ class TaskRun:
 
     def _replay_all(self, positions: IntArray) -> None:
         """Lay out what is checkpointed; no input is read."""
-        for at in range(0, len(positions), _REPLAYED_ROWS):
-            some = positions[at : at + _REPLAYED_ROWS]
+        step = min(_REPLAYED_ROWS, self._earlier.rows_of(READ_BYTES))
+        for at in range(0, len(positions), step):
+            some = positions[at : at + step]
             self._replay(self._earlier.rows[some], some)
+            if step < _REPLAYED_ROWS:
+                self.flush()
+                self._earlier.forget()
         self.flush()
 
     def _unit_rows(self, first_row: int) -> int:
@@ -375,9 +378,8 @@ class TaskRun:
 
     def _drain_to(self, window: int | None = None) -> None:
         """Write the oldest units until so many are left, or as many as may be in flight."""
-        while len(self._pending) > (
-            self._applier.window(self._in_flight.bytes) if window is None else window
-        ):
+        limit = self._applier.window
+        while len(self._pending) > (limit(self._in_flight.bytes) if window is None else window):
             self._drain()
 
     def _replay(self, rows: IntArray, positions: IntArray) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import geneva
 from geneva.column.file import ColumnFileBuilder
+from geneva.errors import StorageError
 from geneva.execute import reader
 from geneva.execute.memory import peak_bytes
 from geneva.storage.values import ColumnReader
@@ -62,6 +63,42 @@ def test_large_rows_that_are_read_before_the_last_ones_are_written(
     assert read[0] == written[0] == 40
     assert len(waiting) >= 20
     assert max(waiting) <= 2, "more than a batch of two rows"
+    assert_table_invariants(table)
+
+
+@pytest.mark.disk(reason="its table is written to a path")
+def test_checkpoints_that_are_all_in_memory_when_they_are_assembled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: CallLog
+) -> None:
+    size, rows = 20_000, 40
+    table = large_values(tmp_path, rows, size)
+    monkeypatch.setattr("geneva.execute.applier.READ_BYTES", 10 * size)
+    added: list[int] = []
+    finish, add = ColumnFileBuilder.finish, ColumnFileBuilder.add
+
+    def failing(self: Any) -> Any:
+        raise OSError("the disk is gone")
+
+    def adding(self: Any, rows: Any, *rest: Any) -> int:
+        added.append(len(rows))
+        return add(self, rows, *rest)
+
+    @geneva.udf(data_type=pa.large_binary(), version="1", batch_size=rows)
+    def same(b: pa.Array) -> pa.Array:
+        calls(len(b))
+        return b
+
+    table.add_columns({"y": same})
+    monkeypatch.setattr(ColumnFileBuilder, "finish", failing)
+    with pytest.raises(StorageError):
+        run(table, "y", "local")
+    computed = len(calls)
+    monkeypatch.setattr(ColumnFileBuilder, "finish", finish)
+    monkeypatch.setattr(ColumnFileBuilder, "add", adding)
+    result = run(table, "y", "local")
+    assert (result.rows_replayed, len(calls)) == (rows, computed)
+    assert sum(added) == rows
+    assert max(added) <= 10
     assert_table_invariants(table)
 
 
