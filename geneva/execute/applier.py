@@ -32,15 +32,7 @@ from geneva.execute.units import InFlight, Unit, Units, all_checkpointed, emptie
 from geneva.rows import IntArray
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.secrets import hider
-from geneva.types import (
-    ColumnFile,
-    Counts,
-    Failure,
-    JobSettings,
-    Task,
-    TaskDone,
-    stored_type,
-)
+from geneva.types import ColumnFile, Counts, Failure, JobSettings, Task, TaskDone, stored_type
 from geneva.udf import UDF, Applied, Caller, RowError, RowFailed, UdfKind
 
 _CAREFUL_ROWS = 1024
