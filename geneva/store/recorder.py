@@ -241,6 +241,8 @@ class StoreRecorder(Recorder):
             news, self._news = self._news, News()
             changed, self._changed = self._changed, set()
             news.tasks = [dict(self._tasks[key]) for key in sorted(changed)]
+            if news.first_plan:
+                news.mine = frozenset(k for k in self._tasks if k[0] == self._column)
         if not news:
             return
         try:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Insert, func, select, update
+from sqlalchemy import Insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -33,6 +33,8 @@ class News:
         ``(kind, message, data)``.
     first_plan
         The first plan of this driver for a column is among the news.
+    mine
+        With it, (column, fragment) of what this driver does for that column.
     """
 
     skipped: list[dict[str, Any]] = field(default_factory=list)
@@ -40,6 +42,7 @@ class News:
     failures: list[dict[str, Any]] = field(default_factory=list)
     events: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     first_plan: bool = False
+    mine: frozenset[tuple[str, int]] = frozenset()
 
     def __bool__(self) -> bool:
         return bool(self.skipped or self.tasks or self.failures or self.events or self.first_plan)
@@ -55,7 +58,7 @@ def report(database: Database, claim: Claim, news: News) -> None:
         _put(session, database, Task, news.tasks)
         _put(session, database, Failure, news.failures)
         if news.first_plan:
-            _count_before(session, job)
+            _count_before(session, job, news.mine)
         now = database.now_s(session)
         for kind, message, data in news.events:
             note(session, run, job, now, kind, message, data)
@@ -78,19 +81,20 @@ def _of(job: Job) -> Any:
     return select(Task).where(Task.job_id == job.id)
 
 
-def _count_before(session: Session, job: Job) -> None:
-    """Count what is committed of the job, so that its progress goes on from there."""
+def _count_before(session: Session, job: Job, mine: Collection[tuple[str, int]]) -> None:
+    """Count what others committed of the job, so that its progress goes on from there.
+
+    Some of what this driver does may be committed before its plan is reported.
+    """
     session.flush()
-    committed = Task.state == TaskState.COMMITTED.value
-    rows, fragments = session.execute(
-        select(func.coalesce(func.sum(Task.rows_computed), 0), func.count()).where(
-            Task.job_id == job.id, committed
-        )
-    ).one()
+    committed = select(Task.column, Task.fragment_id, Task.rows_computed).where(
+        Task.job_id == job.id, Task.state == TaskState.COMMITTED.value
+    )
+    rows = [n for *key, n in session.execute(committed) if tuple(key) not in mine]
     session.execute(
         update(Job)
         .where(Job.id == job.id)
-        .values(rows_before=int(rows), fragments_before=fragments)
+        .values(rows_before=sum(rows), fragments_before=len(rows))
         .execution_options(synchronize_session=False)
     )
 
