@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields as dataclass_fields
 from typing import Any
 
+from geneva.column.auto import Auto, read_auto
 from geneva.errors import SettingError
 from geneva.execute.executor import Executor
 from geneva.execute.local import LocalExecutor
@@ -23,12 +24,16 @@ _POSITIVE = (
 )
 _SWITCHES = ("force", "retry_failed", "include_new")
 _AMOUNTS = ("timeout", "resource_timeout", "max_failures")
-_OPTIONAL = ("where", "num_frags", "batch_size", "checkpoint_size", "timeout", "max_failures")
+_OPTIONAL = (
+    *("where", "num_frags", "batch_size", "checkpoint_size", "timeout", "max_failures"),
+    "fragments",
+)
 _CHOICES = {
     "on_error": ("fail", "null"),
     "unverified": ("trust", "recompute"),
     "foreign": ("keep", "recompute"),
     "inputs": ("wait", "as_is"),
+    "order": ("forward", "backward"),
 }
 
 
@@ -84,6 +89,10 @@ def checked_options(arguments: Mapping[str, Any]) -> Options:
         _check_value(name, value)
     if chosen.get("max_failures") is not None and chosen.get("on_error") != "null":
         raise SettingError("max_failures counts the failures that on_error='null' records; set it")
+    if chosen.get("fragments") is not None:
+        if chosen.get("include_new"):
+            raise SettingError("fragments limits the call to what is there; leave out include_new")
+        chosen["fragments"] = tuple(sorted(set(chosen["fragments"])))
     return Options(**chosen)
 
 
@@ -104,6 +113,46 @@ def _check_value(name: str, value: Any) -> None:
         raise SettingError(f"{name}={value!r} must be a number that is not negative")
     elif name == "where" and not isinstance(value, str):
         raise SettingError(f"where={value!r} must be SQL text")
+    elif name == "fragments" and not _are_ids(value):
+        raise SettingError(f"fragments={value!r} must be a list of fragment ids, such as [0, 3]")
+
+
+def check_executor_name(executor: Any) -> None:
+    """Refuse an executor that a job which runs elsewhere cannot have.
+
+    Raises
+    ------
+    SettingError
+        It is not one of the known names.
+    """
+    if executor not in (None, "ray", "local"):
+        raise SettingError(f"executor={executor!r} is unknown; choose 'ray' or 'local'")
+
+
+def checked_auto(
+    given: bool | str | Mapping[str, Any] | None, defaults: Callable[..., Any]
+) -> Auto | None:
+    """Read what a user gives as ``auto_backfill``, and check the arguments of its jobs.
+
+    Raises
+    ------
+    SettingError
+        It makes no sense.
+    """
+    if given is None:
+        return None
+    auto = read_auto(given)
+    if "progress" in auto.arguments:
+        raise SettingError("'progress' is no argument of a job that runs elsewhere")
+    chosen = with_defaults(defaults, dict(auto.arguments))
+    check_executor_name(chosen["executor"])
+    checked_options(chosen)
+    return auto
+
+
+def _are_ids(value: Any) -> bool:
+    listed = isinstance(value, list | tuple) and len(value) > 0
+    return listed and all(type(i) is int and i >= 0 for i in value)
 
 
 def _is_number(value: Any) -> bool:

@@ -23,6 +23,7 @@ from geneva.errors import (
     ColumnError,
     ConflictError,
     JobCancelledError,
+    SettingError,
     StorageError,
     VersionGoneError,
     WhereError,
@@ -30,7 +31,7 @@ from geneva.errors import (
 from geneva.execute.executor import Executor
 from geneva.jobs.control import Control
 from geneva.plan.force import ForceToken
-from geneva.plan.fragments import Force, FragmentPlan, Planner
+from geneva.plan.fragments import Force, FragmentPlan, Planner, in_order
 from geneva.plan.report import Plan
 from geneva.plan.where import Where, parse_where
 from geneva.request import Request
@@ -86,11 +87,20 @@ def _checked(
     """Check a request without loading the UDF, unless its parameters are overridden."""
     binding = _binding(snapshot, column)
     where = _checked_where(storage, snapshot, options.where)
+    _check_fragments(snapshot, options)
     for path in binding.inputs:
         top_level(snapshot.schema, path)
     # The stored digest counts, not one computed now: a newer Python must not change it.
     digest = load(storage, binding).with_params(params).digest if params else binding.digest
     return target_of(snapshot.schema, binding, digest), where
+
+
+def _check_fragments(snapshot: Snapshot, options: Options) -> None:
+    """Refuse ids that no fragment ever had; those that are gone were compacted, and are skipped."""
+    newest = max(snapshot.fragments, default=-1)
+    unknown = [i for i in options.fragments or () if i > newest]
+    if unknown:
+        raise SettingError(f"there is no fragment {unknown[0]}; the newest is {newest}")
 
 
 def _binding(snapshot: Snapshot, column: str) -> Binding:
@@ -126,11 +136,12 @@ def plan(
     """
     snapshot = storage.open()
     target, where = _checked(storage, snapshot, column, options, params)
-    token = ForceToken(storage, target, where)
+    token = ForceToken(storage, target, where, options.fragments)
     force = token.find(snapshot) if options.force else None
     history = History(storage, snapshot, Ledger.load(storage, target.incarnation))
     planner = Planner(storage, history, target, where, options, force)
-    plans = [planner.counted(planner.plan(f)) for f in snapshot.fragments.values()]
+    chosen = in_order(snapshot.fragments, options)
+    plans = [planner.counted(planner.plan(snapshot.fragments[i])) for i in chosen]
     return Plan(target.columns, snapshot.version, tuple(plans), options.where, options.num_frags)
 
 
@@ -180,7 +191,7 @@ class _Job:
         self._storage, self._request = storage, request
         self._control, self._driver = control, driver
         self._target, self._options = request.target, request.options
-        self._token = ForceToken(storage, request.target, request.where)
+        self._token = ForceToken(storage, request.target, request.where, request.options.fragments)
 
     def run(self) -> BackfillResult:
         self._driver.report(JobState.STARTING)
@@ -188,7 +199,7 @@ class _Job:
         known = set(snapshot.fragments)
         force = self._begin_force(snapshot)
         first: list[FragmentPlan] | None = None
-        chosen = list(snapshot.fragments)
+        chosen = in_order(snapshot.fragments, self._options)
         contested = 0
         while (chosen or self._left_to_others) and contested < _ROUNDS:
             planner, history = self._planner(snapshot, force)
@@ -296,7 +307,7 @@ class _Job:
     def _latest(self, history: History, known: set[int]) -> tuple[Snapshot, list[int]]:
         """Return the latest version and what of it is to be planned, all of it anew."""
         snapshot = self._open()
-        chosen = [i for i in snapshot.fragments if i in known]
+        chosen = [i for i in in_order(snapshot.fragments, self._options) if i in known]
         chosen += self._compacted_meanwhile(snapshot, history, known)
         known |= set(chosen)
         return snapshot, chosen
@@ -339,6 +350,7 @@ class _Job:
         """Return fragments that other writers changed, and with ``include_new`` new ones."""
         driver = self._driver
         chosen = [i for i in snapshot.fragments if i in driver.again]
+        chosen = chosen[::-1] if self._options.order == "backward" else chosen
         new = [i for i in snapshot.fragments if i not in known]
         if self._options.include_new:
             return chosen + new
@@ -354,6 +366,9 @@ class _Job:
         Appended and updated rows are for the next run; compacted ones were planned here. Where a
         cleanup took the history too, a new fragment may be a compacted one.
         """
+        limit = self._options.fragments
+        if limit is not None and all(i in snapshot.fragments for i in limit):
+            return []  # what this job is limited to is as it was
         later = History(self._storage, snapshot, history.ledger)
         column = self._target.columns[0]
         return [

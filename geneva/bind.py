@@ -9,10 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from geneva.column.auto import Auto, declared
 from geneva.column.binding import (
     Binding,
     binding_of,
     bindings_of,
+    computed,
     dependency_order,
     group_of,
     new_incarnation,
@@ -22,9 +24,11 @@ from geneva.column.binding import (
 )
 from geneva.column.pickles import store
 from geneva.errors import ColumnError, ConflictError, UdfError
+from geneva.execute.reservation import reservation
+from geneva.plan.where import parse_where
 from geneva.storage.lance import TableStorage
 from geneva.storage.values import CommitConflict
-from geneva.udf import UDF
+from geneva.udf import UDF, as_udf
 
 _BIND_TRIES = 20
 _RESERVED = {
@@ -33,17 +37,29 @@ _RESERVED = {
 }
 
 
-def bind(storage: TableStorage, wanted: Mapping[tuple[str, ...], UDF]) -> None:
+def bind(
+    storage: TableStorage,
+    transforms: Mapping[str | tuple[str, ...], Any],
+    auto: Auto | None = None,
+) -> None:
     """Bind UDFs to columns; those that do not exist are added, empty.
 
     All are checked before the first is bound. They may read each other, in whatever order.
+
+    Parameters
+    ----------
+    transforms
+        What is or can be made a UDF, by column, or by the columns that its struct fills.
+    auto
+        How a service is to keep them filled; ``None`` leaves what was declared.
     """
-    for names in _checked_order(storage.open().schema, wanted):
-        _bind(storage, names, wanted[names])
+    wanted = {(k,) if isinstance(k, str) else tuple(k): as_udf(v) for k, v in transforms.items()}
+    for names in _checked_order(storage.open().schema, wanted, auto):
+        _bind(storage, names, wanted[names], auto)
 
 
 def _checked_order(
-    schema: pa.Schema, wanted: Mapping[tuple[str, ...], UDF]
+    schema: pa.Schema, wanted: Mapping[tuple[str, ...], UDF], auto: Auto | None
 ) -> list[tuple[str, ...]]:
     drafts = {}
     for names, udf in wanted.items():
@@ -56,8 +72,15 @@ def _checked_order(
             schema = schema.append(pa.field(name, data_type, metadata=drafts[names].metadata(k)))
     for names, draft in drafts.items():
         _check_binding(schema, names, draft)
+    _check_auto(schema, auto)
     order = dependency_order(bindings_of(schema), [names[0] for names in wanted])
     return sorted(wanted, key=lambda names: order.index(names[0]))
+
+
+def _check_auto(schema: pa.Schema, auto: Auto | None) -> None:
+    where = None if auto is None else auto.arguments.get("where")
+    if where is not None:
+        parse_where(where, schema)
 
 
 def _check_type(schema: pa.Schema, name: str, data_type: pa.DataType, udf: UDF) -> None:
@@ -82,12 +105,15 @@ def _bound_already(schema: pa.Schema, names: tuple[str, ...]) -> bool:
     return True
 
 
-def _bind(storage: TableStorage, names: tuple[str, ...], udf: UDF) -> None:
+def _bind(
+    storage: TableStorage, names: tuple[str, ...], udf: UDF, auto: Auto | None = None
+) -> None:
     types = _output_types(names, udf)
     if _bound_already(storage.open().schema, names):
-        rebind(storage, names[0], udf)  # its values stay computed ones, fresh or stale
+        rebind(storage, names[0], udf, auto)  # its values stay computed ones, fresh or stale
         return
     binding = _new_binding(storage, udf, new_incarnation(), grouped=len(names) > 1)
+    metadata = [binding.metadata(k) | declared(auto) for k in range(len(names))]
 
     def publish() -> None:
         schema = storage.open().schema
@@ -96,13 +122,12 @@ def _bind(storage: TableStorage, names: tuple[str, ...], udf: UDF) -> None:
             if name in schema.names:
                 _check_type(schema, name, data_type, udf)
         fields = [
-            pa.field(n, t, metadata=binding.metadata(k))
-            for k, (n, t) in enumerate(zip(names, types, strict=True))
+            pa.field(n, t, metadata=m) for n, t, m in zip(names, types, metadata, strict=True)
         ]
         fresh = [f for f in fields if f.name not in schema.names]
         if fresh:
             storage.sync_version(storage.add_columns(fresh))
-        bound = {n: binding.metadata(k) for k, n in enumerate(names) if n in schema.names}
+        bound = {n: m for n, m in zip(names, metadata, strict=True) if n in schema.names}
         if bound:
             storage.sync_version(storage.set_field_metadata(bound))
 
@@ -128,12 +153,24 @@ def _against_others(publish: Callable[[], None]) -> None:
                 ) from error
 
 
-def rebind(storage: TableStorage, column: str, udf: UDF) -> None:
+def rebind(storage: TableStorage, column: str, udf: UDF, auto: Auto | None = None) -> None:
     """Bind another UDF to a column, or to the group that it belongs to."""
-    _against_others(lambda: _rebind(storage, column, udf))
+    _against_others(lambda: _rebind(storage, column, udf, auto))
 
 
-def _rebind(storage: TableStorage, column: str, udf: UDF) -> None:
+def declare(storage: TableStorage, column: str, auto: Auto) -> None:
+    """Say how a service is to keep a column filled, or the group that it belongs to."""
+
+    def publish() -> None:
+        schema = storage.open().schema
+        names = [n for n, _ in group_of(schema, computed(schema, column))]
+        _check_auto(schema, auto)
+        storage.sync_version(storage.set_field_metadata({n: auto.metadata() for n in names}))
+
+    _against_others(publish)
+
+
+def _rebind(storage: TableStorage, column: str, udf: UDF, auto: Auto | None) -> None:
     schema = storage.open().schema
     old = binding_of(schema.field(column)) if column in schema.names else None
     if column not in schema.names:
@@ -151,7 +188,9 @@ def _rebind(storage: TableStorage, column: str, udf: UDF) -> None:
     incarnation = old.incarnation if old else new_incarnation()
     binding = _new_binding(storage, udf, incarnation, grouped=bool(old and old.grouped))
     _check_binding(schema, names, binding)
-    storage.sync_version(storage.set_field_metadata({n: binding.metadata(p) for n, p in group}))
+    _check_auto(schema, auto)
+    metadata = {n: binding.metadata(p) | declared(auto) for n, p in group}
+    storage.sync_version(storage.set_field_metadata(metadata))
 
 
 def _new_binding(storage: TableStorage, udf: UDF, incarnation: str, *, grouped: bool) -> Binding:
@@ -170,6 +209,7 @@ def _draft(udf: UDF, incarnation: str, *, grouped: bool) -> Binding:
         params=_json(udf.params),
         grouped=grouped,
         reads_own_output=udf.reads_own_output,
+        reserves=reservation(udf),
     )
 
 

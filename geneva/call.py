@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-from geneva.backfill import backfill, prepare
+from geneva.backfill import backfill, check, plan, prepare
+from geneva.column.binding import one_of_each_group
 from geneva.driver import Observer
 from geneva.errors import ColumnError, GenevaError, TableChangedError
 from geneva.execute.executor import Executor
 from geneva.jobs.control import Control
+from geneva.plan.report import Plan
 from geneva.request import Request
 from geneva.result import BackfillResult, combined
 from geneva.sharing import Sharing, Turn
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.types import Options
+
+
+def plan_call(
+    storage: TableStorage,
+    columns: str | Sequence[str],
+    options: Options,
+    params: dict[str, Any],
+) -> Plan:
+    """Plan the columns of a call one by one; return the plan of the first that has work."""
+    names = one_of_each_group(storage.open().schema, columns)
+    plans = [plan(storage, name, options, params) for name in names]
+    return next((p for p in plans if p.to_compute), plans[0])
+
+
+def check_call(
+    storage: TableStorage, columns: str | Sequence[str], options: Options
+) -> tuple[str, ...]:
+    """Check a call without loading a UDF; return all columns that it fills."""
+    names = one_of_each_group(storage.open().schema, columns)
+    return tuple(c for n in names for c in check(storage, n, options).columns)
 
 
 class Call:

@@ -198,6 +198,16 @@ class _Submitted:
 
     def run(self, observe: Observer) -> BackfillResult:
         """Wait for the end, showing progress and passing on what is wanted."""
+        try:
+            return self._wait(observe)
+        except KeyboardInterrupt:
+            run, url = self._run.id, self._client.url
+            raise KeyboardInterrupt(
+                f"run {run} goes on in the service at {url}; `geneva jobs watch {run} --url {url}` "
+                f"follows it, `geneva jobs cancel {run} --url {url}` ends it"
+            ) from None
+
+    def _wait(self, observe: Observer) -> BackfillResult:
         asked = Wanted.RUN
         while True:
             if self.control.wanted is not asked:

@@ -25,7 +25,7 @@ from geneva.column.provenance import History
 from geneva.commit.publish import check_target
 from geneva.errors import GenevaError
 from geneva.plan.force import ForceToken
-from geneva.plan.fragments import Planner
+from geneva.plan.fragments import Planner, in_order
 from geneva.request import Request
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.types import Counts, JobSettings, Task, TaskDone, TaskLost
@@ -83,7 +83,7 @@ def _fit_one_applier(one: Request, other: Request) -> bool:
     return (
         set(one.target.inputs) == set(other.target.inputs)
         and (a.num_cpus, a.runtime_env) == (b.num_cpus, b.runtime_env)
-        and not (a.num_gpus or b.num_gpus or a.memory or b.memory)
+        and not any(u.num_gpus or u.memory or u.resources for u in (a, b))
         # An async UDF has one thread with many awaits, any other has many threads.
         and (a.kind is UdfKind.ASYNC) == (b.kind is UdfKind.ASYNC)
     )
@@ -158,26 +158,26 @@ class Turn:
         check_target(snapshot, target)
         force = None
         if options.force:
-            token = ForceToken(storage, target, request.where)
+            token = ForceToken(storage, target, request.where, options.fragments)
             force = token.find(snapshot)
             token.begin(force)
         history = History(storage, snapshot, Ledger.load(storage, target.incarnation))
         planner = Planner(storage, history, target, request.where, options, force)
         logs = logs_by_key(storage.objects.list(log_folder(target.incarnation)))
         found = 0
-        for fragment in snapshot.fragments.values():
+        for fragment_id in in_order(snapshot.fragments, options):
             if found == options.num_frags:
                 return
-            if options.num_frags is None and fragment.id not in reading:
+            if options.num_frags is None and fragment_id not in reading:
                 continue
-            plan = planner.plan(fragment)
+            plan = planner.plan(snapshot.fragments[fragment_id])
             task = plan.task
             if task is None:
                 continue
             found += 1
             self._rows[target.incarnation] += plan.rows_compute
             done = self._with_checkpoints(task).checkpointed is not None
-            if fragment.id in reading and not done:
+            if fragment_id in reading and not done:
                 yield replace(task, carry=None, assemble=False, resume=logs.get(task.key, ()))
 
     def settings(self, lead: JobSettings) -> JobSettings:

@@ -9,20 +9,21 @@ from uuid import uuid4
 import pyarrow as pa
 
 from geneva.arguments import (
+    check_executor_name,
+    checked_auto,
     checked_options,
     chosen_executor,
     chosen_options,
     refuse_unknown,
     with_defaults,
 )
-from geneva.backfill import check, plan
-from geneva.bind import bind, is_udf, rebind
-from geneva.call import Call
+from geneva.bind import bind, declare, is_udf, rebind
+from geneva.call import Call, check_call, plan_call
 from geneva.column.binding import (
     Binding,
     bindings_of,
     computed,
-    dependency_order,
+    one_of_each_group,
 )
 from geneva.column.pickles import load
 from geneva.coverage import Coverage, coverage
@@ -244,7 +245,13 @@ class Table:
 
     # --- computed columns --------------------------------------------------------------
 
-    def add_columns(self, transforms: Any = None, **options: Any) -> Any:
+    def add_columns(
+        self,
+        transforms: Any = None,
+        *,
+        auto_backfill: bool | str | Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
         """Add columns; those given as UDFs become computed columns, instantly and empty.
 
         Parameters
@@ -254,6 +261,11 @@ class Table:
             fields fill several columns. A column with data that is not computed is bound as it
             is; one that is computed is bound anew, as `alter_columns` does, so that the same
             cell of a notebook can run twice. Anything else goes to lancedb's ``add_columns``.
+        auto_backfill
+            ``True``: a service that serves the database computes them when rows arrive, inputs
+            change or the UDF changes, with that UDF and without asking again. Or when: ``"15m"``,
+            ``"0 3 * * *"``; or a mapping with ``schedule``, ``tz``, ``debounce``, ``pool``,
+            ``priority`` and ``arguments`` (of `backfill`).
 
         Raises
         ------
@@ -261,18 +273,17 @@ class Table:
             A type does not fit, an input does not exist, a circle, a UDF that reads what it
             writes.
         """
+        auto = checked_auto(auto_backfill, Table.backfill)
         if not isinstance(transforms, Mapping) or not any(is_udf(v) for v in transforms.values()):
+            if auto is not None:
+                raise SettingError("auto_backfill is for columns that a UDF computes")
             return self._inner.add_columns(transforms, **options)
         plain = {k: v for k, v in transforms.items() if not is_udf(v)}
         if plain:
             self._inner.add_columns(plain, **options)
-        bound = {
-            (name,) if isinstance(name, str) else tuple(name): as_udf(udf)
-            for name, udf in transforms.items()
-            if is_udf(udf)
-        }
+        bound = {k: v for k, v in transforms.items() if is_udf(v)}
         with storage_errors(self.storage.uri):
-            bind(self.storage, bound)
+            bind(self.storage, bound, auto)
         self.refresh()
         return None
 
@@ -280,14 +291,21 @@ class Table:
         """Alter columns as lancedb does; ``{"path": name, "udf": udf}`` binds another UDF.
 
         Values that another UDF computed are stale from then on, and computed again by the next
-        backfill.
+        backfill. ``{"path": name, "auto_backfill": ...}`` declares what `add_columns` does, or
+        with ``False`` ends it.
         """
+        plain = []
         for alteration in alterations:
-            if "udf" in alteration:
-                udf = as_udf(alteration["udf"])
-                with storage_errors(self.storage.uri):
-                    rebind(self.storage, str(alteration["path"]), udf)
-        plain = [dict(a) for a in alterations if "udf" not in a]
+            if not {"udf", "auto_backfill"} & set(alteration):
+                plain.append(dict(alteration))
+                continue
+            auto = checked_auto(alteration.get("auto_backfill"), Table.backfill)
+            path = str(alteration["path"])
+            with storage_errors(self.storage.uri):
+                if "udf" in alteration:
+                    rebind(self.storage, path, as_udf(alteration["udf"]), auto)
+                elif auto is not None:
+                    declare(self.storage, path, auto)
         result = self._inner.alter_columns(*plain) if plain else None
         self.refresh()
         return result
@@ -324,6 +342,8 @@ class Table:
         params: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         resource_timeout: float = 600.0,
+        order: Literal["forward", "backward"] = "forward",
+        fragments: Sequence[int] | None = None,
         executor: Literal["ray", "local"] | Executor | None = None,
         progress: bool | Observer | None = None,
         **unknown: Any,
@@ -372,6 +392,8 @@ class Table:
             Seconds after which the job stops, as `Job.cancel` would.
         resource_timeout
             Seconds to wait for an autoscaler to bring the first applier.
+        order, fragments
+            ``"backward"`` begins with the newest fragments; ids limit the call to these.
         executor
             ``"ray"`` (default), ``"local"`` (threads of this process), or one of your own.
         progress
@@ -422,11 +444,7 @@ class Table:
         params = known.pop("params")
         options = checked_options(known)
         with storage_errors(self.storage.uri):
-            plans = [
-                plan(self.storage, name, options, dict(params or {}))
-                for name in self._ordered(columns, self.storage.open().schema)
-            ]
-        return next((p for p in plans if p.to_compute), plans[0])
+            return plan_call(self.storage, columns, options, dict(params or {}))
 
     def check_backfill(self, columns: str | Sequence[str], **arguments: Any) -> tuple[str, ...]:
         """Check a call of `backfill`, and return all columns that it fills; no UDF is loaded.
@@ -438,13 +456,9 @@ class Table:
         """
         known = with_defaults(Table.backfill, arguments)
         options = checked_options(known)
-        if known["executor"] not in (None, "ray", "local"):
-            raise SettingError(
-                f"executor={known['executor']!r} is unknown; choose 'ray' or 'local'"
-            )
+        check_executor_name(known["executor"])
         with storage_errors(self.storage.uri):
-            names = self._ordered(columns, self.storage.open().schema)
-            return tuple(c for n in names for c in check(self.storage, n, options).columns)
+            return check_call(self.storage, columns, options)
 
     def coverage(self, column: str) -> Coverage:
         """Count per fragment the rows that are computed, stale and missing; no UDF is loaded."""
@@ -479,21 +493,8 @@ class Table:
         options, storage = checked_options(arguments), self.storage
         with storage_errors(storage.uri):
             snapshot = storage.open()
-            names = tuple(self._ordered(columns, snapshot.schema))
+            names = tuple(one_of_each_group(snapshot.schema, columns))
             runner = chosen_executor(executor, options, self._ray)
             control = Control(job_id, names, options.timeout)
             chosen = dict(params or {})
             return Call(storage, snapshot, names, options, chosen, runner, control, self.refresh)
-
-    def _ordered(self, columns: str | Sequence[str], schema: pa.Schema) -> list[str]:
-        """Check columns and return one of each group, in dependency order."""
-        names = [columns] if isinstance(columns, str) else columns
-        if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
-            raise SettingError(f"a column's name or a list of names is needed, not {columns!r}")
-        if not names:
-            raise SettingError("no column given")
-        bindings = {n: computed(schema, n) for n in names}
-        groups: dict[str, str] = {}
-        for name in dependency_order(bindings_of(schema), names):
-            groups.setdefault(bindings[name].incarnation, name)
-        return list(groups.values())

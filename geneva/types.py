@@ -151,6 +151,8 @@ class Options:
     include_new: bool = False
     timeout: float | None = None
     resource_timeout: float = 600.0
+    order: Literal["forward", "backward"] = "forward"
+    fragments: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ def _message(error: BaseException) -> str:
     if isinstance(error, GenevaError):
         return " ".join(str(error).split())
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; the same command continues where it stopped"
+        return str(error) or "interrupted; the same command continues where it stopped"
     return (
         f"unexpected {type(error).__name__}: {' '.join(str(error).split())} "
         "(--debug shows where; finished work is kept)"

@@ -167,7 +167,7 @@ def show(
             + (f"; {j.reason}" if j.reason else "")
             for j in run.jobs
         ]
-        answer("\n".join([_line(run), *jobs]), _facts(run))
+        answer("\n".join([_line(run), f"  {run.cause}", *jobs]), _facts(run))
 
 
 @app.command()
@@ -277,6 +277,19 @@ def failures(
             for f in found
         ]
         answer("\n".join(lines) or "no failures", {"failures": [asdict(f) for f in found]})
+
+
+@app.command()
+def auto(url: _Url = _DEFAULT_URL, as_json: AsJson = False, debug: Debug = False) -> None:
+    """List the columns that are kept filled (auto_backfill), and what was last done for each."""
+    with answering(as_json, debug) as answer:
+        found = _client(url).auto()
+        lines = [
+            f"{w.table}.{','.join(w.columns)}  {w.schedule or 'on change'}  "
+            f"{w.run_id or 'no run yet'}  {w.reason}".rstrip()
+            for w in found
+        ]
+        answer("\n".join(lines) or "no columns", {"columns": [asdict(w) for w in found]})
 
 
 @app.command()

@@ -87,6 +87,13 @@ Params = Annotated[
 ]
 Timeout = Annotated[float | None, typer.Option(help="Seconds after which the job stops.")]
 ResourceTimeout = Annotated[float, typer.Option(help="Seconds to wait for the first applier.")]
+Order = Annotated[
+    Literal["forward", "backward"], typer.Option(help="Begin with the oldest or newest fragments.")
+]
+Fragments = Annotated[
+    list[int] | None,
+    typer.Option("--fragment", metavar="ID", help="Only this fragment; repeat for several."),
+]
 ExecutorName = Annotated[
     Literal["ray", "local"], typer.Option(help="Ray actors, or threads of this process.")
 ]

@@ -11,7 +11,7 @@ import typer
 
 from geneva.cli import jobs
 from geneva.cli.answers import answering
-from geneva.cli.options import Debug, duration_s
+from geneva.cli.options import Debug
 
 if TYPE_CHECKING:
     from geneva.service.settings import Settings
@@ -40,11 +40,25 @@ _ServedDb = Annotated[
     str | None,
     typer.Option("--db", metavar="URI", envvar="GENEVA_DB", help="Meant where a request has none."),
 ]
-_Retention = Annotated[
-    str | None,
-    typer.Option(metavar="DURATION", help="Forget runs that ended so long ago, such as 90d."),
+_KeepDays = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        help="Delete the records and logs of runs that ended so many days ago; values stay. "
+        "[default: never]",
+        show_default=False,
+    ),
 ]
-
+_Watch = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        metavar="SECONDS",
+        help="How often the tables of --db are looked at for columns with auto_backfill; 0 for "
+        "never. [default: 1, on an object store 10]",
+        show_default=False,
+    ),
+]
 
 _Grace = Annotated[
     float, typer.Option(help="Seconds that a driver has to stop before it is killed.")
@@ -72,8 +86,9 @@ def serve(
     schedule: Annotated[
         bool, typer.Option("--schedule/--no-schedule", help="Also start and watch drivers.")
     ] = True,
-    retention: _Retention = None,
+    keep_days: _KeepDays = None,
     grace: _Grace = 15.0,
+    watch: _Watch = None,
     debug: Debug = False,
 ) -> None:
     """Serve jobs over HTTP and schedule them; they outlive this command."""
@@ -81,15 +96,16 @@ def serve(
         _log()
         from geneva.service.serve import serve as run
 
-        run(_settings(db, jobs, state, retention, grace, host, port), schedule=schedule)
+        run(_settings(db, jobs, state, keep_days, grace, watch, host, port), schedule=schedule)
 
 
 def scheduler(
     db: _ServedDb = None,
     jobs: _Url = None,
     state: _State = None,
-    retention: _Retention = None,
+    keep_days: _KeepDays = None,
     grace: _Grace = 15.0,
+    watch: _Watch = None,
     debug: Debug = False,
 ) -> None:
     """Schedule jobs without serving HTTP; several may run."""
@@ -97,7 +113,7 @@ def scheduler(
         _log()
         from geneva.service.scheduler import Scheduler
 
-        Scheduler(_settings(db, jobs, state, retention, grace)).run()
+        Scheduler(_settings(db, jobs, state, keep_days, grace, watch)).run()
 
 
 def upgrade(jobs: _Url = None, db: _ServedDb = None, state: _State = None) -> None:
@@ -106,19 +122,20 @@ def upgrade(jobs: _Url = None, db: _ServedDb = None, state: _State = None) -> No
         from geneva.store.database import Database
         from geneva.store.migrate import upgrade as bring
 
-        print(bring(Database(_settings(db, jobs, state, None).url)))
+        print(bring(Database(_settings(db, jobs, state).url)))
 
 
 def _settings(
     db: str | None,
     jobs: str | None,
     state: str | None,
-    retention: str | None,
+    keep_days: float | None = None,
     grace: float = 15.0,
+    watch: float | None = None,
     host: str = "127.0.0.1",
     port: int = 8265,
 ) -> Settings:
-    from geneva.service.settings import Settings, default_state
+    from geneva.service.settings import Settings, default_state, default_watch_s
 
     folder = Path(state) if state else default_state(db)
     folder = folder.absolute()
@@ -131,7 +148,8 @@ def _settings(
         operator_token=os.environ.get("GENEVA_TOKEN") or None,
         viewer_token=os.environ.get("GENEVA_VIEWER_TOKEN") or None,
         grace_s=grace,
-        retention_s=None if retention is None else duration_s(retention),
+        watch_s=default_watch_s(db) if watch is None else watch,
+        keep_s=None if keep_days is None else keep_days * 86400,
     )
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from uuid import uuid4
 
 import pyarrow as pa
 
-from geneva.errors import ColumnError
+from geneva.errors import ColumnError, SettingError
 from geneva.types import Target
 
 BINDING = b"geneva.binding"
@@ -39,6 +39,8 @@ class Binding:
         no JSON values.
     grouped
         Whether each column is a field of the struct that the UDF returns.
+    reserves
+        Resources of one applier, as Ray names them.
     """
 
     incarnation: str
@@ -51,6 +53,7 @@ class Binding:
     params: str = ""
     grouped: bool = False
     reads_own_output: bool = False
+    reserves: Mapping[str, float] = field(default_factory=dict)
     format: int = _FORMAT
 
     def metadata(self, position: int) -> dict[str, str]:
@@ -198,3 +201,25 @@ def dependency_order(bindings: Mapping[str, Binding], columns: Sequence[str]) ->
     for column in columns:
         visit(column)
     return [c for c in order if c in columns]
+
+
+def one_of_each_group(schema: pa.Schema, columns: str | Sequence[str]) -> list[str]:
+    """Check that columns are computed; return one of each group, in dependency order.
+
+    Raises
+    ------
+    SettingError
+        It is no column's name, and no list of names.
+    ColumnError
+        See `computed`.
+    """
+    names = [columns] if isinstance(columns, str) else columns
+    if not isinstance(names, Sequence) or not all(isinstance(n, str) for n in names):
+        raise SettingError(f"a column's name or a list of names is needed, not {columns!r}")
+    if not names:
+        raise SettingError("no column given")
+    bindings = {n: computed(schema, n) for n in names}
+    groups: dict[str, str] = {}
+    for name in dependency_order(bindings_of(schema), names):
+        groups.setdefault(bindings[name].incarnation, name)
+    return list(groups.values())

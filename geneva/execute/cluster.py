@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
+
+from geneva.execute.reservation import lacking
 
 _FIXED_NODE = re.compile(r"node_[0-9a-f]{40,}")
 _NODE_DIED = "its node has died"
@@ -18,25 +21,34 @@ _LOG = logging.getLogger("geneva")
 
 def slots(needs: Mapping[str, float]) -> int:
     """Return how many appliers with these needs the nodes that stay hold in all."""
-    return sum(int(min(has.get(r, 0.0) // n for r, n in needs.items())) for has in _staying())
+    return sum(int(min(has.get(r, 0.0) // n for r, n in needs.items())) for has in nodes())
 
 
 def missing_resource(needs: Mapping[str, float]) -> str:
     """Return why no node that stays can ever hold an applier, or an empty text."""
-    nodes = _staying()
-    if any(all(n.get(r, 0.0) >= v for r, v in needs.items()) for n in nodes):
-        return ""
-    most = {r: max((n.get(r, 0.0) for n in nodes), default=0.0) for r in needs}
-    short = [
-        f"{v:g} {r} (the largest node has {most[r]:g})" for r, v in needs.items() if most[r] < v
-    ]
-    wanted = ", ".join(short) or "the combination of " + ", ".join(
-        f"{v:g} {r}" for r, v in needs.items()
-    )
-    return f"no node of the Ray cluster can hold an applier: the UDF asks for {wanted}"
+    return lacking(nodes(), needs)
 
 
-def _staying() -> list[dict[str, float]]:
+def host_resources(options: Mapping[str, Any]) -> dict[str, float]:
+    """Return what a Ray that is started on this host has at most.
+
+    Parameters
+    ----------
+    options
+        For ``ray.init``.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found = {"CPU": float(os.cpu_count() or 1), "memory": float(memory)}
+    # A private interface: where it is gone, this program fails, and the driver has to tell.
+    for manager in ray._private.accelerators.get_all_accelerator_managers():  # noqa: SLF001
+        name, count = manager.get_resource_name(), manager.get_current_node_num_accelerators()
+        found[name] = max(found.get(name, 0.0), float(count))
+    given = {"CPU": options.get("num_cpus"), "GPU": options.get("num_gpus")}
+    given |= {"memory": options.get("_memory"), **(options.get("resources") or {})}
+    return found | {k: float(v) for k, v in given.items() if v is not None}
+
+
+def nodes() -> list[dict[str, float]]:
     """Return what each node has that is alive and not being drained."""
     going = draining_nodes()
     return [n["Resources"] for n in ray.nodes() if n["Alive"] and n["NodeID"] not in going]

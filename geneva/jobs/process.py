@@ -76,6 +76,24 @@ def identify(pid: int) -> ProcessId:
     return ProcessId(platform.node(), _space(), pid, _started(pid))
 
 
+def marked(name: str, value: str) -> list[int]:
+    """Return the processes of this host and user that inherited a variable, but this one.
+
+    Only Linux tells; elsewhere none is found.
+    """
+    wanted = f"{name}={value}".encode()
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            held = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # another user's, or it ended just now
+        pid = int(folder.name)
+        if wanted in held and pid != os.getpid() and _started(pid) not in ("", "ended"):
+            found.append(pid)
+    return found
+
+
 @lru_cache(maxsize=1)
 def _space() -> str:
     if not sys.platform.startswith("linux"):

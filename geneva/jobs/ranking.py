@@ -6,7 +6,7 @@ passed over, so it never keeps back one that could start.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +22,8 @@ class Candidate:
     ----------
     columns
         ``(table uri, column)`` of what it fills.
+    fragments
+        Of the table, that it is limited to; ``None`` for all.
     """
 
     id: str
@@ -30,6 +32,17 @@ class Candidate:
     priority: int
     queued_s: float
     columns: frozenset[tuple[str, str]]
+    fragments: frozenset[int] | None = None
+
+    def may_meet(self, other: Candidate) -> bool:
+        """Whether two jobs on one column may touch the same rows.
+
+        Filters are not compared: a column file spans its fragment, so two jobs in one fragment
+        replace each other's file even where they select different rows.
+        """
+        if self.fragments is None or other.fragments is None:
+            return True
+        return not self.fragments.isdisjoint(other.fragments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +94,16 @@ def choose(
     """
     in_pool = Counter(c.pool for c in active)
     in_run = Counter(c.run_id for c in active)
-    owner = {column: c.id for c in active for column in c.columns}
+    owners: dict[tuple[str, str], list[Candidate]] = defaultdict(list)
+    for c in active:
+        _own(owners, c)
     total = len(active)
     start: list[Candidate] = []
     waiting: dict[str, str] = {}
     for c in rank(queued, active, now_s):
         if limit is not None and len(start) >= limit:
             break
-        taken = next((column for column in sorted(c.columns) if column in owner), None)
+        taken = _met(owners, c)
         if caps.total is not None and total >= caps.total:
             waiting[c.id] = f"waiting: {total} of {caps.total} slots are taken"
         elif in_pool[c.pool] >= caps.pools.get(c.pool, total + 1):
@@ -100,11 +115,28 @@ def choose(
             slots = caps.runs[c.run_id]
             waiting[c.id] = f"waiting: {in_run[c.run_id]} of {slots} jobs of its run are active"
         elif taken is not None:
-            waiting[c.id] = f"waiting: column {taken[1]!r} is being filled by job {owner[taken]}"
+            waiting[c.id] = f"waiting: column {taken[0]!r} is being filled by job {taken[1]}"
         else:
             start.append(c)
             total += 1
             in_pool[c.pool] += 1
             in_run[c.run_id] += 1
-            owner |= dict.fromkeys(c.columns, c.id)
+            _own(owners, c)
     return Choice(tuple(start), waiting)
+
+
+_Owners = dict[tuple[str, str], list[Candidate]]
+
+
+def _own(owners: _Owners, candidate: Candidate) -> None:
+    for column in candidate.columns:
+        owners[column].append(candidate)
+
+
+def _met(owners: _Owners, candidate: Candidate) -> tuple[str, str] | None:
+    """Return a column that another job fills in the same rows, and that job's id."""
+    for column in sorted(candidate.columns):
+        for owner in owners.get(column, ()):
+            if candidate.may_meet(owner):
+                return column[1], owner.id
+    return None

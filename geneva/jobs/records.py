@@ -193,3 +193,33 @@ class PoolRecord:
     slots: int | None
     active: int
     queued: int
+
+
+@dataclass(frozen=True, slots=True)
+class WatchRecord:
+    """A column group that a service keeps filled, as it was declared with ``auto_backfill``.
+
+    Attributes
+    ----------
+    schedule
+        When; empty for soon after the table has changed.
+    version
+        Table version at which there was nothing to do, or a run was made.
+    run_id
+        The latest run.
+    failures
+        Runs in a row that failed.
+    reason
+        Why no run is made, or was made.
+    """
+
+    db: str
+    table: str
+    columns: tuple[str, ...]
+    schedule: str
+    version: int | None
+    fired_at: datetime | None
+    run_id: str | None
+    failures: int
+    not_before: datetime | None
+    reason: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from uuid import uuid4
 
+from geneva.checkpoint.key import work_key
 from geneva.column.marks import job_generation
 from geneva.plan.fragments import Force
 from geneva.plan.where import Where
@@ -13,10 +14,18 @@ from geneva.types import Target
 
 
 class ForceToken:
-    """The token of one column, UDF and filter, below ``_backfill/force/``."""
+    """The token of one column, UDF, filter and choice of fragments, below ``_backfill/force/``."""
 
-    def __init__(self, storage: TableStorage, target: Target, where: Where | None) -> None:
+    def __init__(
+        self,
+        storage: TableStorage,
+        target: Target,
+        where: Where | None,
+        fragments: tuple[int, ...] | None,
+    ) -> None:
         rows = where.digest[:16] if where else "all"
+        if fragments is not None:
+            rows += f".{work_key(fragments)[:16]}"
         self._path = f"force/{target.incarnation}.{target.digest[:16]}.{rows}.json"
         self._objects = storage.objects
 

@@ -7,7 +7,7 @@ read: the name of the column file, its footer or the ledger say it all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -71,6 +71,13 @@ class Force:
 
     token: str
     generation: int
+
+
+def in_order(fragments: Iterable[int], options: Options) -> list[int]:
+    """Return those of some fragments that a call is for, in the order in which it takes them."""
+    limit = None if options.fragments is None else frozenset(options.fragments)
+    chosen = [i for i in fragments if limit is None or i in limit]
+    return chosen[::-1] if options.order == "backward" else chosen
 
 
 class Planner:

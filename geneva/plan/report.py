@@ -23,7 +23,7 @@ class Plan:
     version
         Table version that the plan was made from.
     fragments
-        One `FragmentPlan` each, in table order.
+        One `FragmentPlan` each, in the order in which they are taken.
     num_frags
         At most so many fragments are written by the call.
     """

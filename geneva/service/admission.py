@@ -8,6 +8,7 @@ from pathlib import Path
 from geneva.errors import SettingError
 from geneva.jobs.records import Submission
 from geneva.plan.report import Plan
+from geneva.service.resources import check_resources
 from geneva.service.tables import open_table
 from geneva.table import Table
 
@@ -30,9 +31,14 @@ def admit(asked: Submission) -> Admitted:
     ------
     RequestError
         Whatever is wrong with it.
+    ResourceError
+        No node can ever hold an applier.
     """
     table = _open(asked)
+    bindings = table.computed_columns()
     fills = table.check_backfill(list(asked.columns), **asked.arguments)
+    for name in asked.columns:
+        check_resources(bindings[name].reserves, asked.arguments.get("executor"), asked.ray)
     return Admitted(asked, canonical(table.storage.uri), fills)
 
 

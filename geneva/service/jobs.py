@@ -11,11 +11,19 @@ from fastapi.responses import PlainTextResponse
 
 from geneva.jobs.control import Wanted
 from geneva.jobs.page import MAX_LIMIT, Page, Wish
-from geneva.jobs.records import FailureRecord, JobRecord, PoolRecord, TaskRecord, TaskState
+from geneva.jobs.records import (
+    FailureRecord,
+    JobRecord,
+    PoolRecord,
+    TaskRecord,
+    TaskState,
+    WatchRecord,
+)
 from geneva.service.access import Operator, Viewer
 from geneva.service.schemas import PoolChange
 from geneva.service.state import Lists, Places, Store
 from geneva.service.tables import open_table
+from geneva.store.watches import Watches
 from geneva.types import JobState
 
 router = APIRouter()
@@ -114,6 +122,12 @@ def set_pool(
 def set_total(changed: PoolChange, lists: Lists) -> None:
     """Set how many jobs may be active at once in all."""
     lists.set_pool("", changed.slots)
+
+
+@router.get("/auto", tags=["tables"], dependencies=[Viewer])
+def auto(store: Store) -> list[WatchRecord]:
+    """List the columns that are kept filled, with the latest run of each and why it was made."""
+    return Watches(store.database).all()
 
 
 @router.get("/coverage", tags=["tables"], dependencies=[Viewer])

@@ -18,6 +18,7 @@ from geneva.errors import (
     JobStateError,
     NoSuchJobError,
     RequestError,
+    ResourceError,
     RetryableError,
     TableError,
 )
@@ -79,7 +80,7 @@ def _status(error: BaseException) -> int:
             return 404
         case JobStateError():
             return 409
-        case RequestError():
+        case RequestError() | ResourceError():
             return 422
         case RetryableError():
             return 503

@@ -7,20 +7,23 @@ and several may run.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 
 from geneva.errors import GenevaError
-from geneva.jobs.process import ProcessId, identify, this_process
+from geneva.jobs.process import ProcessId, identify, marked, this_process
 from geneva.jobs.records import Mode
 from geneva.service.settings import DRIVER_CLAIM, DRIVER_URL, Settings
 from geneva.service.tables import storage_options
+from geneva.service.watcher import Watcher
 from geneva.store.leases import Held, Leases
 from geneva.store.place import open_store
 from geneva.store.queue import Claim, claim, outlook
@@ -28,6 +31,7 @@ from geneva.store.store import Store
 
 _LOG = logging.getLogger("geneva.scheduler")
 _BUSY_S = 5.0  # a driver that was stopped while it wrote is killed only if ticks go on
+_FORGET_S = 600.0
 _READ_S = 30.0  # the queue is read so often at least
 _SILENCE_S = 10.0  # by our own clock, from the moment when a lease was first seen expired
 
@@ -46,18 +50,35 @@ class Scheduler:
         self._silent: dict[tuple[str, int], float] = {}
         self._seen: Hashable = None
         self._read_s = 0.0
+        self._forget_at = 0.0
         self._ended = threading.Event()
 
     def run(self) -> None:
         """Tick until `stop` is called; drivers go on."""
-        while not self._ended.is_set():
-            try:
-                self.tick()
-            except GenevaError as error:
-                _LOG.warning("tick failed: %s", error)
-            except Exception:
-                _LOG.exception("tick failed")
-            self._ended.wait(self._settings.tick_s)
+        with self._watching():
+            while not self._ended.is_set():
+                try:
+                    self.tick()
+                except GenevaError as error:
+                    _LOG.warning("tick failed: %s", error)
+                except Exception:
+                    _LOG.exception("tick failed")
+                self._ended.wait(self._settings.tick_s)
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        """Look at tables beside the ticks, which must not wait for an object store."""
+        if self._settings.db is None or not self._settings.watch_s:
+            yield
+            return
+        watcher = Watcher(self._settings)
+        thread = threading.Thread(target=watcher.run, name="geneva-watcher", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            watcher.stop()
+            thread.join(10)
 
     def stop(self) -> None:
         """End `run` after the present tick."""
@@ -73,8 +94,16 @@ class Scheduler:
         self._silent = {k: s for k, s in self._silent.items() if k in known}
         for claimed in self._claims():
             self._start(claimed)
-        if self._settings.retention_s is not None:
-            self._store.forget(self._settings.retention_s)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Delete records and logs of runs that ended long ago."""
+        keep_s, now = self._settings.keep_s, time.monotonic()
+        if keep_s is None or now < self._forget_at:
+            return
+        self._forget_at = now + _FORGET_S
+        for job_id in self._store.forget(keep_s):
+            shutil.rmtree(self._settings.logs / job_id, ignore_errors=True)
 
     def _claims(self) -> list[Claim]:
         """Take what may start; a long queue is not read again while nothing has changed."""
@@ -105,9 +134,24 @@ class Scheduler:
             self._silent.pop((job.job_id, job.epoch), None)
 
     def _bury(self, job: Held, how: str) -> None:
+        if job.owner.here and job.mode is Mode.SERVICE and self._end_workers(job):
+            return  # they are gone at the next tick, and nobody is told before
         state = self._leases.bury(job, how)
         if state is not None:
             _LOG.info("job %s: %s; it is %s now", job.job_id, how, state.value)
+
+    def _end_workers(self, job: Held) -> bool:
+        """Kill what a driver of this host left behind; return whether there was anything.
+
+        Its own Ray, and the appliers of that, know themselves by the claim in their environment.
+        """
+        left = marked(DRIVER_CLAIM, f"{job.job_id}:{job.epoch}")
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if left:
+            _LOG.info("job %s: killed %s processes that its driver left", job.job_id, len(left))
+        return bool(left)
 
     def _kill(self, job: Held, how: str) -> None:
         """Kill a driver of this host with its whole group; it is buried when it is gone."""

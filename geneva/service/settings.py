@@ -29,8 +29,11 @@ class Settings:
         Who has one may steer, or look. Without them nothing is asked, on loopback only.
     tick_s, grace_s
         Seconds between two looks of the scheduler, and that a driver has to stop as is wanted.
-    retention_s
-        How long records of ended runs are kept, or ``None``.
+    watch_s
+        Seconds between two looks at the tables of ``db`` for columns that are kept filled; 0 for
+        never.
+    keep_s
+        How long records of ended runs are kept, or ``None`` for ever.
     """
 
     url: str
@@ -42,7 +45,8 @@ class Settings:
     viewer_token: str | None = field(default=None, repr=False)
     tick_s: float = 0.25
     grace_s: float = 15.0
-    retention_s: float | None = None
+    watch_s: float = 1.0
+    keep_s: float | None = None
 
     def __post_init__(self) -> None:
         if not self.operator_token and self.host not in _LOOPBACK:
@@ -57,6 +61,11 @@ class Settings:
     def logs(self) -> Path:
         """Folder of the logs of drivers."""
         return self.state / "logs"
+
+
+def default_watch_s(db: str | None) -> float:
+    """Return the seconds between two looks: an object store takes money for each."""
+    return 10.0 if db is not None and "://" in db else 1.0
 
 
 def default_state(db: str | None) -> Path:

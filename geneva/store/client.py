@@ -28,6 +28,7 @@ from geneva.jobs.records import (
     Submission,
     TaskRecord,
     TaskState,
+    WatchRecord,
 )
 
 T = TypeVar("T")
@@ -133,6 +134,10 @@ class Client:
     def pools(self) -> list[PoolRecord]:
         """Return the pools."""
         return _read(list[PoolRecord], self._ask("GET", "/pools"))
+
+    def auto(self) -> list[WatchRecord]:
+        """Return the columns that are kept filled."""
+        return _read(list[WatchRecord], self._ask("GET", "/auto"))
 
     def logs(self, job_id: str) -> str:
         """Return the end of what the drivers of a job wrote."""

@@ -15,8 +15,9 @@ from geneva.jobs.records import (
     RunRecord,
     TaskRecord,
     TaskState,
+    WatchRecord,
 )
-from geneva.store.models import Event, Failure, Job, Run, Task
+from geneva.store.models import Event, Failure, Job, Run, Task, Watch
 from geneva.types import JobState
 
 
@@ -109,3 +110,19 @@ def failure_record(failure: Failure) -> FailureRecord:
     names = [n for n in FailureRecord.__dataclass_fields__ if n != "row_id"]
     facts = {n: getattr(failure, n) for n in names}
     return FailureRecord(**facts, row_id=int(failure.row_id))
+
+
+def watch_record(watch: Watch) -> WatchRecord:
+    """Return a column group that is kept filled."""
+    return WatchRecord(
+        db=watch.db,
+        table=watch.table,
+        columns=tuple(watch.columns),
+        schedule=watch.schedule,
+        version=watch.version,
+        fired_at=_moment(watch.fired_s),
+        run_id=watch.run_id,
+        failures=watch.failures,
+        not_before=_moment(watch.not_before_s or None),
+        reason=watch.reason,
+    )

@@ -68,6 +68,8 @@ class Job(Base):
     ----------
     fills
         All columns that it writes: those that share a UDF's struct with ``columns`` too.
+    fragments
+        Ids of those that it is limited to; null for all.
     owner
         The process that has it, as JSON; null when none has. Only the owner of the latest
         ``epoch`` may write progress or publish.
@@ -97,6 +99,7 @@ class Job(Base):
     table_uri: Mapped[str]
     columns: Mapped[list[str]]
     fills: Mapped[list[str]]
+    fragments: Mapped[list[Any] | None] = mapped_column(JSON(none_as_null=True))
     arguments: Mapped[dict[str, Any]]
     ray: Mapped[dict[str, Any]]
     pool: Mapped[str]
@@ -205,3 +208,49 @@ class Pool(Base):
 
     name: Mapped[str] = mapped_column(primary_key=True)
     slots: Mapped[int | None]
+
+
+class Watch(Base):
+    """A column group that a service keeps filled; what schedulers know of it.
+
+    Attributes
+    ----------
+    digest
+        Of the UDF, at the last decision.
+    version
+        Table version at which there was nothing to do, or a job was made.
+    idle_version
+        While the table has this version and the UDF is the same, no job is made.
+    planned_version
+        From which the latest run was planned.
+    fired_s
+        When its schedule was last acted upon.
+    run_id, judged
+        The latest run, and whether its end was taken note of.
+    failures, not_before_s
+        Runs in a row that failed; no run is made before that moment, unless the UDF changes.
+    reason
+        Why no run is made, or was made.
+    changes
+        Counts the changes of this row: a decision made on an older one is void.
+    """
+
+    __tablename__ = "watches"
+
+    table_uri: Mapped[str] = mapped_column(primary_key=True)
+    incarnation: Mapped[str] = mapped_column(primary_key=True)
+    db: Mapped[str]
+    table: Mapped[str]
+    columns: Mapped[list[str]]
+    schedule: Mapped[str] = mapped_column(default="")
+    digest: Mapped[str] = mapped_column(default="")
+    version: Mapped[int | None] = mapped_column(BigInteger)
+    idle_version: Mapped[int | None] = mapped_column(BigInteger)
+    planned_version: Mapped[int | None] = mapped_column(BigInteger)
+    fired_s: Mapped[float | None]
+    run_id: Mapped[str | None]
+    judged: Mapped[bool] = mapped_column(default=True)
+    failures: Mapped[int] = mapped_column(default=0)
+    not_before_s: Mapped[float] = mapped_column(default=0.0)
+    reason: Mapped[str] = mapped_column(default="")
+    changes: Mapped[int] = mapped_column(default=0)

@@ -97,14 +97,17 @@ def _candidates(
         Job.queued_s,
         Job.table_uri,
         Job.fills,
+        Job.fragments,
         Job.reason,
     ).where(Job.state.in_([s.value for s in states]))
     if now_s is not None:
         wanted = wanted.where(Job.not_before_s <= now_s)
-    return {
-        Candidate(name, run, pool, priority, queued_s, frozenset((uri, c) for c in fills)): reason
-        for name, run, pool, priority, queued_s, uri, fills, reason in session.execute(wanted)
-    }
+    found = {}
+    for name, run, pool, priority, queued_s, uri, fills, only, reason in session.execute(wanted):
+        columns = frozenset((uri, c) for c in fills)
+        fragments = None if only is None else frozenset(only)
+        found[Candidate(name, run, pool, priority, queued_s, columns, fragments)] = reason
+    return found
 
 
 def _caps(session: Session) -> Caps:

@@ -70,12 +70,9 @@ class Store(Lists):
                     )
                 if run is not None:
                     return run_record(run, jobs_of(session, run))
-            now = self.database.now_s(session)
-            run = _new_run(asked, now, key, fingerprint)
-            job = _new_job(run, asked, table_uri, fills, now)
-            _add(session, run, job)
-            note(session, run, job, now, "submitted", asked.cause)
-            move(session, run, job, JobState.QUEUED, "waiting for the scheduler", now)
+            run, job = queue_run(
+                session, asked, table_uri, fills, self.database.now_s(session), key, fingerprint
+            )
             return run_record(run, [job])
 
     def begin_direct(
@@ -198,12 +195,14 @@ class Store(Lists):
                 raise JobStateError(f"run {run_id} is {run.state}; cancel it before")
             session.execute(delete(Run).where(Run.id == run_id))
 
-    def forget(self, older_than_s: float) -> int:
-        """Remove the records of runs that ended so long ago; return how many."""
+    def forget(self, older_than_s: float) -> list[str]:
+        """Remove the records of runs that ended so long ago; return the ids of their jobs."""
         with self.database.write() as session:
             before = self.database.now_s(session) - older_than_s
-            old = delete(Run).where(Run.ended_s < before)
-            return len(session.execute(old.returning(Run.id)).all())
+            old = select(Run.id).where(Run.ended_s < before)
+            jobs = list(session.scalars(select(Job.id).where(Job.run_id.in_(old))))
+            session.execute(delete(Run).where(Run.ended_s < before))
+            return jobs
 
     # --- look --------------------------------------------------------------------------
 
@@ -231,6 +230,24 @@ _WHY = {
     Wanted.PAUSE: "paused while it waited",
     Wanted.RUN: "resumed",
 }
+
+
+def queue_run(
+    session: Session,
+    asked: Submission,
+    table_uri: str,
+    fills: Sequence[str],
+    now_s: float,
+    key: str | None = None,
+    fingerprint: str = "",
+) -> tuple[Run, Job]:
+    """Add a run of one job, queued."""
+    run = _new_run(asked, now_s, key, fingerprint)
+    job = _new_job(run, asked, table_uri, fills, now_s)
+    _add(session, run, job)
+    note(session, run, job, now_s, "submitted", asked.cause)
+    move(session, run, job, JobState.QUEUED, "waiting for the scheduler", now_s)
+    return run, job
 
 
 def _add(session: Session, run: Run, job: Job) -> None:
@@ -274,6 +291,7 @@ def _new_job(
         table_uri=table_uri,
         columns=list(asked.columns),
         fills=sorted(fills),
+        fragments=asked.arguments.get("fragments"),
         arguments=dict(asked.arguments),
         ray=dict(asked.ray),
         params=dict(asked.arguments.get("params") or {}),
@@ -306,6 +324,7 @@ def _child(parent: Job, now_s: float) -> Job:
         "table_uri",
         "columns",
         "fills",
+        "fragments",
         "ray",
     )
     copied += ("params", "pool", "priority")

@@ -87,6 +87,7 @@ def udf(
     num_cpus: float = ...,
     num_gpus: float = ...,
     memory: int | None = ...,
+    resources: Mapping[str, float] | None = ...,
     runtime_env: Mapping[str, Any] | None = ...,
     retry: Retry | None = ...,
     instances: Instances = ...,
@@ -105,6 +106,7 @@ def udf(
     num_cpus: float = 1.0,
     num_gpus: float = 0.0,
     memory: int | None = None,
+    resources: Mapping[str, float] | None = None,
     runtime_env: Mapping[str, Any] | None = None,
     retry: Retry | None = None,
     instances: Instances = "applier",
@@ -124,8 +126,8 @@ def udf(
         the names of the parameters that are not in `params`.
     batch_size
         Rows per call of a batch UDF.
-    num_cpus, num_gpus, memory, runtime_env
-        What one applier reserves, in Ray's terms (`memory` in bytes).
+    num_cpus, num_gpus, memory, resources, runtime_env
+        What one applier reserves, in Ray's terms (`memory` in bytes; `resources` by their names).
     retry
         Whether to repeat failing calls.
     instances

@@ -43,7 +43,7 @@ class UDF:
         Columns, or paths such as ``meta.lang``, in the order of the parameters.
     batch_size
         Rows per call, or ``None`` to let the engine choose.
-    num_cpus, num_gpus, memory, runtime_env
+    num_cpus, num_gpus, memory, resources, runtime_env
         Resources of one applier, in Ray's units (`memory` in bytes).
     params
         Declared parameters: keyword arguments of a function, constructor arguments of a class.
@@ -61,6 +61,7 @@ class UDF:
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     memory: int | None = None
+    resources: Mapping[str, float] | None = None
     runtime_env: Mapping[str, Any] | None = None
     retry: Retry | None = None
     instances: Instances = "applier"

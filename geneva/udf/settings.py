@@ -19,6 +19,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         _require(
             settings, key, "a number of at least 0", lambda v: _is_number(v, int | float) and v >= 0
         )
+    _require(
+        settings,
+        "resources",
+        "a mapping of names that Ray does not know itself to numbers above 0",
+        lambda v: isinstance(v, Mapping) and all(_is_resource(*i) for i in v.items()),
+    )
     _require(settings, "instances", '"applier" or "thread"', lambda v: v in ("applier", "thread"))
     _require(settings, "retry", "a Retry(...)", lambda v: isinstance(v, Retry))
     for key in ("params", "runtime_env"):
@@ -36,6 +42,11 @@ def _require(
 
 
 _NEEDED = {"num_cpus", "num_gpus", "instances"}
+
+
+def _is_resource(name: Any, amount: Any) -> bool:
+    own = isinstance(name, str) and name not in ("", "CPU", "GPU", "memory")
+    return own and _is_number(amount, int | float) and amount > 0
 
 
 def _is_number(value: Any, kinds: Any) -> bool:

@@ -24,6 +24,7 @@ jobs = st.builds(
     priority=st.integers(-3, 3),
     queued_s=st.floats(0, 5000),
     columns=columns,
+    fragments=st.none() | st.frozensets(st.integers(0, 3), min_size=1, max_size=2),
 )
 limits = st.none() | st.integers(0, 4)
 caps = st.builds(
@@ -36,12 +37,15 @@ caps = st.builds(
 
 def fits(taken: list[Candidate], caps: Caps) -> bool:
     pools, runs = Counter(c.pool for c in taken), Counter(c.run_id for c in taken)
-    filled = [column for c in taken for column in c.columns]
+    filled: dict[tuple[str, str], list[frozenset[int]]] = {}
+    for c in taken:
+        for column in c.columns:
+            filled.setdefault(column, []).append(c.fragments or frozenset(range(4)))
     return (
         (caps.total is None or len(taken) <= caps.total)
         and all(pools[p] <= n for p, n in caps.pools.items())
         and all(runs[r] <= n for r, n in caps.runs.items())
-        and len(filled) == len(set(filled))
+        and all(sum(map(len, f)) == len(frozenset().union(*f)) for f in filled.values())
     )
 
 
@@ -70,6 +74,18 @@ def test_order_of_the_rows_decides_nothing(queued: list[Candidate], caps: Caps):
 def test_higher_level_comes_first(queued: list[Candidate]):
     levels = [c.priority + int((9000.0 - c.queued_s) / AGEING_S) for c in rank(queued, [], 9000.0)]
     assert levels == sorted(levels, reverse=True)
+
+
+def test_jobs_on_one_column_wait_only_for_those_that_may_touch_the_same_rows():
+    here = {"columns": frozenset({("t", "y")})}
+    active = job("a", fragments=frozenset({1, 2}), **here)
+    apart = job("b", fragments=frozenset({3}), **here)
+    beside = job("c", fragments=frozenset({2, 4}), **here)
+    everywhere = job("d", **here)
+    choice = choose([apart, beside, everywhere], [active], Caps(), 0.0)
+    assert choice.start == (apart,)
+    said = "waiting: column 'y' is being filled by job a"
+    assert choice.waiting == {"c": said, "d": said}
 
 
 def job(name: str, **more: object) -> Candidate:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import geneva
 from geneva.cli.commands import app
 from geneva.errors import JobCancelledError, SettingError, UdfFailedError
+from geneva.hosted import JobsPlace
 from tests.service.conftest import Scene
 from tests.support.backfills import until
 from tests.support.services import Service
@@ -160,3 +161,30 @@ def test_caller_that_waits_hears_of_a_cancel(scene: Scene, service: Service):
         job.wait(60)
     assert db.jobs()[job.id].state == "CANCELLED"
     assert len(scene.calls) == 26
+
+
+def test_interrupt_of_a_call_that_a_service_carries_out_says_how_to_go_on(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+):
+    class Far:
+        url = "http://far:1"
+
+        def submit(self, asked: object) -> object:
+            return type("Run", (), {"id": "r1"})()
+
+        def run(self, run_id: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(JobsPlace, "client", Far())
+    table = recorded(scene, "http://far:1").open_table("t")
+    with pytest.raises(KeyboardInterrupt) as interrupted:
+        table.backfill("y", **LOCAL)
+    said = str(interrupted.value)
+    assert "run r1 goes on in the service at http://far:1" in said
+    assert "geneva jobs watch r1 --url http://far:1" in said
+    assert "geneva jobs cancel r1 --url http://far:1" in said
+    done = CliRunner().invoke(
+        app, ["backfill", "t", "y", "--db", str(scene.path), "--jobs", "http://far:1"]
+    )
+    assert done.exit_code == 130
+    assert "run r1 goes on" in done.output

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import geneva
+from geneva.jobs.process import marked
+from geneva.service.settings import DRIVER_CLAIM
 from geneva.storage.lance import TableStorage
 from tests.service.conftest import Scene
 from tests.service.test_deaths import SLOWLY, assert_done_once, until_row_25
@@ -77,24 +79,6 @@ def test_driver_that_does_not_stop_is_killed(tmp_path: Path, scene: Scene):
         assert len(scene.calls) == 25
     finally:
         service.stop()
-
-
-@pytest.mark.crash
-def test_cancel_takes_effect_within_two_seconds_for_ordinary_batches(
-    scene: Scene, service: Service
-):
-    @geneva.udf
-    def slow(x: int) -> int:
-        time.sleep(0.1)
-        return x
-
-    scene.table.add_columns({"z": slow})
-    run = service.submit("z", arguments=SLOWLY)
-    until(lambda: service.job(run)["rows_computed"] > 0)
-    started = time.monotonic()
-    service.steer(run, "cancel")
-    service.until(run, "CANCELLED")
-    print(f"cancelled after {time.monotonic() - started:.2f} s")
 
 
 @pytest.mark.crash
@@ -169,3 +153,137 @@ def test_hung_driver_is_killed_when_its_lease_runs_out(scene: Scene, service: Se
     scene.gate.open()
     service.until(run, "SUCCEEDED")
     assert_done_once(scene)
+
+
+@pytest.mark.crash
+def test_jobs_on_apart_fragments_of_one_column_run_at_once(scene: Scene, service: Service):
+    held = service.submit(arguments=SLOWLY | {"fragments": [2]})
+    until(lambda: len(scene.calls) == 5)  # x = 25 is in it
+    meets = service.submit(arguments=SLOWLY | {"fragments": [2, 3]})
+    apart = service.submit(arguments=SLOWLY | {"fragments": [0, 1]})
+    service.until(apart, "SUCCEEDED")
+    assert service.run(held)["state"] == "RUNNING"
+    assert len(scene.calls) == 25
+    scene.gate.open()
+    service.until(held, "SUCCEEDED")
+    service.until(meets, "SUCCEEDED")
+    assert_done_once(scene)
+
+
+@pytest.mark.crash
+def test_run_does_what_its_plan_said(scene: Scene, service: Service):
+    scene.table.backfill("y", executor="local", where="x < 5")
+    scene.table.delete("x = 38")
+    body = {"table": "t", "columns": ["y"], "db": str(scene.path)}
+    scene.gate.open()
+    for chosen in (
+        {"num_frags": 1, "order": "backward"},
+        {"where": "x % 2 = 0", "fragments": [1, 2]},
+        {},
+    ):
+        arguments = {"executor": "local", **chosen}
+        plan = service.ask("POST", "/api/v1/runs/plan", json=body | {"arguments": arguments})
+        run = service.submit(arguments=arguments)
+        service.until(run, "SUCCEEDED")
+        job = service.job(run)
+        assert job["rows_computed"] == plan["rows_compute"]
+        tasks = service.ask("GET", f"/api/v1/jobs/{job['id']}/tasks")["items"]
+        told = {f["fragment_id"]: f["rows_compute"] for f in plan["fragments"] if f["this_call"]}
+        done = {t["fragment_id"]: t["rows_computed"] for t in tasks if t["state"] == "COMMITTED"}
+        assert done == told
+        rest = {t["fragment_id"] for t in tasks} - set(done)
+        assert rest == {f["fragment_id"] for f in plan["fragments"]} - set(told)
+
+
+@pytest.mark.crash
+def test_retry_of_a_failed_job_leaves_finished_fragments_alone(
+    scene: Scene, service: Service, tmp_path: Path
+):
+    calls, mended = scene.calls, tmp_path / "mended"
+
+    @geneva.udf
+    def picky(x: int) -> int:
+        calls(x)
+        if x == 23 and not mended.exists():
+            raise ValueError("no 23")
+        return 2 * x
+
+    scene.table.add_columns({"z": picky})
+    run = service.submit("z", arguments=SLOWLY)
+    service.until(run, "FAILED")
+    assert len(scene.calls) == 24
+    scene.calls.clear()
+    mended.touch()
+    service.steer(run, "retry", 201)
+    service.until(run, "SUCCEEDED")
+    assert sorted(int(k) for k in scene.calls.keys) == list(range(23, 40))
+    assert pairs(scene.table, "x", "z") == {i: 2 * i for i in range(40)}
+
+
+@pytest.mark.crash
+@pytest.mark.parametrize("verb", ["pause", "cancel"])
+@pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+def test_how_long_a_pause_or_a_cancel_takes(
+    scene: Scene, service: Service, verb: str, executor: str
+):
+    @geneva.udf(num_cpus=0.5)
+    def slow(x: int) -> int:
+        time.sleep(0.1)
+        return x
+
+    scene.table.add_columns({"z": slow})
+    more = {"ray": {"num_cpus": 1}} if executor == "ray" else {}
+    run = service.submit("z", arguments=SLOWLY | {"executor": executor}, **more)
+    until(lambda: service.job(run)["rows_computed"] > 0, 120)
+    driver = service.driver(run)
+    started = time.monotonic()
+    service.steer(run, verb)
+    service.until(run, {"pause": "PAUSED", "cancel": "CANCELLED"}[verb])
+    print(f"{verb} on {executor} after {time.monotonic() - started:.2f} s")
+    assert not is_running(driver)
+    assert service.job(run)["fragments_committed"] < 4
+    service.steer(run, "resume" if verb == "pause" else "retry", 200 if verb == "pause" else 201)
+    service.until(run, "SUCCEEDED", timeout_s=200)
+    assert column(scene.table, "z") == list(range(40))
+
+
+@pytest.mark.crash
+@pytest.mark.ray
+def test_workers_of_a_driver_that_is_killed_are_gone_before_anybody_is_told(
+    tmp_path: Path, scene: Scene
+):
+    service = Service(tmp_path / "strict", scene.path, "--grace", "1").start()
+    try:
+        arguments = SLOWLY | {"executor": "ray"}
+        run = service.submit(arguments=arguments, ray={"num_cpus": 1})
+        until(lambda: len(scene.calls) == 25, 200)
+        claim = f"{service.job(run)['id']}:1"
+        assert len(marked(DRIVER_CLAIM, claim)) > 3  # the driver, its Ray, the applier
+        service.steer(run, "cancel")
+        service.until(run, "CANCELLED", timeout_s=120)  # the gate stays closed: the UDF hangs
+        assert marked(DRIVER_CLAIM, claim) == []
+    finally:
+        service.stop()
+
+
+@pytest.mark.crash
+def test_priority_and_caps_are_changed_while_jobs_run(scene: Scene, service: Service):
+    @geneva.udf
+    def next_one(x: int) -> int:
+        return x + 1
+
+    scene.table.add_columns({"a": next_one, "b": next_one})
+    service.ask("PUT", "/api/v1/pools", 204, json={"slots": 1})
+    try:
+        first = service.submit(arguments=SLOWLY)
+        until_row_25(scene)
+        waiting = [service.submit(c) for c in ("a", "b")]
+        until(lambda: "1 of 1 slots" in service.job(waiting[1])["reason"])
+        service.ask("PATCH", f"/api/v1/runs/{waiting[1]}", json={"priority": 9})
+        scene.gate.open()
+        for run in (first, *waiting):
+            service.until(run, "SUCCEEDED")
+        started = [service.job(run)["started_at"] for run in waiting]
+        assert started[1] < started[0]
+    finally:
+        service.ask("PUT", "/api/v1/pools", 204, json={"slots": None})

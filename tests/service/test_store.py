@@ -21,13 +21,15 @@ from geneva.errors import (
 from geneva.jobs.control import Wanted
 from geneva.jobs.page import Wish
 from geneva.jobs.process import ProcessId, this_process
-from geneva.jobs.records import RunRecord, Submission
+from geneva.jobs.records import RunRecord, Submission, TaskState
+from geneva.plan.fragments import Action, FragmentPlan
 from geneva.store.database import Database
 from geneva.store.leases import CRASHES, Leases
 from geneva.store.lists import Lists
 from geneva.store.migrate import check, upgrade
 from geneva.store.models import Base
 from geneva.store.queue import Claim, claim, outlook
+from geneva.store.recorder import StoreRecorder
 from geneva.store.report import News, report
 from geneva.store.store import Store
 from geneva.types import JobState, Progress
@@ -306,16 +308,30 @@ def test_retry_is_a_child_limited_to_what_failed(jobs: Store):
         jobs.retry(run.id)
 
 
+def test_plan_that_is_reported_after_its_commit_counts_no_row_twice(jobs: Store):
+    run, claimed = running(jobs)
+    fresh = StoreRecorder(jobs, claimed, pause_ends=True)._fresh(
+        FragmentPlan(0, 9, Action.COMPUTE, "missing", 9), TaskState.COMMITTED
+    )
+    earlier = fresh | {"column": "y", "fragment_id": 1, "rows_computed": 5}
+    report(jobs.database, claimed, News(tasks=[earlier]))  # by the driver before
+    mine = fresh | {"column": "y", "rows_computed": 9}
+    keys = frozenset({("y", 0)})
+    report(jobs.database, claimed, News(tasks=[mine], first_plan=True, mine=keys))
+    Leases(jobs.database).finish(claimed, progress(rows_computed=9), JobState.SUCCEEDED)
+    assert jobs.run(run.id).jobs[0].rows_computed == 14
+
+
 def test_only_what_ended_is_forgotten(jobs: Store):
     run, claimed = running(jobs)
     with pytest.raises(JobStateError, match="cancel it before"):
         jobs.delete(run.id)
-    assert jobs.forget(0) == 0
+    assert jobs.forget(0) == []
     report(jobs.database, claimed, News(events=[("planned", "", {})]))
     Leases(jobs.database).finish(claimed, progress(), JobState.SUCCEEDED)
     other = submit(jobs, column="z")
-    assert jobs.forget(3600) == 0
-    assert jobs.forget(-1) == 1
+    assert jobs.forget(3600) == []
+    assert jobs.forget(-1) == [run.jobs[0].id]
     assert [r.id for r in Lists(jobs.database).runs(Wish()).items] == [other.id]
     with jobs.database.read() as session:
         for table in ("jobs", "events"):

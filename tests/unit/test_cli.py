@@ -22,7 +22,10 @@ from geneva.cli.answers import answering
 from geneva.cli.commands import app
 from geneva.cli.options import duration_s
 
-OPTION_OF = {"params": "param"}  # a list of these, so the shell's name is singular
+OPTION_OF = {
+    "fragments": "fragment",
+    "params": "param",
+}  # a list of these, so the shell's name is singular
 NOT_FOR_PLAN = {"progress"}
 
 

@@ -227,6 +227,8 @@ def test_declaration_that_cannot_work_is_refused_with_advice(
         ("num_cpus", -1),
         ("num_gpus", "1"),
         ("memory", 0),
+        ("resources", {"CPU": 1}),
+        ("resources", {"tpu": 0}),
         ("instances", "process"),
         ("retry", 3),
         ("params", ["x"]),

@@ -1,0 +1,77 @@
+"""Whether any node can ever give what an applier reserves, asked when a job is submitted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from geneva.errors import ResourceError
+from geneva.execute.reservation import lacking
+
+_LOG = logging.getLogger("geneva.service")
+_KNOWN_S = 60.0  # for how long an answer is good
+_ANSWER_S = 60.0
+_TELLING = ("address", "num_cpus", "num_gpus", "resources", "_memory")  # no secrets among them
+_lock = threading.Lock()
+_known: dict[str, tuple[float, dict[str, Any] | None]] = {}
+
+
+def check_resources(
+    reserves: Mapping[str, float], executor: str | None, ray: Mapping[str, Any]
+) -> None:
+    """Refuse a job whose appliers could never start.
+
+    What cannot be found out is left to the driver, which says so within seconds.
+
+    Parameters
+    ----------
+    reserves
+        Of one applier, as Ray names them.
+    ray
+        Options for ``ray.init``.
+
+    Raises
+    ------
+    ResourceError
+        No node has so much of a resource, and the cluster does not grow.
+    """
+    ordinary = set(reserves) <= {"CPU"} and reserves.get("CPU", 0) <= 1
+    if executor == "local" or ordinary:
+        return  # threads reserve nothing, and any node has a processor
+    found = _nodes(ray)
+    if found is None or found["grows"] or not found["nodes"]:
+        return
+    if why := lacking(found["nodes"], reserves):
+        raise ResourceError(why)
+
+
+def _nodes(ray: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Ask in another process, at most once a minute."""
+    question = json.dumps({k: ray[k] for k in _TELLING if k in ray}, sort_keys=True)
+    with _lock:
+        asked_s, answer = _known.get(question, (-_KNOWN_S, None))
+        if time.monotonic() - asked_s < _KNOWN_S:
+            return answer
+        answer = _ask(question)
+        _known[question] = time.monotonic(), answer
+        return answer
+
+
+def _ask(question: str) -> dict[str, Any] | None:
+    command = [sys.executable, "-m", "geneva.execute.nodes", question]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=_ANSWER_S, env=os.environ
+        )
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return answer
+    except (subprocess.SubprocessError, OSError, ValueError, IndexError) as error:
+        _LOG.warning("cannot find out what the nodes have: %s", error)
+        return None

@@ -1,0 +1,70 @@
+"""What a scheduler does beside starting drivers: it deletes old records, and ends what is left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from geneva.jobs.process import identify, this_process
+from geneva.jobs.records import Submission
+from geneva.service.scheduler import Scheduler
+from geneva.service.settings import DRIVER_CLAIM, Settings
+from geneva.store.leases import Leases
+from geneva.store.queue import claim
+from geneva.store.store import Store
+from geneva.types import JobState, Progress
+from tests.support.backfills import until
+
+ASKED = Submission(db="db", table="t", columns=("y",))
+
+
+def settings(jobs: Store, tmp_path: Path, **more: float) -> Settings:
+    return Settings(jobs.database.url, tmp_path / "state", **more)
+
+
+def test_records_and_logs_of_old_runs_are_deleted_now_and_then(jobs: Store, tmp_path: Path):
+    chosen = settings(jobs, tmp_path, keep_s=-1)
+    jobs.submit(ASKED, "db/t.lance", ["y"])
+    [claimed] = claim(jobs.database, this_process())
+    log = chosen.logs / claimed.job_id / "1.log"
+    log.parent.mkdir(parents=True)
+    log.touch()
+    scheduler = Scheduler(chosen)
+    scheduler._forget()
+    assert log.exists()  # it has not ended
+    nothing = Progress(claimed.job_id, (), JobState.RUNNING)
+    Leases(jobs.database).finish(claimed, nothing, JobState.SUCCEEDED)
+    scheduler._forget()
+    assert log.exists()  # it was done a moment ago
+    scheduler._forget_at = 0.0
+    scheduler._forget()
+    assert not log.parent.exists()
+    assert jobs.counts() == {}
+
+
+def test_job_is_not_given_back_while_processes_of_its_driver_live(jobs: Store, tmp_path: Path):
+    jobs.submit(ASKED, "db/t.lance", ["y"])
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    gone = identify(ended.pid)
+    [claimed] = claim(jobs.database, gone)
+    mark = {DRIVER_CLAIM: f"{claimed.job_id}:{claimed.epoch}"}
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    worker = subprocess.Popen(command, env=os.environ | mark)
+    other = subprocess.Popen(command, env=os.environ | {DRIVER_CLAIM: f"{claimed.job_id}:7"})
+    try:
+        ended.wait()
+        scheduler = Scheduler(settings(jobs, tmp_path))
+        [held] = Leases(jobs.database).held()
+        assert held.owner.gone
+        scheduler._bury(held, "it is gone")
+        assert jobs.job(claimed.job_id).state == JobState.STARTING
+        until(lambda: worker.poll() is not None)
+        scheduler._bury(held, "it is gone")
+        assert jobs.job(claimed.job_id).state == JobState.QUEUED
+        assert other.poll() is None
+    finally:
+        for process in (worker, other):
+            process.kill()
+            process.wait()
