@@ -18,6 +18,7 @@ from geneva.jobs.records import EventRecord, RunRecord
 from geneva.plan.report import plan_facts
 from geneva.service import admission
 from geneva.service.access import Operator, Viewer
+from geneva.service.logs import forget
 from geneva.service.schemas import NewRun, RunChange
 from geneva.service.state import Lists, Places, Store
 from geneva.types import JobState
@@ -104,9 +105,12 @@ def retry(run_id: str, store: Store) -> RunRecord:
 
 
 @router.delete("/{run_id}", status_code=204, dependencies=[Operator])
-def delete(run_id: str, store: Store) -> None:
-    """Remove the records of a run that has ended; values are never touched."""
+def delete(run_id: str, store: Store, places: Places) -> None:
+    """Remove the records and logs of a run that has ended; values are never touched."""
+    jobs = store.run(run_id).jobs
     store.delete(run_id)
+    for job in jobs:
+        forget(places.settings.logs / job.id)
 
 
 @router.get("/{run_id}/events", dependencies=[Viewer])

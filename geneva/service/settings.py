@@ -10,6 +10,7 @@ from geneva.errors import SettingError
 
 DRIVER_URL = "GENEVA_JOBS_URL"
 DRIVER_CLAIM = "GENEVA_DRIVER_CLAIM"
+DRIVER_LOGS = "GENEVA_DRIVER_LOGS"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 

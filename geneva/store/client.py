@@ -23,8 +23,11 @@ from geneva.jobs.records import (
     EventRecord,
     FailureRecord,
     JobRecord,
+    LogPart,
+    LogRecord,
     PoolRecord,
     RunRecord,
+    StageRecord,
     Submission,
     TaskRecord,
     TaskState,
@@ -134,9 +137,18 @@ class Client:
         """Return the pools."""
         return _read(list[PoolRecord], self._ask("GET", "/pools"))
 
-    def logs(self, job_id: str) -> str:
-        """Return the end of what the drivers of a job wrote."""
-        return self._send("GET", f"/jobs/{job_id}/logs").text
+    def stages(self, job_id: str) -> list[StageRecord]:
+        """Return what the fragments of each column of a job add up to."""
+        return _read(list[StageRecord], self._ask("GET", f"/jobs/{job_id}/stages"))
+
+    def logs(self, job_id: str) -> list[LogRecord]:
+        """Return which logs of a job the service's host has."""
+        return _read(list[LogRecord], self._ask("GET", f"/jobs/{job_id}/logs"))
+
+    def log(self, job_id: str, name: str = "driver", after: int | None = None) -> LogPart:
+        """Return the end of a log, or a piece that begins at an offset."""
+        found = self._ask("GET", f"/jobs/{job_id}/logs/{name}", params=_given(after=after))
+        return _read(LogPart, found)
 
     def watch(self, run_id: str) -> Iterator[EventRecord | RunRecord]:
         """Yield what happens to a run, and the run when it changes, until it has ended.

@@ -32,14 +32,14 @@ class News:
     events
         ``(kind, message, data)``.
     first_plan
-        The first plan of this driver for a column is among the news.
+        Column that this driver planned for the first time since the last report, or empty.
     """
 
     skipped: list[dict[str, Any]] = field(default_factory=list)
     tasks: list[dict[str, Any]] = field(default_factory=list)
     failures: list[dict[str, Any]] = field(default_factory=list)
     events: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
-    first_plan: bool = False
+    first_plan: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.skipped or self.tasks or self.failures or self.events or self.first_plan)
@@ -52,10 +52,14 @@ def report(database: Database, claim: Claim, news: News) -> None:
         if job.epoch != claim.epoch:
             return
         _skip(session, job, news.skipped)
+        if news.first_plan:
+            # What was committed since that plan is no work of before.
+            planned = {"state": TaskState.PLANNED.value}
+            just = [t | planned if t["column"] == news.first_plan else t for t in news.tasks]
+            _put(session, database, Task, just)
+            _count_before(session, job)
         _put(session, database, Task, news.tasks)
         _put(session, database, Failure, news.failures)
-        if news.first_plan:
-            _count_before(session, job)
         now = database.now_s(session)
         for kind, message, data in news.events:
             note(session, run, job, now, kind, message, data)

@@ -198,12 +198,14 @@ class Store(Lists):
                 raise JobStateError(f"run {run_id} is {run.state}; cancel it before")
             session.execute(delete(Run).where(Run.id == run_id))
 
-    def forget(self, older_than_s: float) -> int:
-        """Remove the records of runs that ended so long ago; return how many."""
+    def forget(self, older_than_s: float) -> list[str]:
+        """Remove the records of runs that ended so long ago; return the ids of their jobs."""
         with self.database.write() as session:
             before = self.database.now_s(session) - older_than_s
-            old = delete(Run).where(Run.ended_s < before)
-            return len(session.execute(old.returning(Run.id)).all())
+            old = select(Run.id).where(Run.ended_s < before)
+            jobs = list(session.scalars(select(Job.id).where(Job.run_id.in_(old))))
+            session.execute(delete(Run).where(Run.ended_s < before))
+            return jobs
 
     # --- look --------------------------------------------------------------------------
 

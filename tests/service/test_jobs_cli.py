@@ -44,6 +44,15 @@ def test_verbs_of_the_shell_do_what_they_say(scene: Scene, service: Service):
     assert "SUCCEEDED: 40 of 40 rows, 4 of 4 fragments visible" in call(
         service, "show", run, as_json=False
     )
+    [stages] = call(service, "show", run)["stages"].values()
+    assert stages[0]["fragments"] == {"COMMITTED": 4}
+    assert "udf 0." in call(service, "show", run, as_json=False)
+    logs = call(service, "logs", run)
+    assert [found["name"] for found in logs["logs"]] == ["driver"]
+    assert f"job {logs['job']}, driver 2" in logs["text"]
+    followed = call(service, "logs", run, "--follow", as_json=False)
+    assert followed == call(service, "logs", run, as_json=False)
+    call(service, "logs", run, "--applier", "0", code=2)
     assert call(service, "failures", run) == {"failures": []}
     call(service, "cancel", run, code=2)
     call(service, "retry", run, code=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -28,9 +29,10 @@ from geneva.store.lists import Lists
 from geneva.store.migrate import check, upgrade
 from geneva.store.models import Base
 from geneva.store.queue import Claim, claim, outlook
+from geneva.store.recorder import StoreRecorder
 from geneva.store.report import News, report
 from geneva.store.store import Store
-from geneva.types import JobState, Progress
+from geneva.types import Counts, JobState, Progress, TaskDone
 
 ASKED = Submission(db="db", table="t", columns=("y",), arguments={"where": "x > 1"})
 DEAD = ProcessId("elsewhere", "another-boot", 1, "then")
@@ -306,16 +308,33 @@ def test_retry_is_a_child_limited_to_what_failed(jobs: Store):
         jobs.retry(run.id)
 
 
+def test_rows_of_a_job_that_ends_before_its_first_report_count_once(jobs: Store):
+    run, claimed = running(jobs)
+    recorder = StoreRecorder(jobs, claimed, pause_ends=True)
+    task = SimpleNamespace(key="k", fragment_id=0)
+    for column in ("y", "z"):
+        plan = SimpleNamespace(fragment_id=0, rows=10, rows_compute=10, task=task, reason="")
+        recorder.planned((column,), 1, [plan])
+        file = SimpleNamespace()
+        recorder.took(TaskDone("k", 0, 0, 10, file, Counts(computed=10)))
+        recorder.published(2, [0], 0.1)
+    recorder.close()
+    Leases(jobs.database).finish(claimed, progress(rows_computed=10), JobState.SUCCEEDED)
+    assert jobs.run(run.id).jobs[0].rows_computed == 20
+    seconds = [t.seconds_commit for t in Lists(jobs.database).tasks(claimed.job_id).items]
+    assert seconds == [0.1, 0.1]
+
+
 def test_only_what_ended_is_forgotten(jobs: Store):
     run, claimed = running(jobs)
     with pytest.raises(JobStateError, match="cancel it before"):
         jobs.delete(run.id)
-    assert jobs.forget(0) == 0
+    assert jobs.forget(0) == []
     report(jobs.database, claimed, News(events=[("planned", "", {})]))
     Leases(jobs.database).finish(claimed, progress(), JobState.SUCCEEDED)
     other = submit(jobs, column="z")
-    assert jobs.forget(3600) == 0
-    assert jobs.forget(-1) == 1
+    assert jobs.forget(3600) == []
+    assert jobs.forget(-1) == [claimed.job_id]
     assert [r.id for r in Lists(jobs.database).runs(Wish()).items] == [other.id]
     with jobs.database.read() as session:
         for table in ("jobs", "events"):
