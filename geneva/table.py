@@ -149,6 +149,8 @@ class Connection:
             try:
                 return self._wrap(self._inner.open_table(name, **options), options)
             except (FileNotFoundError, ValueError, RuntimeError) as error:
+                if "invalid table name" in str(error).lower():
+                    raise TableError(str(error)) from error
                 if is_fault(error) or "not found" not in str(error).lower():
                     TableStorage(f"{self._inner.uri}/{name}.lance").check_manifests()
                     raise

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from fastapi import Path as InPath
 from fastapi.responses import PlainTextResponse
 
+from geneva.errors import SettingError
 from geneva.jobs.control import Wanted
 from geneva.jobs.page import MAX_LIMIT, Page, Wish
 from geneva.jobs.records import (
@@ -154,7 +155,10 @@ def set_total(changed: PoolChange, lists: Lists) -> None:
 @router.get("/coverage", tags=["tables"], dependencies=[Viewer])
 def coverage(table: str, column: str, places: Places, db: str | None = None) -> dict[str, Any]:
     """Count per fragment the rows of a column that are computed, stale and missing."""
-    found = open_table(db or places.settings.db or ".", table).coverage(column)
+    db = db or places.settings.db
+    if db is None:
+        raise SettingError("db is needed: this service was started without --db")
+    found = open_table(db, table).coverage(column)
     return {
         "column": found.column,
         "version": found.version,

@@ -26,6 +26,15 @@ from geneva.types import JobState
 router = APIRouter(prefix="/runs", tags=["runs"])
 
 _LOOK_S = 0.3
+_SENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "id": {"type": "string", "description": "For Last-Event-ID; of events only."},
+        "event": {"type": "string", "description": "`run`, or the kind of an event."},
+        "data": {"type": "string", "description": "A RunRecord or an EventRecord as JSON."},
+    },
+}
 _Key = Annotated[str | None, Header(min_length=1, max_length=200)]
 _Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 _Cursor = Annotated[str | None, Query(max_length=500)]
@@ -124,7 +133,12 @@ def events(
     return lists.events(run_id, after, limit)
 
 
-@router.get("/{run_id}/stream", dependencies=[Viewer], response_class=EventSourceResponse)
+@router.get(
+    "/{run_id}/stream",
+    dependencies=[Viewer],
+    response_class=EventSourceResponse,
+    responses={200: {"content": {"text/event-stream": {"schema": _SENT}}}},
+)
 async def stream(
     run_id: str,
     request: Request,

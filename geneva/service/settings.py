@@ -30,6 +30,8 @@ class Settings:
         Who has one may steer, or look. Without them nothing is asked, on loopback only.
     tick_s, grace_s
         Seconds between two looks of the scheduler, and that a driver has to stop as is wanted.
+    requests_per_s
+        That one client may send, with bursts of twice as many; 0 for no limit.
     retention_s
         How long records of ended runs are kept, or ``None``.
     """
@@ -43,6 +45,7 @@ class Settings:
     viewer_token: str | None = field(default=None, repr=False)
     tick_s: float = 0.25
     grace_s: float = 15.0
+    requests_per_s: float = 500.0
     retention_s: float | None = None
 
     def __post_init__(self) -> None:
