@@ -154,9 +154,8 @@ class Connection:
                 if is_fault(error) or "not found" not in str(error).lower():
                     TableStorage(f"{self._inner.uri}/{name}.lance").check_manifests()
                     raise
-                names = ", ".join(sorted(self._inner.list_tables().tables)) or "none"
-                known_to = f"{self._inner.uri}; tables: {names}"
-                raise TableError(f"there is no table {name!r} in {known_to}") from error
+                found = f"tables: {', '.join(sorted(self._inner.list_tables().tables)) or 'none'}"
+                raise TableError(f"no table {name!r} in {self._inner.uri}; {found}") from error
 
     def _options_of(self, options: Mapping[str, Any]) -> dict[str, str]:
         """Return the storage options of a table: those of the connection, and its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from geneva.cli.answers import INTERRUPTED, JOB_FAILED, answering
+from geneva.cli.answers import EXIT_CODES, INTERRUPTED, JOB_FAILED, answering
 from geneva.cli.options import AsJson, Debug, values
 from geneva.errors import SettingError
 from geneva.types import JobState
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     )
     from geneva.store.client import Client
 
-app = typer.Typer(help="Jobs of a service.", no_args_is_help=True)
+app = typer.Typer(help="Jobs of a service.", no_args_is_help=True, epilog=EXIT_CODES)
 
 _Url = Annotated[
     str,
@@ -157,8 +158,10 @@ def ls(
 def _states(given: Sequence[str]) -> Any:
     for name in given:
         if name.upper() not in JobState.__members__:
+            close = difflib.get_close_matches(name.upper(), JobState.__members__, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
             known = ", ".join(JobState.__members__)
-            raise SettingError(f"--state {name!r} is unknown; states: {known}")
+            raise SettingError(f"--state {name!r} is unknown; {hint}states: {known}")
     return tuple(JobState(name.upper()) for name in given)
 
 

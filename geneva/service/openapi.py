@@ -64,8 +64,23 @@ def _tidy(schema: dict[str, Any]) -> None:
                 if status == 429:
                     wait = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
                     responses["429"]["headers"] = {"Retry-After": wait}
-    schema["components"]["schemas"].pop("HTTPValidationError", None)
-    schema["components"]["schemas"].pop("ValidationError", None)
+    models = schema["components"]["schemas"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        models.pop(name, None)
+    for model in models.values():
+        _describe_fields(model)
+
+
+def _describe_fields(model: dict[str, Any]) -> None:
+    """Give the fields of a model what its docstring says of them."""
+    text, _, attributes = model.get("description", "").partition("\n\nAttributes\n----------\n")
+    if not attributes:
+        return
+    model["description"] = text
+    for names, said in re.findall(r"^(\w.*)\n((?:(?: +.*)?(?:\n|$))+)", attributes, re.MULTILINE):
+        for name in names.split(", "):
+            if name in model["properties"]:
+                model["properties"][name]["description"] = " ".join(said.split())
 
 
 def _statuses(path: str, verb: str, operation: dict[str, Any]) -> list[int]:

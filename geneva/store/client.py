@@ -16,7 +16,7 @@ import httpx
 from pydantic import TypeAdapter
 
 import geneva.errors
-from geneva.errors import GenevaError, ServiceError
+from geneva.errors import GenevaError, ServiceError, SettingError
 from geneva.jobs.control import Wanted
 from geneva.jobs.page import MAX_LIMIT, Page, Wish
 from geneva.jobs.records import (
@@ -35,6 +35,7 @@ from geneva.jobs.records import (
 
 T = TypeVar("T")
 _TRIES = 4
+_MOST_WAIT_S = 10.0
 _VERBS = {Wanted.PAUSE: "pause", Wanted.RUN: "resume", Wanted.CANCEL: "cancel"}
 
 
@@ -53,6 +54,8 @@ class Client:
         token = token or os.environ.get("GENEVA_TOKEN")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.url = url.rstrip("/")
+        if not self.url.startswith(("http://", "https://")):
+            raise SettingError(f"{url!r} is no URL of a service, such as http://127.0.0.1:8265")
         self._http = httpx.Client(base_url=f"{self.url}/api/v1", headers=headers, timeout=60)
         weakref.finalize(self, self._http.close)
 
@@ -198,6 +201,10 @@ class Client:
         while True:
             try:
                 answer = self._http.request(method, path, **options)
+                if answer.status_code == 429 and tries < _TRIES:  # it was not carried out
+                    tries += 1
+                    time.sleep(min(float(answer.headers.get("Retry-After", 1)), _MOST_WAIT_S))
+                    continue
                 _check(answer)
                 return answer
             except httpx.TransportError as error:
@@ -206,7 +213,10 @@ class Client:
 
     def _wait(self, tries: int, error: httpx.TransportError) -> None:
         if tries >= _TRIES:
-            raise ServiceError(f"the service at {self.url} does not answer: {error}") from error
+            raise ServiceError(
+                f"the service at {self.url} does not answer ({error}); is `geneva serve` running "
+                "there? --url or GENEVA_URL names another"
+            ) from error
         time.sleep(0.1 * 2**tries)
 
 

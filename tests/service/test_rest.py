@@ -243,6 +243,16 @@ def test_tokens_say_who_may_look_and_who_may_steer(jobs: Store, scene: Scene):
         assert http.get("/healthz").status_code == 200
 
 
+def test_viewer_may_look_at_everything_and_change_nothing(jobs: Store, scene: Scene):
+    tokens = {"operator_token": "op", "viewer_token": "see"}
+    with client_for(jobs, scene, **tokens) as http:
+        for path, verbs in http.get("/openapi.json").json()["paths"].items():
+            for verb in verbs:
+                asked = http.request(verb, re.sub(r"\{\w+\}", "x", path), headers=bearer("see"))
+                looks = verb == "get" or path.endswith("/plan")
+                assert (asked.status_code == 403) is not looks, (verb, path)
+
+
 def test_every_route_but_health_asks_for_a_token(jobs: Store, scene: Scene):
     with client_for(jobs, scene, operator_token="op") as http:
         for path, verbs in http.get("/openapi.json").json()["paths"].items():
