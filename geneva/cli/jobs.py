@@ -15,6 +15,7 @@ import typer
 from geneva.cli.answers import EXIT_CODES, INTERRUPTED, JOB_FAILED, answering
 from geneva.cli.options import AsJson, Debug, values
 from geneva.errors import SettingError
+from geneva.jobs.page import Sort
 from geneva.types import JobState
 
 if TYPE_CHECKING:
@@ -140,7 +141,11 @@ def ls(
         list[str] | None, typer.Option(help="Only runs in this state; repeat for several.")
     ] = None,
     table: Annotated[str | None, typer.Option(help="Only runs of this table.")] = None,
-    limit: Annotated[int, typer.Option(help="At most so many, the newest.")] = _FOUND,
+    name: Annotated[str | None, typer.Option(help="Only runs of this name.")] = None,
+    sort: Annotated[
+        Sort, typer.Option(help="What comes first: the least, or with a minus the greatest.")
+    ] = "-created",
+    limit: Annotated[int, typer.Option(help="At most so many.")] = _FOUND,
     url: _Url = _DEFAULT_URL,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -149,7 +154,8 @@ def ls(
     with answering(as_json, debug) as answer:
         from geneva.jobs.page import Wish
 
-        wish = Wish(states=_states(state or ()), table=table, limit=limit)
+        states = _states(state or ())
+        wish = Wish(states=states, table=table, name=name, sort=sort, limit=limit)
         found = _client(url).runs(wish).items
         text = "\n".join(_line(run) for run in found) or "no runs"
         answer(text, {"runs": [_facts(run) for run in found]})

@@ -15,6 +15,8 @@ from geneva.errors import SettingError
 from geneva.types import JobState
 
 T = TypeVar("T")
+Sort = Literal["created", "-created", "priority", "-priority", "name", "-name"]
+"""What comes first: the least, or with a minus the greatest."""
 MAX_LIMIT = 1000
 _UNFIT = re.compile("[\0\ud800-\udfff]")  # no database takes NUL or half a surrogate pair
 
@@ -33,6 +35,8 @@ class Wish:
 
     Attributes
     ----------
+    sort
+        Jobs have no name.
     cursor
         ``Page.next`` of the page before.
     """
@@ -41,7 +45,7 @@ class Wish:
     db: str | None = None
     table: str | None = None
     name: str | None = None
-    sort: Literal["created", "-created"] = "-created"
+    sort: Sort = "-created"
     limit: int = 100
     cursor: str | None = None
 

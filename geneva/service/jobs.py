@@ -43,7 +43,7 @@ def jobs(
     state: Annotated[list[JobState] | None, Query()] = None,
     db: str | None = None,
     table: str | None = None,
-    sort: Literal["created", "-created"] = "-created",
+    sort: Literal["created", "-created", "priority", "-priority"] = "-created",
     limit: _Limit = 100,
     cursor: _Cursor = None,
 ) -> Page[JobRecord]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -13,7 +13,7 @@ from fastapi.encoders import jsonable_encoder
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from geneva.jobs.control import Wanted
-from geneva.jobs.page import MAX_LIMIT, Page, Wish
+from geneva.jobs.page import MAX_LIMIT, Page, Sort, Wish
 from geneva.jobs.records import EventRecord, RunRecord
 from geneva.plan.report import plan_facts
 from geneva.service import admission
@@ -69,7 +69,7 @@ def runs(
     db: str | None = None,
     table: str | None = None,
     name: str | None = None,
-    sort: Literal["created", "-created"] = "-created",
+    sort: Sort = "-created",
     limit: _Limit = 100,
     cursor: _Cursor = None,
 ) -> Page[RunRecord]:

@@ -50,13 +50,13 @@ class Lists:
             of_them = select(Job).where(Job.run_id.in_(jobs), Job.superseded.is_(False))
             for job in session.scalars(of_them.order_by(Job.created_s, Job.id)):
                 jobs[job.run_id].append(job)
-            return Page([run_record(r, jobs[r.id]) for r in shown], _next(found, wish.limit))
+            return Page([run_record(r, jobs[r.id]) for r in shown], _next(found, wish))
 
     def jobs(self, wish: Wish) -> Page[JobRecord]:
         """Return jobs, the newest first unless asked otherwise."""
         with self.database.read() as session:
             found = list(session.scalars(_wished(Job, wish)))
-            return Page([job_record(j) for j in found[: wish.limit]], _next(found, wish.limit))
+            return Page([job_record(j) for j in found[: wish.limit]], _next(found, wish))
 
     def tasks(
         self,
@@ -168,20 +168,34 @@ def _wished(model: Any, wish: Wish) -> Select[Any]:
             wanted = wanted.where(getattr(model, name) == value)
     if wish.name is not None and model is Run:
         wanted = wanted.where(Run.name == wish.name)
-    place = tuple_(model.created_s, model.id)
-    down = wish.sort == "-created"
+    name, kind = _sorted_by(model, wish)
+    order = (getattr(model, name), model.id)
+    place = tuple_(*order)
+    down = wish.sort.startswith("-")
     if wish.cursor is not None:
-        after = tuple_(*decode_cursor(wish.cursor, float, str))
+        after = tuple_(*decode_cursor(wish.cursor, kind, str))
         wanted = wanted.where(place < after if down else place > after)
-    order = (model.created_s, model.id)
     wanted = wanted.order_by(*((c.desc() for c in order) if down else order))
     return wanted.limit(wish.limit + 1)
 
 
-def _next(found: list[Any], limit: int) -> str | None:
-    if len(found) <= limit:
+def _sorted_by(model: Any, wish: Wish) -> tuple[str, type]:
+    """Return the column that a list is sorted by, and the kind of its values."""
+    name, kind = _SORTS[wish.sort.removeprefix("-")]
+    if not hasattr(model, name):
+        raise SettingError(f"jobs cannot be sorted by {name}: they have none")
+    return name, kind
+
+
+_SORTS = {"created": ("created_s", float), "priority": ("priority", int), "name": ("name", str)}
+
+
+def _next(found: list[Any], wish: Wish) -> str | None:
+    if len(found) <= wish.limit:
         return None
-    return encode_cursor(found[limit - 1].created_s, found[limit - 1].id)
+    last = found[wish.limit - 1]
+    name, _ = _sorted_by(type(last), wish)
+    return encode_cursor(getattr(last, name), last.id)
 
 
 def _check_limit(limit: int, most: int = MAX_LIMIT) -> None:

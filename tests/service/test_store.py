@@ -343,9 +343,15 @@ def test_only_what_ended_is_forgotten(jobs: Store):
 
 
 def test_pages_hold_every_run_once(jobs: Store):
-    made = [submit(jobs, column=f"c{k}").id for k in range(7)]
+    runs = [submit(jobs, column=f"c{k}", priority=k % 3 - 1, name="ab"[k % 2]) for k in range(7)]
     lists = Lists(jobs.database)
-    for sort, expected in (("created", made), ("-created", made[::-1])):
+    keys = {
+        "created": [r.id for r in runs],
+        "priority": [r.id for r in sorted(runs, key=lambda r: (r.priority, r.id))],
+        "name": [r.id for r in sorted(runs, key=lambda r: (r.name, r.id))],
+    }
+    downwards = {f"-{name}": ids[::-1] for name, ids in keys.items()}
+    for sort, expected in (keys | downwards).items():
         seen: list[str] = []
         cursor = None
         while True:
@@ -356,6 +362,10 @@ def test_pages_hold_every_run_once(jobs: Store):
         assert seen == expected
     with pytest.raises(SettingError, match="begin again"):
         lists.runs(Wish(cursor="nonsense"))
+    with pytest.raises(SettingError, match="jobs cannot be sorted by name"):
+        lists.jobs(Wish(sort="name"))
+    urgent = lists.jobs(Wish(sort="-priority", limit=1))
+    assert [j.priority for j in urgent.items] == [1]
 
 
 def test_events_of_a_run_have_no_gaps(jobs: Store):
