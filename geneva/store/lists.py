@@ -34,6 +34,8 @@ from geneva.store.found import (
 from geneva.store.models import Event, Failure, Job, Pool, Run, Task
 from geneva.types import JobState
 
+_MOST = 2**31 - 1  # of a whole number in a column
+
 
 class Lists:
     """Reads pages of an SQL database of jobs."""
@@ -121,6 +123,7 @@ class Lists:
     def events(self, run_id: str, after: int = 0, limit: int = MAX_LIMIT) -> Page[EventRecord]:
         """Return the events of a run that came after its n-th."""
         _check_limit(limit)
+        after = min(after, _MOST)
         wanted = select(Event).where(Event.run_id == run_id, Event.seq > after)
         with self.database.read() as session:
             if session.get(Run, run_id) is None:

@@ -103,6 +103,14 @@ def test_number_that_is_no_json(http: TestClient, number: str):
     assert "finite" in answer.json()["detail"]
 
 
+def test_numbers_beyond_a_column(http: TestClient):
+    run = http.post(RUNS, json=BODY).json()
+    assert http.get(f"{RUNS}/{run['id']}/events", params={"after": 2**53}).json()["items"] == []
+    tasks = f"/api/v1/jobs/{run['jobs'][0]['id']}/tasks"
+    answer = http.get(tasks, params={"cursor": encode_cursor("y", 2**40)})
+    assert answer.status_code in (200, 422), answer.text  # SQLite's columns have no range
+
+
 def test_cursor_that_no_page_gave(http: TestClient):
     job = http.post(RUNS, json=BODY).json()["jobs"][0]["id"]
     for path, key in (
