@@ -6,7 +6,7 @@
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-s3 check format lint crash bench docs clean
+.PHONY: help demo test test-s3 test-services check format lint crash bench docs reference clean
 
 ARGS ?=
 BIN := .venv/bin
@@ -58,6 +58,9 @@ docs: .venv/.docs ## run every example, follow every link, write the reference t
 	@$(BIN)/python -m pytest -q --doctest-modules --doctest-glob='*.md' $(SOURCES) docs $(wildcard README.md) $(ARGS)
 	@$(BIN)/python -m pytest -q tests/unit/test_house.py -k links
 	@$(BIN)/pdoc -d numpy -o site geneva
+
+reference: .venv/.dev ## write docs/reference from the code
+	@$(BIN)/python -m tests.support.reference
 
 clean: ## remove the environments, the caches and what the targets made
 	rm -rf .venv .venv-daft .venv-s3 build dist site demo-data .mypy_cache .ruff_cache .pytest_cache \

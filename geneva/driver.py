@@ -44,12 +44,12 @@ from geneva.tally import Tally
 from geneva.types import (
     ColumnFile,
     Counts,
+    ExecutorEvent,
     JobSettings,
     JobState,
     Progress,
     Task,
     TaskDone,
-    TaskEvent,
     TaskFailed,
     TaskLost,
     TaskStopped,
@@ -230,7 +230,7 @@ class Driver:
 
     # --- events ------------------------------------------------------------------------
 
-    def _take(self, event: TaskEvent) -> None:
+    def _take(self, event: ExecutorEvent) -> None:
         schedule = self._schedule
         self._control.recorder.took(event)
         match event:
@@ -347,10 +347,11 @@ class Driver:
         started = time.monotonic()
         recorder, job_id = self._control.recorder, self._control.job_id
         published = publish(self._storage, self._target, files, job_id, recorder.may_publish)
-        recorder.published(published.version, [f.fragment_id for f in published.committed])
+        fragments = [f.fragment_id for f in published.committed]
+        recorder.published(published.version, fragments, time.monotonic() - started)
         self.tally.committed += published.committed
         self.committed += published.committed
-        self.claims.settle(f.fragment_id for f in published.committed)
+        self.claims.settle(fragments)
         if published.version is not None:
             self.tally.versions.append(published.version)
         self._tidy(published)

@@ -19,12 +19,7 @@ from geneva.arguments import (
 )
 from geneva.bind import bind, declare, is_udf, rebind
 from geneva.call import Call, check_call, plan_call
-from geneva.column.binding import (
-    Binding,
-    bindings_of,
-    computed,
-    one_of_each_group,
-)
+from geneva.column.binding import Binding, bindings_of, computed, one_of_each_group
 from geneva.column.pickles import load
 from geneva.coverage import Coverage, coverage
 from geneva.driver import Observer
@@ -150,12 +145,13 @@ class Connection:
             try:
                 return self._wrap(self._inner.open_table(name, **options), options)
             except (FileNotFoundError, ValueError, RuntimeError) as error:
+                if "invalid table name" in str(error).lower():
+                    raise TableError(str(error)) from error
                 if is_fault(error) or "not found" not in str(error).lower():
                     TableStorage(f"{self._inner.uri}/{name}.lance").check_manifests()
                     raise
-                names = ", ".join(sorted(self._inner.list_tables().tables)) or "none"
-                known_to = f"{self._inner.uri}; tables: {names}"
-                raise TableError(f"there is no table {name!r} in {known_to}") from error
+                found = f"tables: {', '.join(sorted(self._inner.list_tables().tables)) or 'none'}"
+                raise TableError(f"no table {name!r} in {self._inner.uri}; {found}") from error
 
     def _options_of(self, options: Mapping[str, Any]) -> dict[str, str]:
         """Return the storage options of a table: those of the connection, and its own."""

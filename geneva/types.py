@@ -244,7 +244,10 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Rows of one finished task, by what happened to them."""
+    """Rows of one finished task, by what happened to them, and the seconds of its stages.
+
+    Seconds are summed over threads, so a stage may take more of them than have passed.
+    """
 
     computed: int = 0
     replayed: int = 0
@@ -299,9 +302,16 @@ class Followed:
 
 @dataclass(frozen=True, slots=True)
 class TaskDone:
-    """A task's outcome; ``file`` is ``None`` for a span, or when the filter matched nothing.
+    """A task's outcome.
 
-    ``peak_bytes`` is the most memory that its process had been resident with by then.
+    Attributes
+    ----------
+    file
+        ``None`` for a span, or when the filter matched nothing.
+    peak_bytes
+        The most memory that its process had been resident with by then.
+    applier
+        Number of the applier that carried it out, if its executor counts them.
     """
 
     key: str
@@ -314,6 +324,7 @@ class TaskDone:
     logs: tuple[str, ...] = ()
     followed: tuple[Followed, ...] = ()
     peak_bytes: int = 0
+    applier: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +367,8 @@ class TaskFailed:
         applier could not start.
     failure
         The row, when one is to blame.
+    applier
+        Number of the applier that had it, if its executor counts them.
     """
 
     task: Task
@@ -364,6 +377,7 @@ class TaskFailed:
     failure: Failure | None = None
     traceback: str = ""
     cause: BaseException | None = None
+    applier: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,6 +403,17 @@ class TaskLost:
 
 
 TaskEvent = TaskDone | TaskFailed | TaskStopped | TaskLost
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """What the UDFs of an applier printed since the last time."""
+
+    applier: int
+    text: str
+
+
+ExecutorEvent = TaskEvent | Printed
 
 
 @dataclass(frozen=True, slots=True)

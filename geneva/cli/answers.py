@@ -35,6 +35,10 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (RetryableError, RETRY),
     (OperatorError, OPERATOR),
 )
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 the job ended before it was complete; 2 the request is wrong; "
+    "3 try again; 4 somebody must mend the cluster or the files; 130 interrupted or cancelled."
+)
 _FAILURES_SHOWN = 5
 
 

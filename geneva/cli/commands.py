@@ -12,6 +12,7 @@ import typer
 from geneva.clean import clean as clean_table
 from geneva.cli import service
 from geneva.cli.answers import (
+    EXIT_CODES,
     answering,
     column_facts,
     columns_text,
@@ -61,10 +62,7 @@ from geneva.table import Table, connect
 app = typer.Typer(
     name="geneva",
     help="Backfill computed columns of LanceDB tables, resumably and at scale.",
-    epilog=(
-        "Exit codes: 0 done; 1 the job ended before it was complete; 2 the request is wrong; "
-        "3 try again; 4 somebody must mend the cluster or the files; 130 interrupted."
-    ),
+    epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -277,10 +275,12 @@ def demo(
 
 
 @app.command()
-def version() -> None:
+def version(as_json: AsJson = False) -> None:
     """Print the versions of geneva and of what its tables depend on."""
     names = {"geneva": "geneva-backfill", "lancedb": "lancedb", "pylance": "pylance", "ray": "ray"}
-    print(" ".join(f"{k} {version_of(v)}" for k, v in names.items()))
+    found = {k: version_of(v) for k, v in names.items()}
+    with answering(as_json, False) as answer:
+        answer(" ".join(f"{k} {v}" for k, v in found.items()), found)
 
 
 service.install(app)

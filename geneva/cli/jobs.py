@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from geneva.cli.answers import INTERRUPTED, JOB_FAILED, answering
+from geneva.cli.answers import EXIT_CODES, INTERRUPTED, JOB_FAILED, answering
 from geneva.cli.options import AsJson, Debug, values
 from geneva.errors import SettingError
+from geneva.jobs.page import Sort
 from geneva.types import JobState
 
 if TYPE_CHECKING:
-    from geneva.jobs.records import EventRecord, RunRecord, Submission
+    from geneva.jobs.records import (
+        EventRecord,
+        JobRecord,
+        LogPart,
+        RunRecord,
+        StageRecord,
+        Submission,
+    )
     from geneva.store.client import Client
 
-app = typer.Typer(help="Jobs of a service.", no_args_is_help=True)
+app = typer.Typer(help="Jobs of a service.", no_args_is_help=True, epilog=EXIT_CODES)
 
 _Url = Annotated[
     str,
@@ -47,6 +57,7 @@ _Arguments = Annotated[
 ]
 _Where = Annotated[str | None, typer.Option(metavar="SQL", help="Rows to compute.")]
 _FOUND = 20
+_LOOK_S = 0.5
 _ENDED = {JobState.FAILED: JOB_FAILED, JobState.CANCELLED: INTERRUPTED}
 
 
@@ -130,7 +141,11 @@ def ls(
         list[str] | None, typer.Option(help="Only runs in this state; repeat for several.")
     ] = None,
     table: Annotated[str | None, typer.Option(help="Only runs of this table.")] = None,
-    limit: Annotated[int, typer.Option(help="At most so many, the newest.")] = _FOUND,
+    name: Annotated[str | None, typer.Option(help="Only runs of this name.")] = None,
+    sort: Annotated[
+        Sort, typer.Option(help="What comes first: the least, or with a minus the greatest.")
+    ] = "-created",
+    limit: Annotated[int, typer.Option(help="At most so many.")] = _FOUND,
     url: _Url = _DEFAULT_URL,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -139,7 +154,8 @@ def ls(
     with answering(as_json, debug) as answer:
         from geneva.jobs.page import Wish
 
-        wish = Wish(states=_states(state or ()), table=table, limit=limit)
+        states = _states(state or ())
+        wish = Wish(states=states, table=table, name=name, sort=sort, limit=limit)
         found = _client(url).runs(wish).items
         text = "\n".join(_line(run) for run in found) or "no runs"
         answer(text, {"runs": [_facts(run) for run in found]})
@@ -148,8 +164,10 @@ def ls(
 def _states(given: Sequence[str]) -> Any:
     for name in given:
         if name.upper() not in JobState.__members__:
+            close = difflib.get_close_matches(name.upper(), JobState.__members__, 1)
+            hint = f"did you mean {close[0]}? " if close else ""
             known = ", ".join(JobState.__members__)
-            raise SettingError(f"--state {name!r} is unknown; states: {known}")
+            raise SettingError(f"--state {name!r} is unknown; {hint}states: {known}")
     return tuple(JobState(name.upper()) for name in given)
 
 
@@ -159,15 +177,27 @@ def show(
 ) -> None:
     """Show a run with its jobs, and why they are as they are."""
     with answering(as_json, debug) as answer:
-        run = _client(url).run(run_id)
-        jobs = [
-            f"  job {j.id} {j.state.value}: {j.rows_computed:,} of "
-            f"{'?' if j.rows_total is None else f'{j.rows_total:,}'} rows, "
-            f"{j.fragments_committed:,} of {j.fragments_total:,} fragments visible"
-            + (f"; {j.reason}" if j.reason else "")
-            for j in run.jobs
-        ]
-        answer("\n".join([_line(run), f"  {run.cause}", *jobs]), _facts(run))
+        client = _client(url)
+        run = client.run(run_id)
+        stages = {j.id: client.stages(j.id) for j in run.jobs}
+        lines = [line for j in run.jobs for line in (_job(j), *map(_stages, stages[j.id]))]
+        facts = {job: [asdict(s) for s in found] for job, found in stages.items()}
+        answer("\n".join([_line(run), f"  {run.cause}", *lines]), _facts(run) | {"stages": facts})
+
+
+def _job(job: JobRecord) -> str:
+    total = "?" if job.rows_total is None else f"{job.rows_total:,}"
+    text = (
+        f"  job {job.id} {job.state.value}: {job.rows_computed:,} of {total} rows, "
+        f"{job.fragments_committed:,} of {job.fragments_total:,} fragments visible"
+    )
+    return text + (f"; {job.reason}" if job.reason else "")
+
+
+def _stages(found: StageRecord) -> str:
+    """Return the stage times of a column."""
+    spent = ", ".join(f"{stage} {s:,.1f} s" for stage, s in found.seconds.items())
+    return f"    {found.column}: {spent} (summed over threads)"
 
 
 @app.command()
@@ -253,11 +283,46 @@ def delete(
 
 
 @app.command()
-def logs(run_id: _RunId, url: _Url = _DEFAULT_URL, debug: Debug = False) -> None:
-    """Print the end of what the drivers of a run wrote."""
-    with answering(False, debug) as answer:
+def logs(
+    run_id: _RunId,
+    applier: Annotated[
+        int | None, typer.Option(help="What UDFs printed on this applier; default: the driver.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on to the run's end.")] = False,
+    url: _Url = _DEFAULT_URL,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Print the end of the log of a run's latest job."""
+    with answering(as_json, debug) as answer:
         client = _client(url)
-        answer("".join(client.logs(j.id) for j in client.run(run_id).jobs), {})
+        name = "driver" if applier is None else f"applier-{applier}"
+        job = client.run(run_id).jobs[-1]
+        part = client.log(job.id, name)
+        if not follow:
+            facts = {"job": job.id, "logs": [asdict(r) for r in client.logs(job.id)]}
+            answer(part.text.removesuffix("\n"), facts | asdict(part))
+            return
+        for more in _parts(client, job.id, part):
+            if as_json:
+                answer("", {"job": job.id} | asdict(more))
+            else:
+                print(more.text, end="", flush=True)
+
+
+def _parts(client: Client, job_id: str, part: LogPart) -> Iterator[LogPart]:
+    """Yield a part of a log and those that follow it, until the job has ended and is silent."""
+    ended = False
+    while True:
+        if part.text:
+            yield part
+        at, was_over = part.end, ended
+        ended = client.job(job_id).state.ended
+        part = client.log(job_id, part.name, at)
+        if part.end == at:
+            if was_over:
+                return
+            time.sleep(_LOOK_S)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ import typer
 
 from geneva.cli import jobs
 from geneva.cli.answers import answering
-from geneva.cli.options import Debug
+from geneva.cli.options import AsJson, Debug
 
 if TYPE_CHECKING:
     from geneva.service.settings import Settings
@@ -89,6 +90,9 @@ def serve(
     keep_days: _KeepDays = None,
     grace: _Grace = 15.0,
     watch: _Watch = None,
+    rate_limit: Annotated[
+        float, typer.Option(min=0, help="Requests a second of one client; 0 for no limit.")
+    ] = 500.0,
     debug: Debug = False,
 ) -> None:
     """Serve jobs over HTTP and schedule them; they outlive this command."""
@@ -96,7 +100,8 @@ def serve(
         _log()
         from geneva.service.serve import serve as run
 
-        run(_settings(db, jobs, state, keep_days, grace, watch, host, port), schedule=schedule)
+        settings = _settings(db, jobs, state, keep_days, grace, watch, host, port)
+        run(replace(settings, requests_per_s=rate_limit), schedule=schedule)
 
 
 def scheduler(
@@ -116,13 +121,20 @@ def scheduler(
         Scheduler(_settings(db, jobs, state, keep_days, grace, watch)).run()
 
 
-def upgrade(jobs: _Url = None, db: _ServedDb = None, state: _State = None) -> None:
-    """Bring the database of jobs to the version that this geneva needs."""
-    with answering(False, False):
+def upgrade(
+    jobs: _Url = None,
+    db: _ServedDb = None,
+    state: _State = None,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Bring the database of jobs to the version that this geneva needs, and print it."""
+    with answering(as_json, debug) as answer:
         from geneva.store.database import Database
         from geneva.store.migrate import upgrade as bring
 
-        print(bring(Database(_settings(db, jobs, state).url)))
+        version = bring(Database(_settings(db, jobs, state).url))
+        answer(version, {"version": version})
 
 
 def _settings(

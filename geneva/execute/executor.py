@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from geneva.storage.lance import TableStorage
-from geneva.types import JobSettings, Task, TaskEvent, Workers
+from geneva.types import ExecutorEvent, JobSettings, Task, Workers
 from geneva.udf import UDF
 
 Udfs = Mapping[str, UDF]  # by the incarnation of their columns
@@ -45,8 +45,11 @@ class Executor(Protocol):
     def submit(self, task: Task) -> None:
         """Hand a task to the least busy applier; one with an ``attempt``, to one without tasks."""
 
-    def wait(self, timeout_s: float) -> list[TaskEvent]:
-        """Return what happened, waiting at most ``timeout_s`` for the first event."""
+    def wait(self, timeout_s: float) -> list[ExecutorEvent]:
+        """Return what happened, waiting at most ``timeout_s`` for the first event.
+
+        What was printed while a task was carried out comes with the task's event at the latest.
+        """
 
     def workers(self) -> Workers:
         """Return the state of the appliers; never blocks."""

@@ -18,6 +18,7 @@ from dataclasses import replace
 import pyarrow as pa
 
 from geneva.execute.applier import Applier, TaskCancelledError, TaskRun
+from geneva.execute.output import Output
 from geneva.execute.threads import UdfThreads
 from geneva.rows import IntArray
 from geneva.storage.lance import TableStorage
@@ -34,11 +35,17 @@ class SharedApplier:
     ----------
     load
         Returns a UDF by its name.
+
+    Attributes
+    ----------
+    output
+        What its UDFs printed, where prints are kept.
     """
 
     def __init__(self, storage: TableStorage, load: Callable[[str], UDF]) -> None:
         self._storage, self._load = storage, load
-        self._threads = UdfThreads()
+        self.output = Output()
+        self._threads = UdfThreads(self.output)
         self._appliers: dict[str, Applier] = {}  # by the name of the UDF
         self._names: Mapping[str, str] = {}
         self._lead: Applier | None = None

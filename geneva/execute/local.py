@@ -5,12 +5,24 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 
 from geneva.execute.executor import Udfs
 from geneva.execute.follow import SharedApplier
 from geneva.execute.outcome import outcome
+from geneva.execute.output import bind
 from geneva.storage.lance import TableStorage
-from geneva.types import JobSettings, Task, TaskEvent, TaskFailed, TaskStopped, Workers
+from geneva.types import (
+    ExecutorEvent,
+    JobSettings,
+    Printed,
+    Task,
+    TaskDone,
+    TaskEvent,
+    TaskFailed,
+    TaskStopped,
+    Workers,
+)
 from geneva.udf import UDF
 
 
@@ -42,7 +54,7 @@ class LocalExecutor:
             self._appliers.append(applier)
             thread = threading.Thread(
                 target=self._serve,
-                args=(applier, settings, names, self._tasks, self._events, self._cancelled),
+                args=(k, applier, settings, names, self._tasks, self._events, self._cancelled),
                 name=f"geneva-applier-{k}",
                 daemon=True,
             )
@@ -51,6 +63,7 @@ class LocalExecutor:
 
     @staticmethod
     def _serve(
+        number: int,
         applier: SharedApplier,
         settings: JobSettings,
         names: Mapping[str, str],
@@ -59,6 +72,7 @@ class LocalExecutor:
         cancelled: threading.Event,
     ) -> None:
         ready = False
+        bind(applier.output)
         while (task := tasks.get()) is not None:
             if cancelled.is_set():
                 events.put(TaskStopped(task))
@@ -69,9 +83,12 @@ class LocalExecutor:
                     ready = True
                 except Exception as error:
                     text = f"{type(error).__name__}: {error}"
-                    events.put(TaskFailed(task, "setup", text, cause=error))
+                    events.put(TaskFailed(task, "setup", text, cause=error, applier=number))
                     continue
-            events.put(outcome(applier, task))
+            event = outcome(applier, task)
+            if isinstance(event, TaskDone | TaskFailed):
+                event = replace(event, applier=number)
+            events.put(event)
         applier.close()
 
     def free_slots(self, waiting: int) -> int:
@@ -83,9 +100,9 @@ class LocalExecutor:
         self._in_flight += 1
         self._tasks.put(task)
 
-    def wait(self, timeout_s: float) -> list[TaskEvent]:
-        """Return what finished."""
-        found: list[TaskEvent] = []
+    def wait(self, timeout_s: float) -> list[ExecutorEvent]:
+        """Return what finished, and what was printed where prints are kept."""
+        found: list[ExecutorEvent] = []
         try:
             found.append(self._events.get(timeout=timeout_s))
             while True:
@@ -93,7 +110,8 @@ class LocalExecutor:
         except queue.Empty:
             pass
         self._in_flight -= len(found)
-        return found
+        texts = [a.output.take() for a in self._appliers]
+        return [Printed(k, text) for k, text in enumerate(texts) if text] + found
 
     def workers(self) -> Workers:
         """All threads are ready at once."""

@@ -8,12 +8,14 @@ vanishes takes at most the batches in flight with it; one that is being drained,
 from __future__ import annotations
 
 import atexit
+import itertools
 import logging
 import os
 import time
 import warnings
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -32,11 +34,23 @@ from geneva.execute.executor import Udfs
 from geneva.execute.follow import SharedApplier
 from geneva.execute.memory import give_back_large
 from geneva.execute.outcome import outcome
+from geneva.execute.output import keep_prints
 from geneva.execute.probe import ensure_probe, read_probe
 from geneva.execute.reservation import actor_options, applier_key, reservation, udf_names
 from geneva.execute.warm import POOL, Actor, end
 from geneva.storage.lance import TableStorage
-from geneva.types import JobSettings, Task, TaskEvent, TaskFailed, TaskLost, TaskStopped, Workers
+from geneva.types import (
+    ExecutorEvent,
+    JobSettings,
+    Printed,
+    Task,
+    TaskDone,
+    TaskEvent,
+    TaskFailed,
+    TaskLost,
+    TaskStopped,
+    Workers,
+)
 from geneva.udf import UDF
 
 TASKS_AT_ONCE = 2  # of an applier: the UDF threads find work where tasks meet
@@ -68,6 +82,9 @@ class _Applier:
             self._check_path()
             pickled = self._pickled
             self._made = SharedApplier(self._storage, lambda name: UDF.loads(pickled[name]))
+            keep_prints(self._made.output)
+        host = f"process {os.getpid()} on {ray.util.get_node_ip_address()}"
+        self._made.output.write(f"--- {host} begins with {settings.target.name}\n")
         self._made.begin(settings, names)
         return str(ray.get_runtime_context().get_node_id())
 
@@ -79,13 +96,14 @@ class _Applier:
                 "disk that all nodes mount at the same path, or on an object store"
             )
 
-    def run(self, task: Task) -> TaskEvent:
-        """Carry out one task."""
-        return outcome(self._applier, task)
+    def run(self, task: Task) -> tuple[TaskEvent, str]:
+        """Carry out one task; return what was printed as well."""
+        event = outcome(self._applier, task)
+        return event, self._applier.output.take()
 
-    def progress(self) -> int:
-        """Return the rows done since `begin`."""
-        return self._applier.progress()
+    def progress(self) -> tuple[int, str]:
+        """Return the rows done since `begin`, and what was printed since the last call."""
+        return self._applier.progress(), self._applier.output.take()
 
     def cancel(self) -> None:
         """Stop at the next batch boundary."""
@@ -108,7 +126,7 @@ class RayExecutor:
         self._options = dict(ray_options)
         self._resource_timeout_s = resource_timeout_s
         self._actors: list[Actor] = []
-        self._events: deque[TaskEvent] = deque()
+        self._events: deque[ExecutorEvent] = deque()
         self._suspects: deque[Task] = deque()  # wait for an applier without tasks
         self._wanted = 0
         self._cancelled = False
@@ -143,15 +161,16 @@ class RayExecutor:
         self._actor_options = actor_options(udf)
         self._key = applier_key(storage, self._names.values(), udf)
         self._actors = POOL.take(self._key, appliers)
-        for actor in self._actors:
-            actor.ready, actor.rows_done = False, 0
+        for number, actor in enumerate(self._actors):
+            actor.number, actor.ready, actor.rows_done = number, False, 0
             actor.beginning = self._begin(actor)
         self._reference = ray.put({self._names[column]: data for column, data in pickled.items()})
         # What cannot fit now is asked for once it is clear that the job lasts.
         self._ask_for(min(appliers, self.capacity(udf, appliers)))
 
     def _ask_for(self, appliers: int) -> None:
-        self._actors += [self._new_actor() for _ in range(appliers - self._staying)]
+        for _ in range(appliers - self._staying):
+            self._actors.append(self._new_actor())
 
     @property
     def _staying(self) -> int:
@@ -161,7 +180,9 @@ class RayExecutor:
     def _new_actor(self) -> Actor:
         make = _actor_class().options(**self._actor_options).remote
         handle = make(self._storage, self._reference, self._probe)
-        actor = Actor(handle, self._key)
+        taken = {a.number for a in self._actors}
+        number = next(k for k in itertools.count() if k not in taken)
+        actor = Actor(handle, self._key, number)
         actor.beginning = self._begin(actor)
         return actor
 
@@ -198,7 +219,7 @@ class RayExecutor:
             if self._suspects and actor.works and not actor.tasks:
                 self._hand_out(actor, self._suspects.popleft())
 
-    def wait(self, timeout_s: float) -> list[TaskEvent]:
+    def wait(self, timeout_s: float) -> list[ExecutorEvent]:
         """Return what ended; notices appliers that became ready or died, and nodes that go."""
         self._poll_progress()
         self._watch_nodes()
@@ -237,12 +258,21 @@ class RayExecutor:
             actor.beginning, actor.ready, actor.node = None, True, value
             self._start_deaths = 0
         elif reference == actor.progress:
-            actor.progress, actor.rows_done = None, value
+            actor.progress, (actor.rows_done, text) = None, value
+            self._printed(actor, text)
         else:
-            self._events.append(self._ended(actor.tasks.pop(reference), value))
+            event, text = value
+            self._printed(actor, text)
+            self._events.append(self._ended(actor, actor.tasks.pop(reference), event))
 
-    def _ended(self, task: Task, event: TaskEvent) -> TaskEvent:
+    def _printed(self, actor: Actor, text: str) -> None:
+        if text:
+            self._events.append(Printed(actor.number, text))
+
+    def _ended(self, actor: Actor, task: Task, event: TaskEvent) -> TaskEvent:
         """Return how a task ended; one that stopped unasked is for another applier."""
+        if isinstance(event, TaskDone | TaskFailed):
+            return replace(event, applier=actor.number)
         if isinstance(event, TaskStopped) and not self._cancelled:
             return TaskLost(task, "its node is being drained", started=False)
         return event
@@ -257,7 +287,8 @@ class RayExecutor:
             raise cause
         if reference in actor.tasks:
             task = actor.tasks.pop(reference)
-            self._events.append(TaskFailed(task, "storage", str(cause), traceback=str(error)))
+            failed = TaskFailed(task, "storage", str(cause), traceback=str(error))
+            self._events.append(self._ended(actor, task, failed))
             return
         raise UdfError(
             f"the UDF could not start on its applier: {type(cause).__name__}: {cause}"
@@ -271,20 +302,22 @@ class RayExecutor:
         if not actor.node and not innocent:
             self._dead_at_start(error)
         for reference, task in reversed(actor.tasks.items()):  # the first is to be the next again
-            self._events.append(self._last_word(reference, task, error, started=not innocent))
+            self._last_word(actor, reference, task, error, started=not innocent)
         _LOG.info("an applier died: %s", error)
         if not self._cancelled and not actor.leaving:
             self._ask_for(min(self._wanted, self._staying + 1))
 
     def _last_word(
-        self, reference: Any, task: Task, death: Exception, *, started: bool
-    ) -> TaskEvent:
-        """Return how a dead applier's task ended: it may have been done, and the next one not."""
+        self, actor: Actor, reference: Any, task: Task, death: Exception, *, started: bool
+    ) -> None:
+        """Say how a dead applier's task ended: it may have been done, and the next one not."""
         try:
-            return self._ended(task, ray.get(reference, timeout=0))
+            event, text = ray.get(reference, timeout=0)
+            self._printed(actor, text)
         except (GetTimeoutError, RayActorError, ObjectLostError):
             lost = TaskLost(task, _reason(death), started=started)
-            return TaskStopped(task) if self._cancelled else lost
+            event = TaskStopped(task) if self._cancelled else lost
+        self._events.append(self._ended(actor, task, event))
 
     def _dead_at_start(self, error: Exception) -> None:
         self._start_deaths += 1

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
+from geneva.execute.output import Output, bind
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -17,17 +19,23 @@ class UdfThreads:
 
     Columns that are computed from one read share it, so that an applier never makes more calls
     at once than it was given threads.
+
+    Parameters
+    ----------
+    output
+        Gets what is printed by them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, output: Output) -> None:
         self._pool: ThreadPoolExecutor | None = None
+        self._output = output
         self.count = 0
 
     def resize(self, count: int) -> None:
         """Have so many threads; nothing may be running unless it is the size already."""
         if self._pool is None or self.count != count:
             self.close()
-            self._pool = ThreadPoolExecutor(count, thread_name_prefix="geneva-udf")
+            self._pool = ThreadPoolExecutor(count, "geneva-udf", bind, (self._output,))
             self.count = count
 
     def submit(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:

@@ -27,6 +27,8 @@ class Actor:
     ----------
     key
         What it is; see `geneva.execute.reservation.applier_key`.
+    number
+        Among the appliers of its job; one that takes a dead one's place has its number.
     node
         Where it runs; empty until it has begun its first job.
     ready
@@ -39,6 +41,7 @@ class Actor:
 
     handle: Any
     key: str
+    number: int = 0
     node: str = ""
     ready: bool = False
     leaving: bool = False

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
@@ -13,7 +15,10 @@ from geneva.errors import SettingError
 from geneva.types import JobState
 
 T = TypeVar("T")
+Sort = Literal["created", "-created", "priority", "-priority", "name", "-name"]
+"""What comes first: the least, or with a minus the greatest."""
 MAX_LIMIT = 1000
+_UNFIT = re.compile("[\0\ud800-\udfff]")  # no database takes NUL or half a surrogate pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,8 @@ class Wish:
 
     Attributes
     ----------
+    sort
+        Jobs have no name.
     cursor
         ``Page.next`` of the page before.
     """
@@ -38,7 +45,7 @@ class Wish:
     db: str | None = None
     table: str | None = None
     name: str | None = None
-    sort: Literal["created", "-created"] = "-created"
+    sort: Sort = "-created"
     limit: int = 100
     cursor: str | None = None
 
@@ -58,12 +65,23 @@ def decode_cursor(text: str, *kinds: type) -> list[float | str | int]:
     """
     try:
         key = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-        if len(key) != len(kinds) or any(
-            type(k) is not kind for k, kind in zip(key, kinds, strict=True)
-        ):
+        if len(key) != len(kinds) or not all(map(_fits, key, kinds)):
             raise ValueError(text)
     except (ValueError, TypeError, binascii.Error) as error:
         raise SettingError(
             f"cursor {text!r} is not one that a page gave; leave it out to begin again"
         ) from error
     return list(key)
+
+
+def _fits(value: object, kind: type) -> bool:
+    """Whether a value is of a kind, and one that a database takes."""
+    match value:
+        case str():
+            return kind is str and not _UNFIT.search(value)
+        case int():
+            return type(value) is kind and abs(value) < 2**63
+        case float():
+            return kind is float and math.isfinite(value)
+        case _:
+            return False

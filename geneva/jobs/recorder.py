@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from geneva.types import Task, TaskEvent
+from geneva.types import ExecutorEvent, Task
 
 
 class PlannedFragment(Protocol):
@@ -43,8 +43,8 @@ class Recorder:
     def began(self, task: Task) -> None:
         """Take note of a task that was handed out."""
 
-    def took(self, event: TaskEvent) -> None:
-        """Take note of what became of a task."""
+    def took(self, event: ExecutorEvent) -> None:
+        """Take note of what became of a task, or of what UDFs printed."""
 
     def may_publish(self) -> None:
         """Return if a commit may be sent now.
@@ -55,5 +55,5 @@ class Recorder:
             The job is another driver's by now.
         """
 
-    def published(self, version: int | None, fragments: Sequence[int]) -> None:
-        """Take note of a commit and the fragments that became visible with it."""
+    def published(self, version: int | None, fragments: Sequence[int], seconds: float) -> None:
+        """Take note of a commit, the fragments that became visible with it, and its time."""

@@ -11,11 +11,14 @@ import os
 import signal
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 from geneva.errors import GenevaError, LeaseLostError
+from geneva.execute.output import keep_prints
 from geneva.jobs.process import this_process
-from geneva.service.settings import DRIVER_CLAIM, DRIVER_URL
+from geneva.service.logs import DRIVER, Log, Printer, bounded
+from geneva.service.settings import DRIVER_CLAIM, DRIVER_LOGS, DRIVER_URL
 from geneva.service.tables import open_table
 from geneva.store.leases import Leases
 from geneva.store.models import Job
@@ -37,6 +40,7 @@ _LOG = logging.getLogger("geneva.driver")
 
 def main() -> int:
     """Carry out the job that the environment names; return the exit code."""
+    keep_prints()  # before a handler takes the streams as they are
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -53,9 +57,11 @@ def main() -> int:
         _LOG.info("%s", error)
         return 3
     _LOG.info("job %s, driver %s: %s of %s", job.id, claim.epoch, job.columns, job.table_uri)
-    recorder = StoreRecorder(store, claim, pause_ends=True)
+    folder = Path(os.environ[DRIVER_LOGS])
+    recorder = StoreRecorder(store, claim, pause_ends=True, keep=Printer(folder))
     try:
-        return _drive(store, leases, claim, job, recorder)
+        with bounded(Log(folder, DRIVER)):
+            return _drive(store, leases, claim, job, recorder)
     except LeaseLostError as error:
         _LOG.warning("%s", error)
         return 3

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
 from fastapi import Path as InPath
 from fastapi.responses import PlainTextResponse
 
+from geneva.errors import SettingError
 from geneva.jobs.control import Wanted
 from geneva.jobs.page import MAX_LIMIT, Page, Wish
 from geneva.jobs.records import (
     FailureRecord,
     JobRecord,
+    LogPart,
+    LogRecord,
     PoolRecord,
+    StageRecord,
     TaskRecord,
     TaskState,
     WatchRecord,
 )
 from geneva.service.access import Operator, Viewer
+from geneva.service.logs import Log, logs_of
 from geneva.service.schemas import PoolChange
 from geneva.service.state import Lists, Places, Store
 from geneva.service.tables import open_table
@@ -31,6 +35,8 @@ router = APIRouter()
 _Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 _Cursor = Annotated[str | None, Query(max_length=500)]
 _LOG_BYTES = 200_000
+_LogBytes = Annotated[int, Query(ge=1, le=_LOG_BYTES)]
+_LogName = Annotated[str, InPath(pattern=r"^(driver|applier-[0-9]{1,6})$")]
 
 
 @router.get("/jobs", tags=["jobs"], dependencies=[Viewer])
@@ -39,7 +45,7 @@ def jobs(
     state: Annotated[list[JobState] | None, Query()] = None,
     db: str | None = None,
     table: str | None = None,
-    sort: Literal["created", "-created"] = "-created",
+    sort: Literal["created", "-created", "priority", "-priority"] = "-created",
     limit: _Limit = 100,
     cursor: _Cursor = None,
 ) -> Page[JobRecord]:
@@ -80,28 +86,52 @@ def failures(
     return lists.failures(job_id, limit, cursor)
 
 
+@router.get("/jobs/{job_id}/stages", tags=["jobs"], dependencies=[Viewer])
+def stages(job_id: str, lists: Lists) -> list[StageRecord]:
+    """Add up the fragments of each column of a job: how many in each state, and stage times."""
+    return lists.stages(job_id)
+
+
+@router.get("/jobs/{job_id}/logs", tags=["logs"], dependencies=[Viewer])
+def logs(job_id: str, store: Store, places: Places) -> list[LogRecord]:
+    """List the logs of a job that are on this host: the driver's, and one of each applier."""
+    folder = places.settings.logs / store.job(job_id).id
+    return [log.record() for log in logs_of(folder)]
+
+
+@router.get("/jobs/{job_id}/logs/{name}", tags=["logs"], dependencies=[Viewer])
+def log(
+    job_id: str,
+    name: _LogName,
+    store: Store,
+    places: Places,
+    after: Annotated[int | None, Query(ge=0, le=2**53)] = None,
+    size_bytes: _LogBytes = _LOG_BYTES,
+) -> LogPart:
+    """Return a piece of a log: the end of it, or what begins at an offset."""
+    return _log(places, store, job_id, name).read(after, size_bytes)
+
+
 @router.get(
-    "/jobs/{job_id}/logs",
-    tags=["jobs"],
+    "/jobs/{job_id}/logs/{name}/text",
+    tags=["logs"],
     dependencies=[Viewer],
     response_class=PlainTextResponse,
 )
-def logs(
+def log_text(
     job_id: str,
+    name: _LogName,
     store: Store,
     places: Places,
-    size_bytes: Annotated[int, Query(ge=1, le=_LOG_BYTES)] = _LOG_BYTES,
-) -> str:
-    """Return the end of what the job's drivers wrote, those of this host."""
-    folder = places.settings.logs / store.job(job_id).id
-    files = sorted(folder.glob("*.log"), key=lambda p: int(p.stem))
-    return "".join(_end(p, size_bytes) for p in files)[-size_bytes:]
+    size_bytes: _LogBytes = _LOG_BYTES,
+) -> PlainTextResponse:
+    """Return the end of a log as plain text."""
+    text = _log(places, store, job_id, name).read(None, size_bytes).text
+    return PlainTextResponse(text, headers={"X-Content-Type-Options": "nosniff"})
 
 
-def _end(path: Path, size_bytes: int) -> str:
-    with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - size_bytes, 0))
-        return f"--- driver {path.stem}\n" + file.read().decode(errors="replace")
+def _log(places: Places, store: Store, job_id: str, name: str) -> Log:
+    return Log(places.settings.logs / store.job(job_id).id, name)
 
 
 @router.get("/pools", tags=["pools"], dependencies=[Viewer])
@@ -133,7 +163,10 @@ def auto(store: Store) -> list[WatchRecord]:
 @router.get("/coverage", tags=["tables"], dependencies=[Viewer])
 def coverage(table: str, column: str, places: Places, db: str | None = None) -> dict[str, Any]:
     """Count per fragment the rows of a column that are computed, stale and missing."""
-    found = open_table(db or places.settings.db or ".", table).coverage(column)
+    db = db or places.settings.db
+    if db is None:
+        raise SettingError("db is needed: this service was started without --db")
+    found = open_table(db, table).coverage(column)
     return {
         "column": found.column,
         "version": found.version,

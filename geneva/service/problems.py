@@ -37,18 +37,21 @@ class Problem(BaseModel):
     errors: list[Any] | None = None
 
 
-RESPONSES: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "content": {MEDIA_TYPE: {}}, "description": text}
-    for status, text in {
-        401: "A token is missing or unknown.",
-        403: "The token allows looking only, or the request comes from another site.",
-        404: "There is no such thing.",
-        409: "The state of the job does not allow it.",
-        413: "The request is too large.",
-        422: "The request is wrong.",
-        503: "The database of jobs, or the table's storage, does not answer.",
-    }.items()
+STATUSES = {
+    400: "The body is no JSON, or the URL holds a NUL.",
+    401: "A token is missing or unknown.",
+    403: "The token allows looking only, or the request comes from another site.",
+    404: "There is no such thing.",
+    409: "The state of the job does not allow it.",
+    413: "The body is too large.",
+    414: "The URL is too long.",
+    422: "The request is wrong.",
+    429: "Too many requests; Retry-After says how long to wait.",
+    431: "The headers are too large.",
+    500: "The service failed, or somebody must mend the cluster or the files.",
+    503: "The database of jobs, or the table's storage, does not answer.",
 }
+"""What the status of an error means."""
 
 
 def install(app: FastAPI) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -13,11 +13,12 @@ from fastapi.encoders import jsonable_encoder
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from geneva.jobs.control import Wanted
-from geneva.jobs.page import MAX_LIMIT, Page, Wish
+from geneva.jobs.page import MAX_LIMIT, Page, Sort, Wish
 from geneva.jobs.records import EventRecord, RunRecord
 from geneva.plan.report import plan_facts
 from geneva.service import admission
 from geneva.service.access import Operator, Viewer
+from geneva.service.logs import forget
 from geneva.service.schemas import NewRun, RunChange
 from geneva.service.state import Lists, Places, Store
 from geneva.types import JobState
@@ -25,6 +26,15 @@ from geneva.types import JobState
 router = APIRouter(prefix="/runs", tags=["runs"])
 
 _LOOK_S = 0.3
+_SENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "id": {"type": "string", "description": "For Last-Event-ID; of events only."},
+        "event": {"type": "string", "description": "`run`, or the kind of an event."},
+        "data": {"type": "string", "description": "A RunRecord or an EventRecord as JSON."},
+    },
+}
 _Key = Annotated[str | None, Header(min_length=1, max_length=200)]
 _Limit = Annotated[int, Query(ge=1, le=MAX_LIMIT)]
 _Cursor = Annotated[str | None, Query(max_length=500)]
@@ -59,7 +69,7 @@ def runs(
     db: str | None = None,
     table: str | None = None,
     name: str | None = None,
-    sort: Literal["created", "-created"] = "-created",
+    sort: Sort = "-created",
     limit: _Limit = 100,
     cursor: _Cursor = None,
 ) -> Page[RunRecord]:
@@ -104,9 +114,12 @@ def retry(run_id: str, store: Store) -> RunRecord:
 
 
 @router.delete("/{run_id}", status_code=204, dependencies=[Operator])
-def delete(run_id: str, store: Store) -> None:
-    """Remove the records of a run that has ended; values are never touched."""
+def delete(run_id: str, store: Store, places: Places) -> None:
+    """Remove the records and logs of a run that has ended; values are never touched."""
+    jobs = store.run(run_id).jobs
     store.delete(run_id)
+    for job in jobs:
+        forget(places.settings.logs / job.id)
 
 
 @router.get("/{run_id}/events", dependencies=[Viewer])
@@ -120,7 +133,12 @@ def events(
     return lists.events(run_id, after, limit)
 
 
-@router.get("/{run_id}/stream", dependencies=[Viewer], response_class=EventSourceResponse)
+@router.get(
+    "/{run_id}/stream",
+    dependencies=[Viewer],
+    response_class=EventSourceResponse,
+    responses={200: {"content": {"text/event-stream": {"schema": _SENT}}}},
+)
 async def stream(
     run_id: str,
     request: Request,

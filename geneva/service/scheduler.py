@@ -21,7 +21,8 @@ from collections.abc import Hashable, Iterator
 from geneva.errors import GenevaError
 from geneva.jobs.process import ProcessId, identify, marked, this_process
 from geneva.jobs.records import Mode
-from geneva.service.settings import DRIVER_CLAIM, DRIVER_URL, Settings
+from geneva.service.logs import DRIVER, Log
+from geneva.service.settings import DRIVER_CLAIM, DRIVER_LOGS, DRIVER_URL, Settings
 from geneva.service.tables import storage_options
 from geneva.service.watcher import Watcher
 from geneva.store.leases import Held, Leases
@@ -164,13 +165,13 @@ class Scheduler:
             _LOG.info("it is gone already")
 
     def _start(self, claimed: Claim) -> None:
-        log = self._settings.logs / claimed.job_id / f"{claimed.epoch}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
+        log = Log(self._settings.logs / claimed.job_id, DRIVER)
         told = {
+            DRIVER_LOGS: str(log.folder),
             DRIVER_URL: self._database.url,
             DRIVER_CLAIM: f"{claimed.job_id}:{claimed.epoch}",
         }
-        with log.open("ab") as out:
+        with log.open() as out:
             child = subprocess.Popen(
                 [sys.executable, "-m", "geneva.service.driver"],
                 stdin=subprocess.DEVNULL,

@@ -2,20 +2,63 @@
 
 from __future__ import annotations
 
+import math
+import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from geneva.errors import SettingError
 from geneva.jobs.records import DEFAULT_POOL, Submission
 
-_Name = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f]*$")]
+_DEPTH = 20
+_MOST = 2**63 - 1
+_UNFIT = re.compile("[\0\ud800-\udfff]")
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """Refuse what JSON may hold and a database may not.
+
+    Raises
+    ------
+    ValueError
+        For NaN and infinities, whole numbers of more than 64 bits, NUL, halves of surrogate pairs,
+        and what is nested too deep.
+    """
+    if depth > _DEPTH:
+        raise ValueError(f"values are nested at most {_DEPTH} deep")
+    match value:
+        case str() if _UNFIT.search(value):
+            raise ValueError("a text holds a NUL or half a surrogate pair")
+        case int() if abs(value) > _MOST:
+            raise ValueError("whole numbers have at most 64 bits")
+        case float() if not math.isfinite(value):
+            raise ValueError("numbers must be finite")
+        case dict():
+            for held in (*value, *value.values()):
+                _plain(held, depth + 1)
+        case list():
+            for held in value:
+                _plain(held, depth + 1)
+    return value
+
+
+def _arguments(given: dict[str, Any]) -> dict[str, Any]:
+    if "columns" in given:
+        raise ValueError("'columns' is given beside the arguments")
+    if not isinstance(given.get("params"), dict | None):
+        raise ValueError("'params' must be an object")
+    return given
+
+
+_Facts = Annotated[dict[str, Any], AfterValidator(_plain)]
+_Name = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f]*$"), AfterValidator(_plain)]
 _Level = Annotated[int, Field(ge=-1000, le=1000)]
 _Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class NewRun(_Strict):
@@ -24,11 +67,11 @@ class NewRun(_Strict):
     ``arguments`` are those of ``geneva.Table.backfill``, by name.
     """
 
-    table: Annotated[_Name, Field(min_length=1)]
+    table: Annotated[_Name, Field(min_length=1, max_length=240)]
     columns: Annotated[list[Annotated[_Name, Field(min_length=1)]], Field(min_length=1)]
     db: _Name | None = None
-    arguments: dict[str, Any] = {}
-    ray: dict[str, Any] = {}
+    arguments: Annotated[_Facts, AfterValidator(_arguments)] = {}
+    ray: _Facts = {}
     name: _Name = ""
     pool: Annotated[_Name, Field(min_length=1)] = DEFAULT_POOL
     priority: _Level = 0

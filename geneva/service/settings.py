@@ -10,6 +10,7 @@ from geneva.errors import SettingError
 
 DRIVER_URL = "GENEVA_JOBS_URL"
 DRIVER_CLAIM = "GENEVA_DRIVER_CLAIM"
+DRIVER_LOGS = "GENEVA_DRIVER_LOGS"
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -29,6 +30,8 @@ class Settings:
         Who has one may steer, or look. Without them nothing is asked, on loopback only.
     tick_s, grace_s
         Seconds between two looks of the scheduler, and that a driver has to stop as is wanted.
+    requests_per_s
+        That one client may send, with bursts of twice as many; 0 for no limit.
     watch_s
         Seconds between two looks at the tables of ``db`` for columns that are kept filled; 0 for
         never.
@@ -45,6 +48,7 @@ class Settings:
     viewer_token: str | None = field(default=None, repr=False)
     tick_s: float = 0.25
     grace_s: float = 15.0
+    requests_per_s: float = 500.0
     watch_s: float = 1.0
     keep_s: float | None = None
 

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from geneva.errors import SettingError
+from geneva.errors import SettingError, TableError
 from geneva.table import Table, connect
 
 STORAGE_OPTIONS = "GENEVA_STORAGE_OPTIONS"  # the path of that file; drivers inherit it
@@ -30,11 +30,29 @@ def open_table(db: str, name: str, ray: Mapping[str, Any] | None = None) -> Tabl
     Raises
     ------
     SettingError
-        The file of storage options cannot be used.
+        ``db`` is no absolute path and no URI, or the file of storage options cannot be used.
     TableError
-        There is no such table.
+        There is no such table, or no such database: a look must not make one.
     """
-    return connect(db, storage_options=storage_options(db), ray=ray).open_table(name)
+    if "://" not in db or db.startswith("file://"):
+        path = Path(db.removeprefix("file://"))
+        if not path.is_absolute():
+            raise SettingError(f"db {db!r} must be an absolute path, or a URI such as s3://...")
+        if not _is_folder(path):
+            raise TableError(f"there is no database {db!r} on the service's host")
+    options = storage_options(db)
+    try:
+        found = connect(db, storage_options=options, ray=ray)
+    except ValueError as error:
+        raise SettingError(f"db {db!r} cannot be opened: {error}") from error
+    return found.open_table(name)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # no path at all: too long, or it holds a NUL
+        return False
 
 
 def storage_options(db: str) -> dict[str, str] | None:

@@ -16,15 +16,18 @@ import httpx
 from pydantic import TypeAdapter
 
 import geneva.errors
-from geneva.errors import GenevaError, ServiceError
+from geneva.errors import GenevaError, ServiceError, SettingError
 from geneva.jobs.control import Wanted
 from geneva.jobs.page import MAX_LIMIT, Page, Wish
 from geneva.jobs.records import (
     EventRecord,
     FailureRecord,
     JobRecord,
+    LogPart,
+    LogRecord,
     PoolRecord,
     RunRecord,
+    StageRecord,
     Submission,
     TaskRecord,
     TaskState,
@@ -33,6 +36,7 @@ from geneva.jobs.records import (
 
 T = TypeVar("T")
 _TRIES = 4
+_MOST_WAIT_S = 10.0
 _VERBS = {Wanted.PAUSE: "pause", Wanted.RUN: "resume", Wanted.CANCEL: "cancel"}
 
 
@@ -51,6 +55,8 @@ class Client:
         token = token or os.environ.get("GENEVA_TOKEN")
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.url = url.rstrip("/")
+        if not self.url.startswith(("http://", "https://")):
+            raise SettingError(f"{url!r} is no URL of a service, such as http://127.0.0.1:8265")
         self._http = httpx.Client(base_url=f"{self.url}/api/v1", headers=headers, timeout=60)
         weakref.finalize(self, self._http.close)
 
@@ -139,9 +145,18 @@ class Client:
         """Return the columns that are kept filled."""
         return _read(list[WatchRecord], self._ask("GET", "/auto"))
 
-    def logs(self, job_id: str) -> str:
-        """Return the end of what the drivers of a job wrote."""
-        return self._send("GET", f"/jobs/{job_id}/logs").text
+    def stages(self, job_id: str) -> list[StageRecord]:
+        """Return what the fragments of each column of a job add up to."""
+        return _read(list[StageRecord], self._ask("GET", f"/jobs/{job_id}/stages"))
+
+    def logs(self, job_id: str) -> list[LogRecord]:
+        """Return which logs of a job the service's host has."""
+        return _read(list[LogRecord], self._ask("GET", f"/jobs/{job_id}/logs"))
+
+    def log(self, job_id: str, name: str = "driver", after: int | None = None) -> LogPart:
+        """Return the end of a log, or a piece that begins at an offset."""
+        found = self._ask("GET", f"/jobs/{job_id}/logs/{name}", params=_given(after=after))
+        return _read(LogPart, found)
 
     def watch(self, run_id: str) -> Iterator[EventRecord | RunRecord]:
         """Yield what happens to a run, and the run when it changes, until it has ended.
@@ -191,6 +206,10 @@ class Client:
         while True:
             try:
                 answer = self._http.request(method, path, **options)
+                if answer.status_code == 429 and tries < _TRIES:  # it was not carried out
+                    tries += 1
+                    time.sleep(min(float(answer.headers.get("Retry-After", 1)), _MOST_WAIT_S))
+                    continue
                 _check(answer)
                 return answer
             except httpx.TransportError as error:
@@ -199,7 +218,10 @@ class Client:
 
     def _wait(self, tries: int, error: httpx.TransportError) -> None:
         if tries >= _TRIES:
-            raise ServiceError(f"the service at {self.url} does not answer: {error}") from error
+            raise ServiceError(
+                f"the service at {self.url} does not answer ({error}); is `geneva serve` running "
+                "there? --url or GENEVA_URL names another"
+            ) from error
         time.sleep(0.1 * 2**tries)
 
 

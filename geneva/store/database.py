@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.orm import Session
 
 from geneva.errors import ServiceError, SettingError
@@ -119,6 +125,8 @@ def _begin_sqlite(connection: Any) -> None:
 def _answering(url: str) -> Iterator[None]:
     try:
         yield
+    except DataError as error:
+        raise SettingError(f"a value is out of the range of its column: {error.orig}") from error
     except (InterfaceError, OperationalError, ProgrammingError) as error:
         shown = make_url(url).render_as_string()
         raise ServiceError(f"the database of jobs, {shown}, failed: {error.orig}") from error

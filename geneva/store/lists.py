@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 from sqlalchemy import Select, func, select, tuple_
@@ -12,11 +12,13 @@ from geneva.errors import NoSuchJobError, SettingError
 from geneva.jobs.page import MAX_LIMIT, Page, Wish, decode_cursor, encode_cursor
 from geneva.jobs.records import (
     DEFAULT_POOL,
+    STAGES,
     EventRecord,
     FailureRecord,
     JobRecord,
     PoolRecord,
     RunRecord,
+    StageRecord,
     TaskRecord,
     TaskState,
 )
@@ -31,6 +33,8 @@ from geneva.store.found import (
 )
 from geneva.store.models import Event, Failure, Job, Pool, Run, Task
 from geneva.types import JobState
+
+_MOST = 2**31 - 1  # of a whole number in a column
 
 
 class Lists:
@@ -48,13 +52,13 @@ class Lists:
             of_them = select(Job).where(Job.run_id.in_(jobs), Job.superseded.is_(False))
             for job in session.scalars(of_them.order_by(Job.created_s, Job.id)):
                 jobs[job.run_id].append(job)
-            return Page([run_record(r, jobs[r.id]) for r in shown], _next(found, wish.limit))
+            return Page([run_record(r, jobs[r.id]) for r in shown], _next(found, wish))
 
     def jobs(self, wish: Wish) -> Page[JobRecord]:
         """Return jobs, the newest first unless asked otherwise."""
         with self.database.read() as session:
             found = list(session.scalars(_wished(Job, wish)))
-            return Page([job_record(j) for j in found[: wish.limit]], _next(found, wish.limit))
+            return Page([job_record(j) for j in found[: wish.limit]], _next(found, wish))
 
     def tasks(
         self,
@@ -81,6 +85,21 @@ class Lists:
             cursor = encode_cursor(last.column, last.fragment_id)
             return Page([task_record(t) for t in found[:limit]], cursor)
 
+    def stages(self, job_id: str) -> list[StageRecord]:
+        """Return what the fragments of each column of a job add up to."""
+        sums = [func.sum(getattr(Task, f"seconds_{s}")) for s in STAGES]
+        wanted = select(Task.column, Task.state, func.count(), *sums)
+        wanted = wanted.where(Task.job_id == job_id).group_by(Task.column, Task.state)
+        fragments: dict[str, dict[TaskState, int]] = defaultdict(dict)
+        seconds: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(STAGES, 0.0))
+        with self.database.read() as session:
+            _known(session, job_id)
+            for column, state, number, *spent in session.execute(wanted.order_by(Task.column)):
+                fragments[column][TaskState(state)] = number
+                for stage, sum_s in zip(STAGES, spent, strict=True):
+                    seconds[column][stage] += sum_s
+        return [StageRecord(c, fragments[c], seconds[c]) for c in fragments]
+
     def failures(
         self, job_id: str, limit: int = 100, cursor: str | None = None
     ) -> Page[FailureRecord]:
@@ -104,6 +123,7 @@ class Lists:
     def events(self, run_id: str, after: int = 0, limit: int = MAX_LIMIT) -> Page[EventRecord]:
         """Return the events of a run that came after its n-th."""
         _check_limit(limit)
+        after = min(after, _MOST)
         wanted = select(Event).where(Event.run_id == run_id, Event.seq > after)
         with self.database.read() as session:
             if session.get(Run, run_id) is None:
@@ -151,20 +171,34 @@ def _wished(model: Any, wish: Wish) -> Select[Any]:
             wanted = wanted.where(getattr(model, name) == value)
     if wish.name is not None and model is Run:
         wanted = wanted.where(Run.name == wish.name)
-    place = tuple_(model.created_s, model.id)
-    down = wish.sort == "-created"
+    name, kind = _sorted_by(model, wish)
+    order = (getattr(model, name), model.id)
+    place = tuple_(*order)
+    down = wish.sort.startswith("-")
     if wish.cursor is not None:
-        after = tuple_(*decode_cursor(wish.cursor, float, str))
+        after = tuple_(*decode_cursor(wish.cursor, kind, str))
         wanted = wanted.where(place < after if down else place > after)
-    order = (model.created_s, model.id)
     wanted = wanted.order_by(*((c.desc() for c in order) if down else order))
     return wanted.limit(wish.limit + 1)
 
 
-def _next(found: list[Any], limit: int) -> str | None:
-    if len(found) <= limit:
+def _sorted_by(model: Any, wish: Wish) -> tuple[str, type]:
+    """Return the column that a list is sorted by, and the kind of its values."""
+    name, kind = _SORTS[wish.sort.removeprefix("-")]
+    if not hasattr(model, name):
+        raise SettingError(f"jobs cannot be sorted by {name}: they have none")
+    return name, kind
+
+
+_SORTS = {"created": ("created_s", float), "priority": ("priority", int), "name": ("name", str)}
+
+
+def _next(found: list[Any], wish: Wish) -> str | None:
+    if len(found) <= wish.limit:
         return None
-    return encode_cursor(found[limit - 1].created_s, found[limit - 1].id)
+    last = found[wish.limit - 1]
+    name, _ = _sorted_by(type(last), wish)
+    return encode_cursor(getattr(last, name), last.id)
 
 
 def _check_limit(limit: int, most: int = MAX_LIMIT) -> None:

@@ -168,6 +168,8 @@ class Task(Base):
     seconds_udf: Mapped[float] = mapped_column(default=0.0)
     seconds_checkpoint: Mapped[float] = mapped_column(default=0.0)
     seconds_write: Mapped[float] = mapped_column(default=0.0)
+    seconds_commit: Mapped[float] = mapped_column(default=0.0)
+    applier: Mapped[int | None]
 
 
 class Event(Base):

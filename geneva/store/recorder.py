@@ -5,30 +5,34 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from geneva.errors import LeaseLostError, ServiceError
 from geneva.jobs.control import Control, Wanted
 from geneva.jobs.recorder import PlannedFragment, Recorder
-from geneva.jobs.records import TaskState
+from geneva.jobs.records import STAGES, TaskState
 from geneva.store.leases import Leases
 from geneva.store.queue import Claim
 from geneva.store.report import News, report
 from geneva.store.store import Store
 from geneva.types import (
+    Counts,
+    ExecutorEvent,
     Failure,
     JobState,
+    Printed,
     Progress,
     Task,
     TaskDone,
-    TaskEvent,
     TaskFailed,
+    TaskLost,
     TaskStopped,
 )
 
 LEASE_S = 30.0
 BEAT_S = 0.5
+_STAGES = STAGES[:-1]  # that an applier counts
 _LOG = logging.getLogger("geneva.jobs")
 
 
@@ -39,18 +43,28 @@ class StoreRecorder(Recorder):
     ----------
     pause_ends
         A pause ends the driver, as the scheduler starts another one; else it waits.
+    keep
+        Is given what UDFs print.
     """
 
     def __init__(
-        self, store: Store, claim: Claim, *, pause_ends: bool, lease_s: float = LEASE_S
+        self,
+        store: Store,
+        claim: Claim,
+        *,
+        pause_ends: bool,
+        lease_s: float = LEASE_S,
+        keep: Callable[[Printed], None] = lambda _: None,
     ) -> None:
         self._database = store.database
         self._leases = Leases(store.database)
         self._claim, self._pause_ends, self._lease_s = claim, pause_ends, lease_s
+        self._keep = keep
         self._lock = threading.Lock()
         self._news = News()
         self._tasks: dict[tuple[str, int], dict[str, Any]] = {}
         self._changed: set[tuple[str, int]] = set()
+        self._followed: dict[str, Counts] = {}  # by the key of work whose turn is to come
         self._column = ""
         self._wanted = Wanted.RUN
         self._ended = threading.Event()
@@ -83,7 +97,13 @@ class StoreRecorder(Recorder):
                     self._changed.add((self._column, plan.fragment_id))
 
     def _fresh(self, plan: PlannedFragment, state: TaskState) -> dict[str, Any]:
-        return {
+        """Return the facts of a fragment; what earlier rounds took for it counts on."""
+        before = self._tasks.get((self._column, plan.fragment_id), {})
+        followed = Counts() if plan.task is None else self._followed.pop(plan.task.key, Counts())
+        seconds = {f"seconds_{s}": before.get(f"seconds_{s}", 0.0) for s in STAGES}
+        for stage in _STAGES:
+            seconds[f"seconds_{stage}"] += getattr(followed, f"seconds_{stage}")
+        return seconds | {
             "job_id": self._claim.job_id,
             "column": self._column,
             "fragment_id": plan.fragment_id,
@@ -95,29 +115,28 @@ class StoreRecorder(Recorder):
             "rows_failed": 0,
             "attempts": 0,
             "version": None,
-            "seconds_read": 0.0,
-            "seconds_udf": 0.0,
-            "seconds_checkpoint": 0.0,
-            "seconds_write": 0.0,
+            "applier": None,
         }
 
     def began(self, task: Task) -> None:
         """Note a fragment that is worked on."""
         self._change(task.fragment_id, state=TaskState.RUNNING.value, reason="")
 
-    def took(self, event: TaskEvent) -> None:
-        """Note what became of a fragment, or of a span of one."""
+    def took(self, event: ExecutorEvent) -> None:
+        """Note what became of a fragment, or of a span of one, or what was printed."""
         match event:
+            case Printed():
+                self._keep(event)
             case TaskDone():
                 self._done(event)
             case TaskFailed():
-                failed = TaskState.FAILED.value
-                self._change(event.task.fragment_id, state=failed, reason=event.message)
+                failed = {"state": TaskState.FAILED.value, "applier": event.applier}
+                self._change(event.task.fragment_id, reason=event.message, **failed)
                 if event.failure is not None:
                     self._failures([event.failure])
             case TaskStopped():
                 self._change(event.task.fragment_id, state=TaskState.STOPPED.value)
-            case _:
+            case TaskLost():
                 task = event.task
                 self._change(task.fragment_id, reason=event.reason, attempts=task.attempt + 1)
                 facts = {"fragment": task.fragment_id, "attempt": task.attempt}
@@ -130,7 +149,11 @@ class StoreRecorder(Recorder):
             facts = self._tasks.get((self._column, event.fragment_id))
             if facts is None:
                 return
-            for stage in ("read", "udf", "checkpoint", "write"):
+            for followed in event.followed:
+                counts = self._followed.get(followed.key, Counts()) + followed.counts
+                self._followed[followed.key] = counts
+            facts["applier"] = event.applier
+            for stage in _STAGES:
                 facts[f"seconds_{stage}"] += getattr(event.counts, f"seconds_{stage}")
             self._changed.add((self._column, event.fragment_id))
         whole = event.file is not None or (event.start == 0 and event.stop >= facts["rows"])
@@ -182,12 +205,16 @@ class StoreRecorder(Recorder):
                     raise
                 self._ended.wait(BEAT_S)
 
-    def published(self, version: int | None, fragments: Sequence[int]) -> None:
-        """Note fragments that became visible."""
+    def published(self, version: int | None, fragments: Sequence[int], seconds: float) -> None:
+        """Note fragments that became visible; each is charged its share of the commit's time."""
         if version is None:
             return
+        committed = {"state": TaskState.COMMITTED.value, "version": version}
         for fragment_id in fragments:
-            self._change(fragment_id, state=TaskState.COMMITTED.value, version=version)
+            with self._lock:
+                facts = self._tasks.get((self._column, fragment_id), {})
+                spent = facts.get("seconds_commit", 0.0) + seconds / len(fragments)
+            self._change(fragment_id, seconds_commit=spent, **committed)
         message = f"{len(fragments):,} fragments became visible in version {version}"
         with self._lock:
             facts = {"version": version, "fragments": len(fragments)}

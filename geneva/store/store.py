@@ -211,7 +211,9 @@ class Store(Lists):
         with self.database.read() as session:
             run = session.get(Run, run_id)
             if run is None:
-                raise NoSuchJobError(f"there is no run {run_id!r}")
+                job = session.get(Job, run_id)
+                hint = "" if job is None else f": that is a job of run {job.run_id}"
+                raise NoSuchJobError(f"there is no run {run_id!r}{hint}")
             jobs = select(Job).where(Job.run_id == run_id).order_by(Job.created_s, Job.id)
             return run_record(run, list(session.scalars(jobs)))
 

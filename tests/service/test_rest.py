@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,10 @@ from fastapi.testclient import TestClient
 
 import geneva
 from geneva.errors import SettingError
+from geneva.jobs.page import encode_cursor
 from geneva.jobs.process import this_process
 from geneva.service.app import create_app
+from geneva.service.limits import Rate
 from geneva.service.settings import Settings
 from geneva.store.leases import Leases
 from geneva.store.queue import claim
@@ -61,6 +64,24 @@ def test_accepted_request_is_a_queued_run(http: TestClient, scene: Scene):
         ({"arguments": {"executor": "magic"}}, 422, "SettingError", "'ray' or 'local'"),
         ({"arguments": {"progress": True}}, 422, "SettingError", "elsewhere"),
         ({"surprise": 1}, 422, "InvalidRequest", "surprise"),
+        # Found by the fuzz: each of these made the service fail, or make a folder.
+        ({"table": "::1"}, 404, "TableError", "Invalid table name"),
+        ({"table": "t" * 241}, 422, "InvalidRequest", "240"),
+        ({"db": "relative"}, 422, "SettingError", "absolute"),
+        ({"db": "/" + "d" * 300}, 404, "TableError", "no database"),
+        ({"db": "file:///not/there"}, 404, "TableError", "no database"),
+        ({"db": "magic://x"}, 422, "SettingError", "cannot be opened"),
+        ({"priority": True}, 422, "InvalidRequest", "integer"),
+        ({"arguments": {"columns": "y"}}, 422, "InvalidRequest", "'columns'"),
+        ({"arguments": {"params": [1]}}, 422, "InvalidRequest", "'params' must be an object"),
+        ({"arguments": {"batch_size": 2**63}}, 422, "InvalidRequest", "64 bits"),
+        ({"arguments": {"where": "x > 1\0"}}, 422, "InvalidRequest", "NUL"),
+        (
+            {"arguments": {"params": {"k": [[[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]]}}},
+            422,
+            "InvalidRequest",
+            "20 deep",
+        ),
     ],
 )
 def test_wrong_request_is_refused_with_what_is_wrong(
@@ -72,6 +93,35 @@ def test_wrong_request_is_refused_with_what_is_wrong(
     assert answer.headers["content-type"] == "application/problem+json"
     assert said in problem["detail"]
     assert http.get(RUNS).json() == {"items": [], "next": None}
+
+
+@pytest.mark.parametrize("number", ["NaN", "1e999"])
+def test_number_that_is_no_json(http: TestClient, number: str):
+    text = json.dumps(BODY | {"arguments": {"params": {"k": 0.5}}}).replace("0.5", number)
+    answer = http.post(RUNS, content=text, headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["type"]) == (422, "InvalidRequest")
+    assert "finite" in answer.json()["detail"]
+
+
+def test_numbers_beyond_a_column(http: TestClient):
+    run = http.post(RUNS, json=BODY).json()
+    assert http.get(f"{RUNS}/{run['id']}/events", params={"after": 2**53}).json()["items"] == []
+    tasks = f"/api/v1/jobs/{run['jobs'][0]['id']}/tasks"
+    answer = http.get(tasks, params={"cursor": encode_cursor("y", 2**40)})
+    assert answer.status_code in (200, 422), answer.text  # SQLite's columns have no range
+
+
+def test_cursor_that_no_page_gave(http: TestClient):
+    job = http.post(RUNS, json=BODY).json()["jobs"][0]["id"]
+    for path, key in (
+        (RUNS, [math.nan, "x"]),
+        (RUNS, [1.0, "\ud800"]),
+        (RUNS, ["x", 1.0]),
+        (f"/api/v1/jobs/{job}/tasks", ["y", 2**64]),
+        (f"/api/v1/jobs/{job}/tasks", ["\0", 1]),
+    ):
+        answer = http.get(path, params={"cursor": encode_cursor(*key)})
+        assert (answer.status_code, answer.json()["type"]) == (422, "SettingError"), key
 
 
 def test_key_that_is_sent_again(http: TestClient):
@@ -139,6 +189,7 @@ def test_metrics_and_health(http: TestClient):
     text = http.get("/metrics").text
     assert 'geneva_jobs{state="QUEUED"} 1.0' in text
     assert 'geneva_pool_queued{pool="default"} 1.0' in text
+    assert 'geneva_http_requests_total{method="POST",route="/api/v1/runs",status="201"} 1.0' in text
     assert http.get("/healthz").json() == http.get("/readyz").json() == {"status": "ok"}
     http.put("/api/v1/pools/gpu", json={"slots": 2})
     http.put("/api/v1/pools", json={"slots": 9})
@@ -166,6 +217,18 @@ def test_schema_describes_every_route(http: TestClient):
     schema = http.get("/openapi.json").json()
     assert {"/api/v1/runs", "/api/v1/runs/{run_id}/cancel", "/api/v1/jobs"} <= set(schema["paths"])
     assert "Problem" in schema["components"]["schemas"]
+    ids = []
+    for path, verbs in schema["paths"].items():
+        for verb, operation in verbs.items():
+            ids.append(operation["operationId"])
+            assert operation["summary"], (verb, path)
+            assert operation["tags"], (verb, path)
+            for status, answer in operation["responses"].items():
+                if int(status) >= 400:
+                    assert [*answer["content"]] == ["application/problem+json"]
+                elif status != "204":
+                    assert all("schema" in c for c in answer["content"].values())
+    assert len(ids) == len(set(ids))
 
 
 # ------------------------------------------------------------------------------------------ access
@@ -186,6 +249,16 @@ def test_tokens_say_who_may_look_and_who_may_steer(jobs: Store, scene: Scene):
         assert http.post(RUNS, json=BODY, headers=bearer("op")).status_code == 201
         assert http.get("/metrics").status_code == 401
         assert http.get("/healthz").status_code == 200
+
+
+def test_viewer_may_look_at_everything_and_change_nothing(jobs: Store, scene: Scene):
+    tokens = {"operator_token": "op", "viewer_token": "see"}
+    with client_for(jobs, scene, **tokens) as http:
+        for path, verbs in http.get("/openapi.json").json()["paths"].items():
+            for verb in verbs:
+                asked = http.request(verb, re.sub(r"\{\w+\}", "x", path), headers=bearer("see"))
+                looks = verb == "get" or path.endswith("/plan")
+                assert (asked.status_code == 403) is not looks, (verb, path)
 
 
 def test_every_route_but_health_asks_for_a_token(jobs: Store, scene: Scene):
@@ -213,9 +286,37 @@ def test_service_that_others_reach_needs_a_token(tmp_path: Path):
     assert "secret" not in repr(Settings("sqlite:///x", tmp_path, operator_token="secret"))
 
 
-def test_body_that_is_too_large(http: TestClient):
-    answer = http.post(RUNS, content=b"x" * 1_000_001)
-    assert (answer.status_code, answer.json()["type"]) == (413, "TooLarge")
+def test_request_that_is_too_large(http: TestClient):
+    for status, answer in (
+        (413, http.post(RUNS, content=b"x" * 1_000_001)),
+        (413, http.post(RUNS, content=(b"x" * 1000 for _ in range(1001)))),
+        (414, http.get(RUNS, params={"name": "x" * 8200})),
+        (431, http.get(RUNS, headers={"X-Large": "x" * 16_400})),
+    ):
+        assert (answer.status_code, answer.json()["type"]) == (status, "TooLarge")
+        assert answer.headers["Connection"] == "close"
+    for path in (f"{RUNS}?name=%00", f"{RUNS}/%00"):
+        assert http.get(path).status_code == 400
+
+
+def test_client_that_sends_too_many_waits_and_others_do_not():
+    rate = Rate(per_s=10)
+    assert [rate.wait_s("one", 100.0) for _ in range(20)] == [0.0] * 20
+    assert rate.wait_s("one", 100.0) == pytest.approx(0.1)
+    assert rate.wait_s("two", 100.0) == 0.0
+    assert rate.wait_s("one", 100.11) == 0.0
+    assert rate.wait_s("one", 100.11) > 0.0
+    assert [rate.wait_s("one", 200.0) for _ in range(20)] == [0.0] * 20
+    assert rate.wait_s("one", 200.0) > 0.0
+
+
+def test_too_many_requests_are_refused_but_health_is_not(jobs: Store, scene: Scene):
+    with client_for(jobs, scene, requests_per_s=0.01) as http:
+        assert http.get(RUNS).status_code == 200
+        answer = http.get(RUNS)
+        assert (answer.status_code, answer.json()["type"]) == (429, "TooManyRequests")
+        assert 1 <= int(answer.headers["Retry-After"]) <= 100
+        assert http.get("/healthz").status_code == 200
 
 
 def test_udf_is_not_loaded_by_the_service(http: TestClient, scene: Scene):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -32,7 +33,7 @@ from geneva.store.queue import Claim, claim, outlook
 from geneva.store.recorder import StoreRecorder
 from geneva.store.report import News, report
 from geneva.store.store import Store
-from geneva.types import JobState, Progress
+from geneva.types import Counts, JobState, Progress, TaskDone
 
 ASKED = Submission(db="db", table="t", columns=("y",), arguments={"where": "x > 1"})
 DEAD = ProcessId("elsewhere", "another-boot", 1, "then")
@@ -322,6 +323,23 @@ def test_plan_that_is_reported_after_its_commit_counts_no_row_twice(jobs: Store)
     assert jobs.run(run.id).jobs[0].rows_computed == 14
 
 
+def test_rows_of_a_job_that_ends_before_its_first_report_count_once(jobs: Store):
+    run, claimed = running(jobs)
+    recorder = StoreRecorder(jobs, claimed, pause_ends=True)
+    task = SimpleNamespace(key="k", fragment_id=0)
+    for column in ("y", "z"):
+        plan = SimpleNamespace(fragment_id=0, rows=10, rows_compute=10, task=task, reason="")
+        recorder.planned((column,), 1, [plan])
+        file = SimpleNamespace()
+        recorder.took(TaskDone("k", 0, 0, 10, file, Counts(computed=10)))
+        recorder.published(2, [0], 0.1)
+    recorder.close()
+    Leases(jobs.database).finish(claimed, progress(rows_computed=10), JobState.SUCCEEDED)
+    assert jobs.run(run.id).jobs[0].rows_computed == 20
+    seconds = [t.seconds_commit for t in Lists(jobs.database).tasks(claimed.job_id).items]
+    assert seconds == [0.1, 0.1]
+
+
 def test_only_what_ended_is_forgotten(jobs: Store):
     run, claimed = running(jobs)
     with pytest.raises(JobStateError, match="cancel it before"):
@@ -340,9 +358,15 @@ def test_only_what_ended_is_forgotten(jobs: Store):
 
 
 def test_pages_hold_every_run_once(jobs: Store):
-    made = [submit(jobs, column=f"c{k}").id for k in range(7)]
+    runs = [submit(jobs, column=f"c{k}", priority=k % 3 - 1, name="ab"[k % 2]) for k in range(7)]
     lists = Lists(jobs.database)
-    for sort, expected in (("created", made), ("-created", made[::-1])):
+    keys = {
+        "created": [r.id for r in runs],
+        "priority": [r.id for r in sorted(runs, key=lambda r: (r.priority, r.id))],
+        "name": [r.id for r in sorted(runs, key=lambda r: (r.name, r.id))],
+    }
+    downwards = {f"-{name}": ids[::-1] for name, ids in keys.items()}
+    for sort, expected in (keys | downwards).items():
         seen: list[str] = []
         cursor = None
         while True:
@@ -353,6 +377,10 @@ def test_pages_hold_every_run_once(jobs: Store):
         assert seen == expected
     with pytest.raises(SettingError, match="begin again"):
         lists.runs(Wish(cursor="nonsense"))
+    with pytest.raises(SettingError, match="jobs cannot be sorted by name"):
+        lists.jobs(Wish(sort="name"))
+    urgent = lists.jobs(Wish(sort="-priority", limit=1))
+    assert [j.priority for j in urgent.items] == [1]
 
 
 def test_events_of_a_run_have_no_gaps(jobs: Store):

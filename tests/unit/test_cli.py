@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 import geneva
 from geneva import errors
 from geneva.clean import clean
+from geneva.cli import answers
 from geneva.cli.answers import answering
 from geneva.cli.commands import app
 from geneva.cli.options import duration_s
@@ -44,6 +45,25 @@ def tbl(tmp_path: Path) -> geneva.Table:
 def call(tbl: geneva.Table, verb: str, *arguments: str) -> Result:
     db = str(tbl.storage.path.parent)
     return CliRunner().invoke(app, [verb, "t", *arguments, "--db", db])
+
+
+def test_exit_codes_that_are_not_documented():
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text()
+    for code in (*{c for _, c in answers._CODES}, 0):
+        assert f"| {code} | " in page
+        assert re.search(rf"\b{code} [a-z]", answers.EXIT_CODES)
+
+
+def test_every_command_that_answers_takes_json():
+    endless = {"serve", "scheduler", "demo"}
+    left = [(get_command(app), "")]
+    while left:
+        group, _ = left.pop()
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                left.append((command, name))
+            elif name not in endless:
+                assert "--json" in {o for p in command.params for o in p.opts}, name
 
 
 @pytest.mark.parametrize("verb", ["backfill", "plan"])

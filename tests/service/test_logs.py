@@ -1,0 +1,177 @@
+"""What a driver writes and what UDFs print on appliers is kept, bounded, and found again."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import geneva
+from geneva.errors import NoSuchJobError
+from geneva.execute.output import Output
+from geneva.service.logs import SEGMENT_BYTES, SEGMENTS, Log, Printer
+from geneva.types import Printed
+from tests.service.conftest import Scene
+from tests.support.services import Service
+
+# ------------------------------------------------------------------------------------------ files
+
+
+def whole(log: Log, most_bytes: int) -> str:
+    """Read a log from its beginning, part by part."""
+    text, at = "", 0
+    while (part := log.read(at, most_bytes)).text:
+        text, at = text + part.text, part.end
+    return text
+
+
+def test_part_that_cuts_a_character(tmp_path: Path):
+    log = Log(tmp_path, "driver")
+    log.append("aä€😀" * 3)
+    for most_bytes in range(4, 11):
+        assert whole(log, most_bytes) == "aä€😀" * 3
+
+
+def test_log_that_goes_on_in_another_file_keeps_its_offsets(tmp_path: Path):
+    log = Log(tmp_path, "applier-0")
+    line = "x" * 1023 + "\n"
+    for _ in range(SEGMENT_BYTES // 1024 + 3):
+        log.append(line)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert whole(log, 10_000) == line * (SEGMENT_BYTES // 1024 + 3)
+    assert log.read(SEGMENT_BYTES - 1024, 2048).text == line * 2
+
+
+def test_log_is_bounded_and_says_what_was_removed(tmp_path: Path):
+    log = Log(tmp_path, "applier-7")
+    for k in range(12):
+        log.append(f"{k}".rjust(SEGMENT_BYTES // 4 - 1) + "\n")
+    held = sum(p.stat().st_size for p in tmp_path.iterdir())
+    assert held <= SEGMENTS * SEGMENT_BYTES
+    record, part = log.record(), log.read(0, 100)
+    assert record.start == part.start > 0
+    assert record.end == 12 * SEGMENT_BYTES // 4
+    assert log.read(None, 3).text == "11\n"
+    assert log.read(record.end + 99, 10).end == record.end
+    with pytest.raises(NoSuchJobError, match="applier-8"):
+        Log(tmp_path, "applier-8").read(None, 10)
+
+
+def test_driver_log_goes_on_in_another_file_without_loss(tmp_path: Path):
+    program = (
+        "import sys; from pathlib import Path; from geneva.service.logs import Log\n"
+        f"log = Log(Path({str(tmp_path)!r}), 'driver')\n"
+        "for k in range(3):\n"
+        "    print('part', k, flush=True); log.take_over()\n"
+        "print('last', file=sys.stderr)"
+    )
+    log = Log(tmp_path, "driver")
+    with log.open() as out:
+        subprocess.run([sys.executable, "-c", program], stdout=out, stderr=out, check=True)
+    starts = sorted(int(p.name.split(".")[1]) for p in tmp_path.iterdir())
+    assert starts == [14, 21]
+    assert whole(log, 1000) == "part 2\nlast\n"
+
+
+def test_log_that_cannot_be_written_ends_nothing(tmp_path: Path):
+    (tmp_path / "job").write_text("a file where a folder should be")
+    Printer(tmp_path / "job")(Printed(0, "lost"))
+
+
+def test_output_that_nobody_takes_holds_the_latest():
+    output = Output(most_chars=10)
+    for k in range(8):
+        output.write(f"{k}ab")
+    assert output.take() == "[15 characters were not kept]\n5ab6ab7ab"
+    assert output.take() == ""
+    output.write("0123456789xyz")
+    assert output.take() == "[3 characters were not kept]\n3456789xyz"
+
+
+# ---------------------------------------------------------------------------------------- service
+
+
+STAGES = ("read", "udf", "checkpoint", "write", "commit")
+_ON_RAY = pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.services])
+
+
+@pytest.fixture
+def talkative(scene: Scene) -> Scene:
+    """Columns a, whose UDF prints, and b; each call takes 10 ms."""
+
+    @geneva.udf(num_cpus=0.5)
+    def speak(x: int) -> int:
+        import logging
+        import sys
+        import time
+
+        time.sleep(0.01)
+        print(f"row {x}")
+        print(f"err {x}", file=sys.stderr)
+        logging.warning("warn %s", x)
+        return x
+
+    @geneva.udf(num_cpus=0.5)
+    def keep_still(x: int) -> int:
+        import time
+
+        time.sleep(0.01)
+        return x
+
+    scene.table.add_columns({"a": speak, "b": keep_still})
+    return scene
+
+
+@pytest.mark.parametrize("executor", ["local", _ON_RAY])
+def test_what_a_job_leaves_behind(talkative: Scene, service: Service, executor: str):
+    sizes = {"batch_size": 2, "checkpoint_size": 2}  # b follows what a reads, and checkpoints
+    options = {"executor": executor, "concurrency": 2} | sizes
+    run = service.submit(columns=["a", "b"], arguments=options, ray={"num_cpus": 1})
+    service.until(run, "SUCCEEDED", timeout_s=120)
+    job = f"/api/v1/jobs/{service.job(run)['id']}"
+    names = [found["name"] for found in service.ask("GET", f"{job}/logs")]
+    assert names[0] == "driver"
+    texts = {n: service.ask("GET", f"{job}/logs/{n}")["text"] for n in names}
+    assert "driver 1" in texts["driver"]
+    assert_printed("".join(texts[n] for n in names[1:]))
+    tasks = service.ask("GET", f"{job}/tasks")["items"]
+    assert [t["column"] for t in tasks] == ["a"] * 4 + ["b"] * 4
+    for task in tasks[:4]:
+        log = texts[f"applier-{task['applier']}"]
+        rows = range(10 * task["fragment_id"], 10 * task["fragment_id"] + 10)
+        assert all(f"row {x}\n" in log for x in rows)
+    assert all(t[f"seconds_{s}"] > 0 for t in tasks for s in STAGES if s != "read")
+    assert all(t["seconds_udf"] >= 0.1 for t in tasks)
+    for found in service.ask("GET", f"{job}/stages"):
+        of_column = [t for t in tasks if t["column"] == found["column"]]
+        assert found["fragments"] == {"COMMITTED": 4}
+        totals = {s: sum(t[f"seconds_{s}"] for t in of_column) for s in STAGES}
+        assert found["seconds"] == pytest.approx(totals)
+    name = names[-1]
+    plain = service.http.get(f"{job}/logs/{name}/text")
+    assert plain.headers["content-type"] == "text/plain; charset=utf-8"
+    assert plain.text == texts[name]
+    folder = service.folder / "logs" / job.rpartition("/")[2]
+    assert folder.is_dir()
+    service.ask("DELETE", f"/api/v1/runs/{run}", 204)
+    assert not folder.exists()
+
+
+def assert_printed(text: str) -> None:
+    """Each row printed each of its lines once."""
+    for kind in ("row", "err"):
+        found = re.findall(rf"^{kind} (\d+)$", text, re.MULTILINE)
+        assert sorted(map(int, found)) == [*range(40)]
+    assert len(re.findall(r"warn \d+$", text, re.MULTILINE)) == 40
+
+
+def test_log_that_is_not_there(service: Service):
+    run = service.submit()
+    job = f"/api/v1/jobs/{service.job(run)['id']}"
+    assert service.ask("GET", f"{job}/logs/applier-99", 404)["type"] == "NoSuchJobError"
+    assert service.ask("GET", f"{job}/logs/..%2Fx", 404)
+    assert service.ask("GET", f"{job}/logs/other", 422)["type"] == "InvalidRequest"
+    assert service.ask("GET", "/api/v1/jobs/none/logs", 404)["type"] == "NoSuchJobError"
