@@ -91,7 +91,7 @@ class ColumnFileBuilder:
         return overwritten
 
     def finish(self) -> ColumnFile:
-        """Complete, close, sync and validate the file.
+        """Complete, close and validate the file; whoever calls syncs it.
 
         Raises
         ------
@@ -102,7 +102,7 @@ class ColumnFileBuilder:
             self._emit_present(min(self._task.rows, self._cursor + self._span_rows))
         assert self._writer is not None
         row_map = RowMap.from_ids(self._classes.all, self._ids)
-        self._writer.close(
+        size = self._writer.close(
             {
                 ROW_MAP: row_map.dumps(),
                 WORK_KEY: self._task.key,
@@ -110,7 +110,6 @@ class ColumnFileBuilder:
                 "geneva.nulls": str(self._nulls),
             }
         )
-        self._storage.sync_file(self._name)
         check_file(self._storage, self._name, self._task.rows, self._schema)
         return ColumnFile(
             fragment_id=self._task.fragment_id,
@@ -121,6 +120,7 @@ class ColumnFileBuilder:
             target_file=self._task.target_file,
             deletion=self._task.deletion,
             live=self._task.live,
+            size_bytes=size,
         )
 
     def abandon(self) -> None:

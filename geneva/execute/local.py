@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from geneva.execute.executor import Udfs
 from geneva.execute.follow import SharedApplier
-from geneva.execute.outcome import outcome
 from geneva.storage.lance import TableStorage
 from geneva.types import JobSettings, Task, TaskEvent, TaskFailed, TaskStopped, Workers
 from geneva.udf import UDF
@@ -18,8 +18,8 @@ class LocalExecutor:
     """Runs each applier in a thread; breakpoints and tracebacks work as in any program."""
 
     def __init__(self) -> None:
-        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._events: queue.SimpleQueue[TaskEvent] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[Sequence[Task] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[list[TaskEvent]] = queue.SimpleQueue()
         self._appliers: list[SharedApplier] = []
         self._threads: list[threading.Thread] = []
         self._in_flight = 0
@@ -54,14 +54,14 @@ class LocalExecutor:
         applier: SharedApplier,
         settings: JobSettings,
         names: Mapping[str, str],
-        tasks: queue.SimpleQueue[Task | None],
-        events: queue.SimpleQueue[TaskEvent],
+        tasks: queue.SimpleQueue[Sequence[Task] | None],
+        events: queue.SimpleQueue[list[TaskEvent]],
         cancelled: threading.Event,
     ) -> None:
         ready = False
-        while (task := tasks.get()) is not None:
+        while (group := tasks.get()) is not None:
             if cancelled.is_set():
-                events.put(TaskStopped(task))
+                events.put([TaskStopped(task) for task in group])
                 continue
             if not ready:
                 try:
@@ -69,31 +69,31 @@ class LocalExecutor:
                     ready = True
                 except Exception as error:
                     text = f"{type(error).__name__}: {error}"
-                    events.put(TaskFailed(task, "setup", text, cause=error))
+                    events.put([TaskFailed(task, "setup", text, cause=error) for task in group])
                     continue
-            events.put(outcome(applier, task))
+            events.put(applier.carry_out(group))
         applier.close()
 
     def free_slots(self, waiting: int) -> int:
         """One task a thread."""
         return len(self._threads) - self._in_flight
 
-    def submit(self, task: Task) -> None:
-        """Queue a task."""
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Queue tasks."""
         self._in_flight += 1
-        self._tasks.put(task)
+        self._tasks.put(tasks)
 
     def wait(self, timeout_s: float) -> list[TaskEvent]:
         """Return what finished."""
-        found: list[TaskEvent] = []
+        ended: list[list[TaskEvent]] = []
         try:
-            found.append(self._events.get(timeout=timeout_s))
+            ended.append(self._events.get(timeout=timeout_s))
             while True:
-                found.append(self._events.get_nowait())
+                ended.append(self._events.get_nowait())
         except queue.Empty:
             pass
-        self._in_flight -= len(found)
-        return found
+        self._in_flight -= len(ended)
+        return list(itertools.chain.from_iterable(ended))
 
     def workers(self) -> Workers:
         """All threads are ready at once."""

@@ -24,6 +24,7 @@ from geneva.types import (
     TaskDone,
     TaskEvent,
     TaskFailed,
+    TaskReturned,
     TaskStopped,
 )
 
@@ -115,7 +116,7 @@ class StoreRecorder(Recorder):
                 self._change(event.task.fragment_id, state=failed, reason=event.message)
                 if event.failure is not None:
                     self._failures([event.failure])
-            case TaskStopped():
+            case TaskStopped() | TaskReturned():
                 self._change(event.task.fragment_id, state=TaskState.STOPPED.value)
             case _:
                 task = event.task
