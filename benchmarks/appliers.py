@@ -20,7 +20,6 @@ import ray
 from benchmarks import tables, udfs
 from benchmarks.measure import Answer, Scale
 from geneva.execute.follow import SharedApplier
-from geneva.execute.outcome import outcome
 from geneva.execute.ray import TASKS_AT_ONCE, RayExecutor, start_ray
 from geneva.execute.warm import Actor, release_idle
 from geneva.result import BackfillResult
@@ -46,8 +45,8 @@ class _Machines:
         self._appliers[seat].begin(settings)
         return str(ray.get_runtime_context().get_node_id())
 
-    def run(self, seat: int, task: Task) -> TaskEvent:
-        return outcome(self._appliers[seat], task)
+    def run(self, seat: int, tasks: Sequence[Task]) -> list[TaskEvent]:
+        return self._appliers[seat].carry_out(tasks)
 
     def progress(self, seat: int) -> int:
         return self._appliers[seat].progress()

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from geneva.checkpoint.key import log_folder, logs_by_key
+from geneva.checkpoint.journal import find_logs
+from geneva.checkpoint.uses import LogUses
 from geneva.column.binding import top_level
 from geneva.column.ledger import Ledger
 from geneva.column.provenance import History
@@ -38,7 +39,7 @@ from geneva.plan.spans import split
 from geneva.result import BackfillResult
 from geneva.sharing import Turn
 from geneva.storage.lance import Snapshot, TableStorage
-from geneva.storage.objects import RESUME, each, is_lasting
+from geneva.storage.objects import RESUME, is_lasting
 from geneva.storage.snapshot import blob_columns
 from geneva.tally import Tally
 from geneva.types import (
@@ -52,6 +53,7 @@ from geneva.types import (
     TaskDone,
     TaskFailed,
     TaskLost,
+    TaskReturned,
     TaskStopped,
     Workers,
 )
@@ -87,6 +89,7 @@ class Driver:
         self._rows_total: int | None = None
         self._fragments_total = 0
         self._faults: dict[str, int] = {}
+        self._logs = LogUses(storage.objects)
         # Logs of files that another writer forestalled, by fragment.
         self._spare: dict[int, tuple[str, ...]] = {}
         self._vanished: list[ColumnFile] = []  # of fragments that were compacted away
@@ -130,25 +133,23 @@ class Driver:
             if plans:
                 self.raise_if_stopped()
             return
-        logs = logs_by_key(self._storage.objects.list(log_folder(self._target.incarnation)))
-        tasks = [p.task for p in plans if p.task]
-        carried = self._remap(snapshot, tasks)
-        tasks = [replace(t, resume=logs.get(t.key, ()) + carried.get(t.key, ())) for t in tasks]
+        tasks = self._resumed(snapshot, [p.task for p in plans if p.task])
         tasks = self._turn.prepared(snapshot, tasks)
         bound = tasks if limit is None or self._request.where else tasks[:limit]
         appliers = self._executor.capacity(self._request.udf, self._options.concurrency)
         pieces = split(bound, appliers, self._options.batch_size)
+        settings = self._turn.settings(self._settings(snapshot, tasks))
         self._schedule = Schedule(
             [*pieces, *((t,) for t in tasks[len(bound) :])],
             limit,
             self._options.commit_granularity,
             self._turn.followed,
+            settings.read_rows if settings.readahead is None else 0,
         )
         wanted = min(self._options.concurrency, sum(len(p) for p in pieces))
-        settings = self._turn.settings(self._settings(snapshot, tasks))
         try:
             self._executor.start(self._storage, self._turn.udfs, settings, wanted)
-            self._drive()
+            self._drive(min(appliers, wanted))
         except KeyboardInterrupt:
             self._control.want(Wanted.CANCEL)
             self._error = JobCancelledError(self.how_to_continue("interrupted"))
@@ -157,15 +158,25 @@ class Driver:
         if self._error is not None:
             raise self._error
 
-    def _drive(self) -> None:
+    def _resumed(self, snapshot: Snapshot, tasks: list[Task]) -> list[Task]:
+        """Return tasks that know the checkpoints of their work."""
+        logs = find_logs(self._storage.objects, self._target.incarnation)
+        carried = self._remap(snapshot, tasks)
+        for plan in self._plans:  # those of others too: a log may hold the work of both
+            if plan.task is not None:
+                self._logs.note(plan.fragment_id, logs.get(plan.task.key, ()))
+        return [replace(t, resume=logs.get(t.key, ()) + carried.get(t.key, ())) for t in tasks]
+
+    def _drive(self, appliers: int) -> None:
         """Hand out tasks and take in events until nothing is left or the job must stop."""
         schedule = self._schedule
         while not schedule.idle and self._error is None:
             while self._executor.free_slots(schedule.waiting) > 0:
-                if (task := schedule.next_task()) is None:
+                if not (tasks := schedule.next_group(appliers)):
                     break
-                self._executor.submit(self._turn.admitted(task))
-                self._control.recorder.began(task)
+                self._executor.submit([self._turn.admitted(task) for task in tasks])
+                for task in tasks:
+                    self._control.recorder.began(task)
             if self.claims.due:
                 schedule.give_up(self.claims.refresh(schedule.not_begun))
             for event in self._executor.wait(_TICK_S):
@@ -235,12 +246,16 @@ class Driver:
         self._control.recorder.took(event)
         match event:
             case TaskDone():
+                if event.file is not None:
+                    self._logs.note(event.fragment_id, event.logs)
                 self._turn.done(event)
                 schedule.done(event)
                 self.tally.saw_peak(event.peak_bytes)
                 self._check_failures()
             case TaskStopped():
                 schedule.stopped(event)
+            case TaskReturned():
+                schedule.returned(event)
             case TaskLost():
                 self._turn.lost(event)
                 isolate = self._options.on_error == "null"
@@ -336,8 +351,7 @@ class Driver:
             )
 
     def _logs_of(self, key: str) -> tuple[str, ...]:
-        paths = self._storage.objects.list(log_folder(self._target.incarnation))
-        return logs_by_key(paths).get(key, ())
+        return find_logs(self._storage.objects, self._target.incarnation).get(key, ())
 
     # --- commits ------------------------------------------------------------------
 
@@ -365,9 +379,7 @@ class Driver:
         A crash before this leaves logs that name a committed file; they are never adopted,
         because the fragment's present file is then no longer the one they expect.
         """
-        objects = self._storage.objects
-        logs = [log for file in published.committed for log in file.logs]
-        each(objects.delete, logs, objects.at_once)
+        self._logs.release(*((f.fragment_id, f.logs) for f in published.committed))
         for lost in published.discarded:
             self._discard(lost)
 
@@ -376,8 +388,7 @@ class Driver:
         for plan in plans:
             logs = self._spare.pop(plan.fragment_id, ())
             if plan.task is None:
-                for log in logs:
-                    self._storage.objects.delete(log)
+                self._logs.release((plan.fragment_id, logs))
 
     def _discard(self, lost: Discarded) -> None:
         file = lost.file
@@ -404,8 +415,7 @@ class Driver:
 
     def _remove(self, file: ColumnFile) -> None:
         self._storage.delete_file(file.name)
-        for log in file.logs:
-            self._storage.objects.delete(log)
+        self._logs.release((file.fragment_id, file.logs))
 
     def forget_vanished(self) -> None:
         """Remove what a job that ends leaves of compacted fragments: no later one can use it."""
@@ -430,7 +440,7 @@ class Driver:
     # --- reports ------------------------------------------------------------------
 
     def _settings(self, snapshot: Snapshot, tasks: Sequence[Task]) -> JobSettings:
-        options, inputs = self._options, self._target.inputs
+        inputs = self._target.inputs
         blobs = blob_columns(snapshot.schema, inputs)
         known = self._turn.read_size
         if known is None or any(t.checkpointed is None for t in tasks):
@@ -440,19 +450,7 @@ class Driver:
             known = read_rows(bytes_per_row(self._storage, snapshot, columns, fragments))
             self._turn.read_size = known
         rows, readahead = known
-        batch_size = options.batch_size or self._request.udf.batch_size
-        return JobSettings(
-            job_id=self._control.job_id,
-            target=self._target,
-            where=self._request.where.sql if self._request.where else None,
-            on_error=options.on_error,
-            batch_size=batch_size,
-            checkpoint_size=options.checkpoint_size,
-            threads=options.intra_applier_concurrency,
-            read_rows=rows,
-            readahead=1 if blobs else readahead,
-            retry_failed=options.retry_failed,
-        )
+        return self._request.settings(self._control.job_id, rows, 1 if blobs else readahead)
 
     def report(self, state: JobState) -> None:
         """Tell whoever watches how the job stands."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from geneva.column.binding import Binding
 from geneva.plan.where import Where
-from geneva.types import Options, Target
+from geneva.types import JobSettings, Options, Target
 from geneva.udf import UDF
 
 
@@ -19,3 +19,19 @@ class Request:
     udf: UDF
     where: Where | None
     options: Options
+
+    def settings(self, job_id: str, read_rows: int, readahead: int | None) -> JobSettings:
+        """Return what the appliers of a job must know of it."""
+        options = self.options
+        return JobSettings(
+            job_id=job_id,
+            target=self.target,
+            where=self.where.sql if self.where else None,
+            on_error=options.on_error,
+            batch_size=options.batch_size or self.udf.batch_size,
+            checkpoint_size=options.checkpoint_size,
+            threads=options.intra_applier_concurrency,
+            read_rows=read_rows,
+            readahead=readahead,
+            retry_failed=options.retry_failed,
+        )

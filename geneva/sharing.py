@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from geneva.checkpoint.key import log_folder, logs_by_key
+from geneva.checkpoint.journal import find_logs
 from geneva.column.ledger import Ledger
 from geneva.column.provenance import History
 from geneva.commit.publish import check_target
@@ -163,7 +163,7 @@ class Turn:
             token.begin(force)
         history = History(storage, snapshot, Ledger.load(storage, target.incarnation))
         planner = Planner(storage, history, target, request.where, options, force)
-        logs = logs_by_key(storage.objects.list(log_folder(target.incarnation)))
+        logs = find_logs(storage.objects, target.incarnation)
         found = 0
         for fragment_id in in_order(snapshot.fragments, options):
             if found == options.num_frags:

@@ -258,13 +258,27 @@ class Counts:
     seconds_checkpoint: float = 0.0
     seconds_write: float = 0.0
 
+    @property
+    def seconds(self) -> float:
+        """Of all that was done."""
+        spent = self.seconds_read + self.seconds_udf + self.seconds_checkpoint
+        return spent + self.seconds_write
+
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, f) + getattr(other, f) for f in self.__slots__))
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnFile:
-    """One fragment's complete values, written, synced and validated; not yet committed."""
+    """One fragment's complete values, written, synced and validated; not yet committed.
+
+    Attributes
+    ----------
+    logs
+        Checkpoints that are of no use once it is committed; others may need some of them still.
+    size_bytes
+        0: not known.
+    """
 
     fragment_id: int
     rows: int
@@ -275,6 +289,7 @@ class ColumnFile:
     logs: tuple[str, ...] = ()
     deletion: str = ""
     live: RowSet | None = None
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,7 +417,14 @@ class TaskLost:
     started: bool
 
 
-TaskEvent = TaskDone | TaskFailed | TaskStopped | TaskLost
+@dataclass(frozen=True, slots=True)
+class TaskReturned:
+    """The task was not begun: those handed out together with it took too long, or one failed."""
+
+    task: Task
+
+
+TaskEvent = TaskDone | TaskFailed | TaskStopped | TaskReturned | TaskLost
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from geneva.checkpoint.key import is_shared, log_folder, logs_by_key
 from geneva.rows import IntArray
 from geneva.storage.objects import Log, Objects
 from geneva.storage.values import integers
@@ -133,7 +134,7 @@ class Journal:
                 self._log.flush()
 
     def finish(self, fact: Mapping[str, Any]) -> None:
-        """Record that the column file is complete and synced."""
+        """Record that a column file is complete and synced; ``fact["key"]``: of which work."""
         self._write(_FINISH, [memoryview(json.dumps(fact).encode())], 0)
 
     def _write(self, kind: int, payload: Sequence[memoryview], first_row: int) -> None:
@@ -211,13 +212,39 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
     return joined.chunk(0) if isinstance(joined, pa.ChunkedArray) else joined
 
 
+def find_logs(objects: Objects, incarnation: str) -> dict[str, tuple[str, ...]]:
+    """Return the checkpoint logs of a column by work key; those that several share are read."""
+    paths = objects.list(log_folder(incarnation))
+    found = {key: list(logs) for key, logs in logs_by_key(paths).items()}
+    for path in filter(is_shared, paths):
+        for key in _finished(objects, path):
+            found.setdefault(key, []).append(path)
+    return {key: tuple(logs) for key, logs in found.items()}
+
+
+def _finished(objects: Objects, path: str) -> list[str]:
+    try:
+        content = objects.read_log(path)
+    except FileNotFoundError:
+        return []  # its owner committed and removed it meanwhile
+    ends = (json.loads(bytes(p)) for kind, _, p in _frames(content) if kind == _FINISH)
+    return list(dict.fromkeys(end["key"] for end in ends))
+
+
 def replay(
-    objects: Objects, paths: Sequence[str], types: Sequence[pa.DataType], *, with_failed: bool
+    objects: Objects,
+    paths: Sequence[str],
+    types: Sequence[pa.DataType],
+    *,
+    with_failed: bool,
+    key: str = "",
 ) -> Replay:
     """Read the valid prefix of every log; where two hold a row, the first one wins.
 
     Parameters
     ----------
+    key
+        Of the work: of a log that several share, only what was said of it counts.
     with_failed
         Whether rows that failed count as done.
     """
@@ -234,7 +261,8 @@ def replay(
         begun: tuple[int, int] | None = None
         for kind, first_row, payload in _frames(content):
             if kind == _FINISH:
-                finish = json.loads(bytes(payload))
+                end = json.loads(bytes(payload))
+                finish = end if end.get("key", key) == key else finish  # older ones name none
             elif kind == _BEGIN:
                 begun = _RANGE.unpack(payload)
             else:

@@ -22,6 +22,8 @@ FRAGMENT = "geneva.fragment"
 _SPAN_ROWS = 65_536  # physical rows laid out at once around sparse results
 _PRESENT_ROWS = 8192  # present values read at once
 _PRESENT_BYTES = 8 << 20  # the same, where rows are wide
+_SPARSE = 10  # a file with so many rows around each computed one is mostly null
+_NO_DICTIONARY = {b"lance-encoding:dict-divisor": b"1000000"}
 _WRITE_BYTES = 2 << 20  # larger vector batches make the Lance writer several times slower
 
 
@@ -91,7 +93,7 @@ class ColumnFileBuilder:
         return overwritten
 
     def finish(self) -> ColumnFile:
-        """Complete, close, sync and validate the file.
+        """Complete, close and validate the file; whoever calls syncs it.
 
         Raises
         ------
@@ -102,7 +104,7 @@ class ColumnFileBuilder:
             self._emit_present(min(self._task.rows, self._cursor + self._span_rows))
         assert self._writer is not None
         row_map = RowMap.from_ids(self._classes.all, self._ids)
-        self._writer.close(
+        size = self._writer.close(
             {
                 ROW_MAP: row_map.dumps(),
                 WORK_KEY: self._task.key,
@@ -110,7 +112,6 @@ class ColumnFileBuilder:
                 "geneva.nulls": str(self._nulls),
             }
         )
-        self._storage.sync_file(self._name)
         check_file(self._storage, self._name, self._task.rows, self._schema)
         return ColumnFile(
             fragment_id=self._task.fragment_id,
@@ -121,6 +122,7 @@ class ColumnFileBuilder:
             target_file=self._task.target_file,
             deletion=self._task.deletion,
             live=self._task.live,
+            size_bytes=size,
         )
 
     def abandon(self) -> None:
@@ -133,7 +135,8 @@ class ColumnFileBuilder:
     def _fill(self, rows: IntArray, values: list[pa.Array]) -> None:
         """Write the physical rows from the cursor through the last of ``rows``."""
         if self._writer is None:
-            self._open()
+            span = int(rows[-1]) + 1 - self._cursor
+            self._open(sparse=self._present is None and span > _SPARSE * len(rows))
         while self._cursor + self._span_rows <= int(rows[0]):
             self._emit_present(self._cursor + self._span_rows)
         start, stop = self._cursor, int(rows[-1]) + 1
@@ -153,7 +156,7 @@ class ColumnFileBuilder:
         self._write(present or [pa.nulls(n, t) for t in self._types])
         self._cursor = stop
 
-    def _open(self) -> None:
+    def _open(self, *, sparse: bool) -> None:
         row_class = self._task.row_class
         name = ColumnFileName(
             self._target.incarnation,
@@ -162,7 +165,8 @@ class ColumnFileBuilder:
             row_class.generation,
         )
         self._name = name.text()
-        self._writer = self._storage.create_file(self._snapshot, self._name, self._schema)
+        schema = _encoded_as_sparse(self._schema) if sparse else self._schema
+        self._writer = self._storage.create_file(self._snapshot, self._name, schema)
 
     def _write(self, arrays: Sequence[pa.Array]) -> None:
         assert self._writer is not None
@@ -212,6 +216,21 @@ class ColumnFileBuilder:
             self._left = batch.slice(count) if batch.num_rows > count else None
             count -= pieces[-1].num_rows
         return [pa.concat_arrays([p.column(i) for p in pieces]) for i in range(len(self._types))]
+
+
+def _encoded_as_sparse(schema: pa.Schema) -> pa.Schema:
+    """Return the schema of a file that is mostly null.
+
+    Lance counts the different values of a page to choose a dictionary, nulls included, which is
+    half of what writing such numbers costs; a dictionary would gain nothing.
+    """
+    fields = [
+        f.with_metadata({**(f.metadata or {}), **_NO_DICTIONARY})
+        if pa.types.is_primitive(f.type)
+        else f
+        for f in schema
+    ]
+    return pa.schema(fields, schema.metadata)
 
 
 class _Classes:

@@ -107,7 +107,7 @@ def publish(
             check_target(snapshot, target)
             valid, discarded = _verify(storage, snapshot, target, files, landed)
             if valid:
-                replacements = [Replacement(f.fragment_id, f.name) for f in valid]
+                replacements = [Replacement(f.fragment_id, f.name, f.size_bytes) for f in valid]
                 properties = {"geneva.job": job_id}
                 may_publish()
                 doubtful |= {f.name for f in valid}

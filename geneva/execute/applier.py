@@ -12,7 +12,7 @@ import json
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from uuid import uuid4
@@ -25,8 +25,9 @@ from geneva.checkpoint.key import log_path
 from geneva.column.file import ColumnFileBuilder
 from geneva.execute.adopt import adopt
 from geneva.execute.batches import HELD_BYTES, MAX_ROWS, READ_BYTES, BatchSizer, unit_bytes
+from geneva.execute.outcome import TaskCancelledError, TaskRowError
 from geneva.execute.reader import Tap, read
-from geneva.execute.record import Computed, Recorder, columns_of, error_text
+from geneva.execute.record import Computed, Recorder, error_text, joined
 from geneva.execute.threads import Turns, UdfThreads
 from geneva.execute.units import InFlight, Unit, Units, all_checkpointed, emptied, split
 from geneva.rows import IntArray
@@ -38,18 +39,6 @@ from geneva.udf import UDF, Applied, Caller, RowError, RowFailed, UdfKind
 _CAREFUL_ROWS = 1024
 _REPLAYED_ROWS = 8192
 _FAILURES_KEPT = 1000  # per task, in the result; the row map records all of them
-
-
-class TaskCancelledError(Exception):
-    """The task stopped at a batch boundary because somebody asked."""
-
-
-class TaskRowError(Exception):
-    """The UDF failed on a row of the task; ``__cause__`` is the `RowFailed`."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure)
-        self.failure = failure
 
 
 class Applier:
@@ -66,7 +55,7 @@ class Applier:
     """
 
     def __init__(self, storage: TableStorage, udf: UDF, threads: UdfThreads) -> None:
-        self._storage = storage
+        self.storage = storage
         self._udf = udf
         self._callers: dict[tuple[str, int], Caller] = {}
         self._sizer = BatchSizer(None)
@@ -84,7 +73,7 @@ class Applier:
         awaits = settings.threads if asynchronous else 1
         key = (settings.on_error, awaits)
         if key not in self._callers:
-            hide = hider(self._storage.options)
+            hide = hider(self.storage.options)
             self._callers[key] = Caller(self._udf, settings.on_error, awaits, hide)
         self._caller = self._callers[key]
         self._caller.open()
@@ -127,12 +116,10 @@ class Applier:
 
     def task_run(self, task: Task) -> TaskRun:
         """Return a task of this job, not yet begun."""
-        assert self._settings is not None
-        return TaskRun(self, self._storage, self._settings, task)
+        return TaskRun(self, self.storage, self.settings, task)
 
     def compute(self, run: TaskRun, unit: Unit) -> Computed:
         """Call the UDF on a unit, in batches, and checkpoint it (in a pool thread)."""
-        assert self._settings is not None
         started = time.perf_counter()
         applied: list[Applied] = []
         for batch in self._batches(unit.inputs):
@@ -161,19 +148,24 @@ class Applier:
         return applied
 
     def _batches(self, inputs: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        assert self._settings is not None
-        if self._settings.checkpoint_size is None:
+        settings = self.settings
+        if settings.checkpoint_size is None:
             yield inputs
             return
-        step = self._settings.batch_size or self._sizer.rows
+        step = settings.batch_size or self._sizer.rows
         for at in range(0, inputs.num_rows, step):
             yield inputs.slice(at, step)
 
     @property
+    def settings(self) -> JobSettings:
+        """Of the job that was begun."""
+        assert self._settings is not None
+        return self._settings
+
+    @property
     def unit_rows(self) -> int:
         """Rows that the next unit should hold."""
-        assert self._settings is not None
-        return max(self._settings.checkpoint_size or 0, self._sizer.rows)
+        return max(self.settings.checkpoint_size or 0, self._sizer.rows)
 
     @property
     def cancelled(self) -> bool:
@@ -187,7 +179,7 @@ class Applier:
     def snapshot(self, version: int) -> Snapshot:
         """Return a version of the table, opened once for all tasks that read it."""
         if version not in self._snapshots:
-            self._snapshots[version] = self._storage.open(version)
+            self._snapshots[version] = self.storage.open(version)
         return self._snapshots[version]
 
     def window(self, held_bytes: int) -> int:
@@ -231,6 +223,7 @@ class TaskRun:
             self._task.resume,
             self._types,
             with_failed=self._settings.on_error == "null" and tried,
+            key=self._task.key,
         )
 
     def run(self, tap: Tap | None) -> TaskDone:
@@ -243,6 +236,12 @@ class TaskRun:
         finally:
             self._turn.end()
 
+    def open(self, snapshot: Snapshot) -> None:
+        """Prepare the column file, if there is to be one."""
+        if self._task.assemble:
+            target = self._settings.target
+            self._builder = ColumnFileBuilder(self._storage, snapshot, target, self._task)
+
     def _run(self, tap: Tap | None) -> TaskDone:
         task = self._task
         snapshot = self._applier.snapshot(task.version)
@@ -253,27 +252,18 @@ class TaskRun:
             return adopted
         if task.attempt and self._settings.on_error == "null":
             self._earlier = self._skip_deadly(self._earlier)
-        if task.assemble:
-            self._builder = ColumnFileBuilder(self._storage, snapshot, self._settings.target, task)
+        self.open(snapshot)
         try:
             self._stream(snapshot, tap)
-            file = self._finish()
+            file = self.write()
+            if file is not None:
+                self._storage.sync_files([file.name])
+            return self.seal(file, self._journal)
         except BaseException:
             self._settle()
             raise
         finally:
             self._journal.close()
-        logs = (*task.resume, self._journal.path)
-        return TaskDone(
-            task.key,
-            task.fragment_id,
-            task.start,
-            task.stop,
-            None if file is None else replace(file, logs=logs),
-            self._counts,
-            tuple(self._failures[:_FAILURES_KEPT]),
-            logs,
-        )
 
     def _skip_deadly(self, earlier: Replay) -> Replay:
         """Record rows as failed that two workers died of, each alone with that one row."""
@@ -287,7 +277,9 @@ class TaskRun:
             return earlier
         self._journal.sync()
         logs = (*self._task.resume, self._journal.path)
-        return replay(self._storage.objects, logs, self._types, with_failed=True)
+        return replay(
+            self._storage.objects, logs, self._types, with_failed=True, key=self._task.key
+        )
 
     def _stream(self, snapshot: Snapshot, tap: Tap | None) -> None:
         self._fatal = self._earlier.fatal
@@ -299,20 +291,21 @@ class TaskRun:
         # Wide rows are not read before their turn: two tasks' worth may be too much to hold.
         started = time.perf_counter()
         ahead = deque(() if self._settings.readahead else itertools.islice(batches, 1))
-        self._add_seconds(read=time.perf_counter() - started)
+        self.add_seconds(read=time.perf_counter() - started)
         self._turn.wait()
-        self._feed_all(itertools.chain(emptied(ahead), batches), tap)
+        self.feed_all(itertools.chain(emptied(ahead), batches), tap)
         self._turn.end()
         self.flush()
         if tap is not None:
             tap.flush()
 
-    def _feed_all(
-        self, batches: Iterator[tuple[IntArray, pa.RecordBatch]], tap: Tap | None
+    def feed_all(
+        self, batches: Iterable[tuple[IntArray, pa.RecordBatch]], tap: Tap | None = None
     ) -> None:
+        """Take in all rows of the task and their inputs."""
         started = time.perf_counter()
         for rows, inputs in batches:
-            self._add_seconds(read=time.perf_counter() - started)
+            self.add_seconds(read=time.perf_counter() - started)
             self.feed(rows, inputs)
             if tap is not None:
                 tap.feed(rows, inputs)
@@ -403,7 +396,8 @@ class TaskRun:
         self._counts += counts
         self._failures += done.failures
 
-    def _finish(self) -> ColumnFile | None:
+    def write(self) -> ColumnFile | None:
+        """Complete the column file, which is not synced yet; sync the records of a span."""
         if self._builder is None:
             self._journal.sync()
             return None
@@ -411,17 +405,35 @@ class TaskRun:
             return None
         started = time.perf_counter()
         file = self._builder.finish()
-        fact = {
-            "file": file.name,
-            "target_file": self._task.target_file,
-            "selection": self._task.selection,
-            "computed": self._counts.computed,
-            "failed": self._counts.failed,
-            "overwritten": self._counts.overwritten,
-        }
-        self._journal.finish(fact)
-        self._add_seconds(write=time.perf_counter() - started)
+        self.add_seconds(write=time.perf_counter() - started)
         return file
+
+    def seal(self, file: ColumnFile | None, shared: Journal) -> TaskDone:
+        """Record that the column file is complete and synced.
+
+        Parameters
+        ----------
+        shared
+            Where that is recorded if the task has no records of its own.
+        """
+        journal = self._journal if self._journal.created else shared
+        task, counts = self._task, self._counts
+        logs = (*task.resume, journal.path)
+        if file is not None:
+            fact = {
+                "key": task.key,
+                "file": file.name,
+                "target_file": task.target_file,
+                "selection": task.selection,
+                "computed": counts.computed,
+                "failed": counts.failed,
+                "overwritten": counts.overwritten,
+            }
+            journal.finish(fact)
+            file = replace(file, logs=logs)
+        failures = tuple(self._failures[:_FAILURES_KEPT])
+        span = task.key, task.fragment_id, task.start, task.stop
+        return TaskDone(*span, file, counts, failures, logs)
 
     def _settle(self) -> None:
         """Let the batches in flight end and be checkpointed before the task gives up."""
@@ -433,6 +445,10 @@ class TaskRun:
             self._builder.abandon()
         self._journal.sync()
 
+    def end(self) -> None:
+        """Release the records."""
+        self._journal.close()
+
     def close(self) -> Counts:
         """End a run that another one fed; return what it did."""
         try:
@@ -442,24 +458,12 @@ class TaskRun:
         return self._counts
 
     def gather(self, unit: Unit, applied: list[Applied]) -> Computed:
-        """Join the batches of a unit; split structs that fill several columns."""
-        joined = (
-            applied[0].values
-            if len(applied) == 1
-            else pa.concat_arrays([a.values for a in applied])
-        )
-        offsets = np.cumsum([0, *(len(a.values) for a in applied)])
-        errors = [
-            (int(o) + e.row, e)
-            for o, a in zip(offsets[:-1], applied, strict=True)
-            for e in a.failures
-        ]
+        """Join the batches of a unit."""
+        columns, errors = joined(applied, self._settings.target.fields)
         failures = tuple(self.failure(int(unit.rows[k]), e) for k, e in errors[:_FAILURES_KEPT])
         failed = np.array([k for k, _ in errors], np.int64)
         counts = Counts(computed=len(unit.rows), failed=len(failed))
-        return Computed(
-            unit.rows, columns_of(joined, self._settings.target.fields), failed, failures, counts
-        )
+        return Computed(unit.rows, columns, failed, failures, counts)
 
     def record(self, done: Computed, applied: list[Applied], began_s: float) -> None:
         """Checkpoint a unit."""
@@ -490,5 +494,6 @@ class TaskRun:
         ids = [i for b in found for i in b.column("_rowid").to_pylist()]
         return int(ids[0]) if ids and ids[0] is not None else address
 
-    def _add_seconds(self, read: float = 0.0, write: float = 0.0) -> None:
+    def add_seconds(self, read: float = 0.0, write: float = 0.0) -> None:
+        """Count time spent on the task."""
         self._counts += Counts(seconds_read=read, seconds_write=write)

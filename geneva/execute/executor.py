@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from geneva.storage.lance import TableStorage
@@ -36,14 +36,17 @@ class Executor(Protocol):
         """Return how many of some appliers can run at once, as far as is known now."""
 
     def free_slots(self, waiting: int) -> int:
-        """Return how many of some waiting tasks should be handed out now.
+        """Return how many of some waiting tasks should be handed out now, alone or in groups.
 
         A task may wait behind the one that an applier runs, but not the last ones: they are for
         appliers that get free, or that join.
         """
 
-    def submit(self, task: Task) -> None:
-        """Hand a task to the least busy applier; one with an ``attempt``, to one without tasks."""
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Hand tasks that go together to the least busy applier.
+
+        One with an ``attempt`` comes alone, and goes to an applier without tasks.
+        """
 
     def wait(self, timeout_s: float) -> list[ExecutorEvent]:
         """Return what happened, waiting at most ``timeout_s`` for the first event.

@@ -17,12 +17,15 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from geneva.execute.applier import Applier, TaskCancelledError, TaskRun
+from geneva.execute.applier import Applier, TaskRun
+from geneva.execute.group import Group
+from geneva.execute.memory import peak_bytes
+from geneva.execute.outcome import TaskCancelledError, event_of
 from geneva.execute.output import Output
 from geneva.execute.threads import UdfThreads
 from geneva.rows import IntArray
 from geneva.storage.lance import TableStorage
-from geneva.types import Counts, Followed, JobSettings, Task, TaskDone
+from geneva.types import Counts, Followed, JobSettings, Task, TaskDone, TaskEvent
 from geneva.udf import UDF
 
 _LOG = logging.getLogger("geneva")
@@ -66,6 +69,19 @@ class SharedApplier:
         if name not in self._appliers:
             self._appliers[name] = Applier(self._storage, self._load(name), self._threads)
         return self._appliers[name]
+
+    def carry_out(self, tasks: Sequence[Task]) -> list[TaskEvent]:
+        """Carry out tasks that were handed out together; each ends as one of the events."""
+        assert self._lead is not None
+        if len(tasks) > 1:
+            ended = Group(self._lead, tasks).run()
+        else:
+            try:
+                ended = [self.run(tasks[0])]
+            except BaseException as error:
+                ended = [event_of(tasks[0], error)]
+        peak = peak_bytes()
+        return [replace(e, peak_bytes=peak) if isinstance(e, TaskDone) else e for e in ended]
 
     def run(self, task: Task) -> TaskDone:
         """Carry out one task, and what its followers can have of it.

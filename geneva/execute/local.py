@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from geneva.execute.executor import Udfs
 from geneva.execute.follow import SharedApplier
-from geneva.execute.outcome import outcome
 from geneva.execute.output import bind
 from geneva.storage.lance import TableStorage
 from geneva.types import (
@@ -30,8 +30,8 @@ class LocalExecutor:
     """Runs each applier in a thread; breakpoints and tracebacks work as in any program."""
 
     def __init__(self) -> None:
-        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
-        self._events: queue.SimpleQueue[TaskEvent] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[Sequence[Task] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[list[TaskEvent]] = queue.SimpleQueue()
         self._appliers: list[SharedApplier] = []
         self._threads: list[threading.Thread] = []
         self._in_flight = 0
@@ -67,15 +67,15 @@ class LocalExecutor:
         applier: SharedApplier,
         settings: JobSettings,
         names: Mapping[str, str],
-        tasks: queue.SimpleQueue[Task | None],
-        events: queue.SimpleQueue[TaskEvent],
+        tasks: queue.SimpleQueue[Sequence[Task] | None],
+        events: queue.SimpleQueue[list[TaskEvent]],
         cancelled: threading.Event,
     ) -> None:
         ready = False
         bind(applier.output)
-        while (task := tasks.get()) is not None:
+        while (group := tasks.get()) is not None:
             if cancelled.is_set():
-                events.put(TaskStopped(task))
+                events.put([TaskStopped(task) for task in group])
                 continue
             if not ready:
                 try:
@@ -83,35 +83,36 @@ class LocalExecutor:
                     ready = True
                 except Exception as error:
                     text = f"{type(error).__name__}: {error}"
-                    events.put(TaskFailed(task, "setup", text, cause=error, applier=number))
+                    events.put(
+                        [TaskFailed(t, "setup", text, cause=error, applier=number) for t in group]
+                    )
                     continue
-            event = outcome(applier, task)
-            if isinstance(event, TaskDone | TaskFailed):
-                event = replace(event, applier=number)
-            events.put(event)
+            ended = applier.carry_out(group)
+            events.put([_of(number, event) for event in ended])
         applier.close()
 
     def free_slots(self, waiting: int) -> int:
         """One task a thread."""
         return len(self._threads) - self._in_flight
 
-    def submit(self, task: Task) -> None:
-        """Queue a task."""
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Queue tasks."""
         self._in_flight += 1
-        self._tasks.put(task)
+        self._tasks.put(tasks)
 
     def wait(self, timeout_s: float) -> list[ExecutorEvent]:
         """Return what finished, and what was printed where prints are kept."""
-        found: list[ExecutorEvent] = []
+        ended: list[list[TaskEvent]] = []
         try:
-            found.append(self._events.get(timeout=timeout_s))
+            ended.append(self._events.get(timeout=timeout_s))
             while True:
-                found.append(self._events.get_nowait())
+                ended.append(self._events.get_nowait())
         except queue.Empty:
             pass
-        self._in_flight -= len(found)
+        self._in_flight -= len(ended)
         texts = [a.output.take() for a in self._appliers]
-        return [Printed(k, text) for k, text in enumerate(texts) if text] + found
+        printed = [Printed(k, text) for k, text in enumerate(texts) if text]
+        return [*printed, *itertools.chain.from_iterable(ended)]
 
     def workers(self) -> Workers:
         """All threads are ready at once."""
@@ -132,3 +133,7 @@ class LocalExecutor:
             for thread in self._threads:
                 thread.join()
         self._threads, self._appliers = [], []
+
+
+def _of(applier: int, event: TaskEvent) -> TaskEvent:
+    return replace(event, applier=applier) if isinstance(event, TaskDone | TaskFailed) else event

@@ -1,44 +1,50 @@
-"""Run one task on an applier and say how it ended, as a value that travels."""
+"""Say how a task that raised ended, as a value that travels."""
 
 from __future__ import annotations
 
 import pickle
 import traceback
-from dataclasses import replace
 
 from geneva.errors import TableChangedError
-from geneva.execute.applier import TaskCancelledError, TaskRowError
-from geneva.execute.follow import SharedApplier
-from geneva.execute.memory import peak_bytes
-from geneva.types import Task, TaskEvent, TaskFailed, TaskLost, TaskStopped
+from geneva.types import Failure, Task, TaskEvent, TaskFailed, TaskLost, TaskStopped
 
 
-def outcome(applier: SharedApplier, task: Task) -> TaskEvent:
-    """Carry out a task; whatever it raises becomes an event."""
-    try:
-        return replace(applier.run(task), peak_bytes=peak_bytes())
-    except TaskCancelledError:
-        return TaskStopped(task)
-    except TaskRowError as error:
-        text = str(error.__cause__)
-        return TaskFailed(task, "udf", text, error.failure, cause=_portable(error.__cause__))
-    except TableChangedError as error:
-        return TaskFailed(task, "table", str(error), cause=_portable(error))
-    except FileNotFoundError as error:
-        return TaskFailed(task, "table", str(error), cause=_portable(error))
-    except MemoryError as error:
-        # As good as a death: tried again with the batch halved, not merely once more.
-        return TaskLost(task, f"out of memory: {error}", started=True)
-    except SystemExit as error:
-        return TaskLost(task, f"the UDF called sys.exit({error.code})", started=True)
-    except Exception as error:  # the event carries it to the driver
-        text = f"{type(error).__name__}: {error}"
-        return TaskFailed(task, "storage", text, None, traceback.format_exc(), _portable(error))
-    except BaseException as error:
-        # pyo3's PanicException (a bug in Lance or DataFusion) is not an Exception.
-        if type(error).__name__ != "PanicException":
-            raise
-        return TaskFailed(task, "storage", f"panic: {error}", None, traceback.format_exc())
+class TaskCancelledError(Exception):
+    """The task stopped at a batch boundary because somebody asked."""
+
+
+class TaskRowError(Exception):
+    """The UDF failed on a row of the task; ``__cause__`` is the `RowFailed`."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure)
+        self.failure = failure
+
+
+def event_of(task: Task, error: BaseException) -> TaskEvent:
+    """Return the event that an exception of a task becomes; raises those that are none of its."""
+    text = f"{type(error).__name__}: {error}"
+    match error:
+        case TaskCancelledError():
+            return TaskStopped(task)
+        case TaskRowError():
+            cause = error.__cause__
+            return TaskFailed(task, "udf", str(cause), error.failure, cause=_portable(cause))
+        case TableChangedError() | FileNotFoundError():
+            return TaskFailed(task, "table", str(error), cause=_portable(error))
+        case MemoryError():
+            # As good as a death: tried again with the batch halved, not merely once more.
+            return TaskLost(task, f"out of memory: {error}", started=True)
+        case SystemExit():
+            return TaskLost(task, f"the UDF called sys.exit({error.code})", started=True)
+        case Exception():  # the event carries it to the driver
+            trace = "".join(traceback.format_exception(error))
+            return TaskFailed(task, "storage", text, None, trace, _portable(error))
+    # pyo3's PanicException (a bug in Lance or DataFusion) is not an Exception.
+    if type(error).__name__ != "PanicException":
+        raise error
+    trace = "".join(traceback.format_exception(error))
+    return TaskFailed(task, "storage", f"panic: {error}", None, trace)
 
 
 def _portable(error: BaseException | None) -> BaseException | None:

@@ -14,7 +14,7 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -33,7 +33,6 @@ from geneva.execute.cluster import autoscaling, draining_nodes, missing_resource
 from geneva.execute.executor import Udfs
 from geneva.execute.follow import SharedApplier
 from geneva.execute.memory import give_back_large
-from geneva.execute.outcome import outcome
 from geneva.execute.output import keep_prints
 from geneva.execute.probe import ensure_probe, read_probe
 from geneva.execute.reservation import actor_options, applier_key, reservation, udf_names
@@ -96,10 +95,10 @@ class _Applier:
                 "disk that all nodes mount at the same path, or on an object store"
             )
 
-    def run(self, task: Task) -> tuple[TaskEvent, str]:
-        """Carry out one task; return what was printed as well."""
-        event = outcome(self._applier, task)
-        return event, self._applier.output.take()
+    def run(self, tasks: Sequence[Task]) -> tuple[list[TaskEvent], str]:
+        """Carry out tasks that go together; return what was printed as well."""
+        ended = self._applier.carry_out(tasks)
+        return ended, self._applier.output.take()
 
     def progress(self) -> tuple[int, str]:
         """Return the rows done since `begin`, and what was printed since the last call."""
@@ -199,20 +198,20 @@ class RayExecutor:
         at_once = TASKS_AT_ONCE if waiting > self._staying else 1
         return sum(a.room(at_once) for a in self._actors)
 
-    def submit(self, task: Task) -> None:
-        """Hand a task to the applier that has the fewest.
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Hand tasks to the applier that has the fewest.
 
         One that an applier died with gets an applier to itself, so that the next death is its own.
         """
-        if task.attempt:
-            self._suspects.append(task)
+        if tasks[0].attempt:
+            self._suspects.extend(tasks)
             self._hand_out_suspects()
         else:
-            self._hand_out(max(self._actors, key=lambda a: a.room(TASKS_AT_ONCE)), task)
+            self._hand_out(max(self._actors, key=lambda a: a.room(TASKS_AT_ONCE)), *tasks)
 
-    def _hand_out(self, actor: Actor, task: Task) -> None:
-        reference = actor.handle.run.options(concurrency_group="work").remote(task)
-        actor.tasks[reference] = task
+    def _hand_out(self, actor: Actor, *tasks: Task) -> None:
+        reference = actor.handle.run.options(concurrency_group="work").remote(tasks)
+        actor.tasks[reference] = tasks
 
     def _hand_out_suspects(self) -> None:
         for actor in self._actors:
@@ -261,20 +260,21 @@ class RayExecutor:
             actor.progress, (actor.rows_done, text) = None, value
             self._printed(actor, text)
         else:
-            event, text = value
+            events, text = value
             self._printed(actor, text)
-            self._events.append(self._ended(actor, actor.tasks.pop(reference), event))
+            del actor.tasks[reference]
+            self._events += [self._ended(actor, event) for event in events]
 
     def _printed(self, actor: Actor, text: str) -> None:
         if text:
             self._events.append(Printed(actor.number, text))
 
-    def _ended(self, actor: Actor, task: Task, event: TaskEvent) -> TaskEvent:
+    def _ended(self, actor: Actor, event: TaskEvent) -> TaskEvent:
         """Return how a task ended; one that stopped unasked is for another applier."""
         if isinstance(event, TaskDone | TaskFailed):
             return replace(event, applier=actor.number)
         if isinstance(event, TaskStopped) and not self._cancelled:
-            return TaskLost(task, "its node is being drained", started=False)
+            return TaskLost(event.task, "its node is being drained", started=False)
         return event
 
     def _refused(self, actor: Actor, reference: Any, error: RayTaskError) -> None:
@@ -286,9 +286,9 @@ class RayExecutor:
         if isinstance(cause, (SharedPathError, UdfError)):
             raise cause
         if reference in actor.tasks:
-            task = actor.tasks.pop(reference)
-            failed = TaskFailed(task, "storage", str(cause), traceback=str(error))
-            self._events.append(self._ended(actor, task, failed))
+            for task in actor.tasks.pop(reference):
+                failed = TaskFailed(task, "storage", str(cause), traceback=str(error))
+                self._events.append(self._ended(actor, failed))
             return
         raise UdfError(
             f"the UDF could not start on its applier: {type(cause).__name__}: {cause}"
@@ -301,23 +301,30 @@ class RayExecutor:
         innocent = node_lost(error, actor.node)
         if not actor.node and not innocent:
             self._dead_at_start(error)
-        for reference, task in reversed(actor.tasks.items()):  # the first is to be the next again
-            self._last_word(actor, reference, task, error, started=not innocent)
+        for reference, tasks in reversed(actor.tasks.items()):  # the first is to be the next again
+            self._events += self._last_words(actor, reference, tasks, error, started=not innocent)
         _LOG.info("an applier died: %s", error)
         if not self._cancelled and not actor.leaving:
             self._ask_for(min(self._wanted, self._staying + 1))
 
-    def _last_word(
-        self, actor: Actor, reference: Any, task: Task, death: Exception, *, started: bool
-    ) -> None:
-        """Say how a dead applier's task ended: it may have been done, and the next one not."""
+    def _last_words(
+        self,
+        actor: Actor,
+        reference: Any,
+        tasks: Sequence[Task],
+        death: Exception,
+        *,
+        started: bool,
+    ) -> list[TaskEvent]:
+        """Return how a dead applier's tasks ended: they may have been done, and the next not."""
         try:
-            event, text = ray.get(reference, timeout=0)
-            self._printed(actor, text)
+            events, text = ray.get(reference, timeout=0)
         except (GetTimeoutError, RayActorError, ObjectLostError):
-            lost = TaskLost(task, _reason(death), started=started)
-            event = TaskStopped(task) if self._cancelled else lost
-        self._events.append(self._ended(actor, task, event))
+            if self._cancelled:
+                return [TaskStopped(task) for task in tasks]
+            return [TaskLost(t, _reason(death), started=started) for t in reversed(tasks)]
+        self._printed(actor, text)
+        return [self._ended(actor, event) for event in events]
 
     def _dead_at_start(self, error: Exception) -> None:
         self._start_deaths += 1

@@ -7,14 +7,17 @@ that know each size, and what takes much room in this fragment's files.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from geneva.column.binding import top_level
+from geneva.errors import StorageError
 from geneva.execute.batches import READ_BYTES, WIDE_ROW_BYTES, read_rows
 from geneva.rows import IntArray
 from geneva.storage.lance import Snapshot, TableStorage
@@ -62,6 +65,64 @@ def _filled(
     apart = sources.apart
     columns = [apart[n](rows) if n in apart else part.column(n) for n in names]
     return pa.RecordBatch.from_arrays(columns, names=list(names))
+
+
+def read_together(
+    storage: TableStorage, snapshot: Snapshot, tasks: Sequence[Task], settings: JobSettings
+) -> dict[int, list[tuple[IntArray, pa.RecordBatch]]]:
+    """Read small fragments in one scan: what `read` yields of each, by fragment id.
+
+    Those that a scan must not read, because some input is large there, are left out.
+
+    Raises
+    ------
+    StorageError
+        Rows came in another order than that of the tasks.
+    """
+    narrow = [t for t in tasks if _scans(_sources(storage, snapshot, t, settings))]
+    if not narrow:
+        return {}
+    ids = np.repeat([t.fragment_id for t in narrow], [t.rows for t in narrow])
+    rows = np.concatenate([np.arange(t.rows, dtype=np.int64) for t in narrow])
+    found: dict[int, list[tuple[IntArray, pa.RecordBatch]]] = {t.fragment_id: [] for t in narrow}
+    for at, batch in _scan_together(storage, snapshot, narrow, settings):
+        own = ids[at]
+        edges = [0, *(np.flatnonzero(own[1:] != own[:-1]) + 1).tolist(), len(own)]
+        for a, b in itertools.pairwise(edges):
+            if b > a:
+                found[int(own[a])].append((rows[at[a:b]], batch.slice(a, b - a)))
+    return {t.fragment_id: list(_needed(t, found[t.fragment_id])) for t in narrow}
+
+
+def _scans(sources: _Sources) -> bool:
+    return not sources.blobs and not sources.apart and sources.readahead is None
+
+
+def _scan_together(
+    storage: TableStorage, snapshot: Snapshot, tasks: Sequence[Task], settings: JobSettings
+) -> Iterator[tuple[IntArray, pa.RecordBatch]]:
+    """Yield (positions, inputs) of live rows that are selected; one position per physical row."""
+    names = list(settings.target.inputs)
+    columns = {f"i{k}": column_path(snapshot.schema, n) for k, n in enumerate(names)}
+    masked = settings.where is not None
+    addresses = np.concatenate(
+        [np.arange(t.rows, dtype=np.int64) + (t.fragment_id << 32) for t in tasks]
+    )
+    cursor = 0
+    for batch in storage.scan(
+        snapshot,
+        [t.fragment_id for t in tasks],
+        columns if settings.where is None else {**columns, "m": settings.where},
+        batch_rows=settings.read_rows,
+    ):
+        at = np.arange(cursor, cursor + batch.num_rows, dtype=np.int64)
+        cursor += batch.num_rows
+        live = batch.column("_rowaddr")
+        if not pc.all(pc.equal(live, pa.array(addresses[at], pa.uint64())), min_count=0).as_py():
+            raise StorageError(f"rows of {storage.uri} were not read in the order of its fragments")
+        chosen = _selected(batch, deleted=bool(live.null_count), masked=masked)
+        inputs = _inputs(batch, names)
+        yield (at, inputs) if chosen is None else (at[chosen], inputs.filter(pa.array(chosen)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +213,14 @@ def _read_needed(
     settings: JobSettings,
     sources: _Sources,
 ) -> Iterator[tuple[IntArray, pa.RecordBatch]]:
+    return _needed(task, _read_live(storage, snapshot, task, settings, sources))
+
+
+def _needed(
+    task: Task, found: Iterable[tuple[IntArray, pa.RecordBatch]]
+) -> Iterator[tuple[IntArray, pa.RecordBatch]]:
     need = None if task.need is None else task.need.mask()
-    for rows, batch in _read_live(storage, snapshot, task, settings, sources):
+    for rows, batch in found:
         wanted = None if need is None else need[rows]
         if wanted is None or wanted.all():
             yield rows, batch

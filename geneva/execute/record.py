@@ -9,12 +9,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from geneva.checkpoint.journal import Journal
 from geneva.rows import IntArray
 from geneva.types import Counts, Failure
-from geneva.udf import RowError
+from geneva.udf import Applied, RowError
 
 _HELD_S = 0.2
 _HELD_BYTES = 32 << 20
@@ -29,6 +30,25 @@ class Computed:
     failed: IntArray
     failures: tuple[Failure, ...]
     counts: Counts
+
+
+def joined(
+    applied: Sequence[Applied], fields: Sequence[int]
+) -> tuple[list[pa.Array], list[tuple[int, RowError]]]:
+    """Join batches that follow each other: their columns, and what failed where.
+
+    Parameters
+    ----------
+    fields
+        Which field of the struct that the UDF returned fills each column; empty: it is the column.
+    """
+    values = [a.values for a in applied]
+    whole = values[0] if len(values) == 1 else pa.concat_arrays(values)
+    starts = np.cumsum([0, *(len(v) for v in values)])
+    errors = [
+        (int(s) + e.row, e) for s, a in zip(starts[:-1], applied, strict=True) for e in a.failures
+    ]
+    return columns_of(whole, fields), errors
 
 
 class Recorder:

@@ -9,12 +9,23 @@ from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from geneva.types import ColumnFile, Counts, Failure, Task, TaskDone, TaskLost, TaskStopped
+from geneva.types import (
+    ColumnFile,
+    Counts,
+    Failure,
+    Task,
+    TaskDone,
+    TaskLost,
+    TaskReturned,
+    TaskStopped,
+)
 
 MAX_DEATHS = 3
 MAX_DEATHS_ISOLATING = 40  # each death at least halves the suspects, until one row is left
 MAX_LOSSES = 40  # nodes may go at any time, but a task that takes nodes down must end
 _COMMIT_SHARE = 4.0  # commits take at most a fifth of the driver's time
+_GROUP, _GROUP_S = 64, 0.1  # tasks that go together, and how long they should take
+_OLD = 0.8  # weight of what earlier tasks took
 
 
 @dataclass(slots=True)
@@ -42,6 +53,8 @@ class Schedule:
         Fragments per commit.
     followed
         By the task's key, what was done for a fragment while this call computed other columns.
+    group_rows
+        That are read together at most.
     """
 
     def __init__(
@@ -50,6 +63,7 @@ class Schedule:
         limit: int | None,
         granularity: int,
         followed: Mapping[str, Counts] | None = None,
+        group_rows: int = 0,
     ) -> None:
         self._fragments = deque(pieces)
         self._queue: deque[Task] = deque()
@@ -64,6 +78,8 @@ class Schedule:
         self._dropped: set[int] = set()
         self._finished: list[ColumnFile] = []
         self._last_commit = (0.0, 0.0)
+        self._group_rows = group_rows
+        self._task_s: float | None = None  # that a whole fragment took of late
         self.hits = 0
         self.fragments_done = 0
         self.counts = Counts()
@@ -81,6 +97,30 @@ class Schedule:
         task = self._queue.popleft()
         self._running[_id(task)] = task
         return task
+
+    def next_group(self, appliers: int) -> tuple[Task, ...]:
+        """Return tasks to hand out together, most often one; none if there is none now.
+
+        Small fragments go together as far as an applier is soon done with them, by what those
+        before took, and as long as there is enough left to share evenly.
+        """
+        if (first := self.next_task()) is None:
+            return ()
+        group, rows = [first], first.rows
+        if self._task_s is not None and _may_join(first):
+            quick = int(_GROUP_S / max(self._task_s, 1e-9))
+            most = min(quick, _GROUP, self._granularity, self.waiting // (2 * max(appliers, 1)))
+            while len(group) < most and (task := self._next_to_join(self._group_rows - rows)):
+                group.append(task)
+                rows += task.rows
+        return tuple(group)
+
+    def _next_to_join(self, rows: int) -> Task | None:
+        if self._queue or not self._fragments:
+            return None
+        pieces = self._fragments[0]
+        fits = len(pieces) == 1 and pieces[0].rows <= rows and _may_join(pieces[0])
+        return self.next_task() if fits else None
 
     def _may_begin(self) -> bool:
         return self._limit is None or self.hits + len(self._begun) < self._limit
@@ -141,6 +181,11 @@ class Schedule:
         if spanned is not None:
             counts = replace(counts, replayed=spanned.replayed)
         self.counts += counts + self._earned(event.key, counts.replayed)
+        self._task_s = (
+            counts.seconds
+            if self._task_s is None
+            else (_OLD * self._task_s + (1 - _OLD) * counts.seconds)
+        )
         self.failures += event.failures
         self._begun.discard(event.fragment_id)
         self.fragments_done += 1
@@ -193,6 +238,13 @@ class Schedule:
         self._queue.appendleft(again)
         return False
 
+    def returned(self, event: TaskReturned) -> None:
+        """Take back a task that was not begun; it comes next."""
+        task = event.task
+        del self._running[_id(task)]
+        self._begun.discard(task.fragment_id)
+        self._fragments.appendleft((task,))
+
     def stopped(self, event: TaskStopped) -> None:
         """Take in a task that stopped because the job is being stopped."""
         del self._running[_id(event.task)]
@@ -220,6 +272,12 @@ class Schedule:
     def committed(self, ended_s: float, took_s: float) -> None:
         """Note when a commit ended and how long it took."""
         self._last_commit = (ended_s, took_s)
+
+
+def _may_join(task: Task) -> bool:
+    """Whether a task may be carried out together with others."""
+    fresh = not (task.attempt or task.resume or task.followers or task.checkpointed is not None)
+    return fresh and task.assemble and task.whole
 
 
 def _id(task: Task) -> tuple[str, int, int]:

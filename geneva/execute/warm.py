@@ -36,7 +36,7 @@ class Actor:
     leaving
         Whether its node is being drained: it gets no more tasks.
     tasks
-        In the order in which they were handed out; one that an applier died with is alone.
+        By call, in the order in which they were handed out; one that an applier died with is alone.
     """
 
     handle: Any
@@ -46,7 +46,7 @@ class Actor:
     ready: bool = False
     leaving: bool = False
     beginning: Any = None
-    tasks: dict[Any, Task] = field(default_factory=dict)
+    tasks: dict[Any, tuple[Task, ...]] = field(default_factory=dict)
     progress: Any = None
     rows_done: int = 0
     idle_since: float = 0.0
@@ -57,8 +57,8 @@ class Actor:
         return self.ready and not self.leaving
 
     def room(self, at_once: int) -> int:
-        """How many more tasks it may be given, if it may have so many at once."""
-        alone = any(task.attempt for task in self.tasks.values())
+        """How many more calls it may be given, if it may have so many at once."""
+        alone = any(tasks[0].attempt for tasks in self.tasks.values())
         return max(0, at_once - len(self.tasks)) if self.works and not alone else 0
 
 

@@ -33,6 +33,7 @@ from geneva.storage.remote import (
     FLUSH_S,
     RemoteObjects,
     is_fault,
+    is_missing,
     persist,
     store_faults,
     with_defaults,
@@ -117,7 +118,7 @@ class TableStorage:
                     self.check_manifests()
             except (ValueError, OSError) as error:
                 self.check_manifests(version)
-                if "not found" in str(error).lower() or "does not exist" in str(error).lower():
+                if is_missing(error):
                     if version is None:
                         raise TableChangedError(f"table {self.uri} is gone: {error}") from error
                     what = f"version {version} of table {self.uri}"
@@ -138,7 +139,7 @@ class TableStorage:
     def scan(
         self,
         snapshot: Snapshot,
-        fragment_id: int,
+        fragment_ids: int | Sequence[int],
         columns: Mapping[str, str] | Sequence[str],
         *,
         batch_rows: int,
@@ -149,14 +150,14 @@ class TableStorage:
         readahead: int | None = None,
         descriptors: bool = False,
     ) -> Iterator[pa.RecordBatch]:
-        """Yield one fragment's rows in physical order, deleted ones with null ``_rowaddr``.
+        """Yield rows, fragment by fragment, in physical order; deleted ones: null ``_rowaddr``.
 
         Parameters
         ----------
         columns
             Names, or name -> SQL expression.
         start, stop
-            Physical rows, half-open; not with ``live_only``.
+            Physical rows of a single fragment, half-open; not with ``live_only``.
         live_only
             Leave deleted rows out instead.
         where
@@ -164,20 +165,20 @@ class TableStorage:
         descriptors
             Of blob columns: what and where they are, instead of the blobs.
         """
-        fragment = snapshot.dataset.get_fragment(fragment_id)
-        if fragment is None:
-            raise TableChangedError(f"fragment {fragment_id} is not in version {snapshot.version}")
+        ids = [fragment_ids] if isinstance(fragment_ids, int) else list(fragment_ids)
+        fragments = [snapshot.dataset.get_fragment(i) for i in ids]
+        if None in fragments:
+            raise TableChangedError(f"a fragment of {ids} is not in version {snapshot.version}")
         wanted = dict(columns) if columns and isinstance(columns, Mapping) else list(columns)
-        handling = "blobs_descriptions" if descriptors else "all_binary"
         options: dict[str, Any] = {
             "columns": wanted,
-            "fragments": [fragment],
-            "blob_handling": handling,
+            "fragments": fragments,
+            "blob_handling": "blobs_descriptions" if descriptors else "all_binary",
         }
         if not live_only:
             options |= {"include_deleted_rows": True, "with_row_id": True}
         if start or stop is not None:
-            options |= {"offset": start, "limit": (stop or fragment.physical_rows) - start}
+            options |= {"offset": start, "limit": (stop or fragments[0].physical_rows) - start}
         if readahead is not None:
             options |= {"batch_readahead": readahead, "io_buffer_size": 64 << 20}
         if where is not None:
@@ -193,7 +194,7 @@ class TableStorage:
                     what = f"files of version {snapshot.version} of {self.uri}"
                     raise VersionGoneError(f"{what} are gone: {error}") from error
                 if self.local:
-                    files = snapshot.fragments[fragment_id].files
+                    files = [f for i in ids for f in snapshot.fragments[i].files]
                     disk.check_sizes(self.path, {f.path: f.size_bytes for f in files})
                 raise
 
@@ -249,7 +250,7 @@ class TableStorage:
             try:
                 transaction = snapshot.dataset.read_transaction(version)
             except (OSError, ValueError) as error:
-                if "not found" in str(error).lower() or "does not exist" in str(error).lower():
+                if is_missing(error):
                     return None
                 raise  # a passing fault must not become a lasting "nobody knows"
         if transaction is None:
@@ -290,7 +291,7 @@ class TableStorage:
                 panic = type(error).__name__ == "PanicException"
                 if not panic and not isinstance(error, OSError | ValueError | RuntimeError):
                     raise
-                if "not found" in str(error).lower():
+                if is_missing(error):
                     raise FileNotFoundError(name) from error
                 if is_fault(error):
                     raise
@@ -304,10 +305,11 @@ class TableStorage:
             reader = LanceFileReader(f"{self.uri}/data/{name}", storage_options=self._options)
             return reader.take_rows(list(rows)).to_table()
 
-    def sync_file(self, name: str) -> None:
-        """Make a closed data file survive a power failure (object stores already do)."""
-        if self.local:
-            sync_file(self.path / "data" / name)
+    def sync_files(self, names: Sequence[str]) -> None:
+        """Make closed data files survive a power failure (object stores already do)."""
+        if self.local and names:
+            for name in names:
+                sync_file(self.path / "data" / name)
             sync_directory(self.path / "data")
 
     def delete_file(self, name: str) -> None:
@@ -346,7 +348,8 @@ class TableStorage:
         """
         ids = [i for c in columns for i in snapshot.fields[c].subtree]
         with self._faults():
-            moved = partial(self._replaced, snapshot, ids)
+            like = self._data_file(snapshot, replacements[0], None) if self.local else None
+            moved = partial(self._replaced, snapshot, ids, like)
             updated = each(moved, replacements, self.objects.at_once)
         operation = LanceOperation.Update(
             updated_fragments=updated,
@@ -367,7 +370,9 @@ class TableStorage:
                 ) from error
             return Snapshot(dataset)
 
-    def _replaced(self, snapshot: Snapshot, ids: Sequence[int], new: Replacement) -> Any:
+    def _replaced(
+        self, snapshot: Snapshot, ids: Sequence[int], like: DataFile | None, new: Replacement
+    ) -> Any:
         """Return the fragment's metadata with the fields moved to the new file."""
         meta = snapshot.dataset.get_fragment(new.fragment_id).metadata
         kept = []
@@ -376,14 +381,22 @@ class TableStorage:
             if any(i != TOMBSTONE for i in fields):
                 f.fields = fields
                 kept.append(f)
+        meta.files = [*kept, self._data_file(snapshot, new, like)]
+        return meta
+
+    def _data_file(self, snapshot: Snapshot, new: Replacement, like: DataFile | None) -> DataFile:
+        """Return what a manifest says of a file; ``like`` is another of the same columns."""
+        # Lance would read it for that. One of the right size is what its writer validated.
+        size = (self.path / "data" / new.path).stat().st_size if self.local else 0
+        if like is not None and size and size == new.size_bytes:
+            f = like.fields, like.column_indices, like.file_major_version
+            return DataFile(new.path, *f, like.file_minor_version, size)
         try:
-            created = DataFile.create(snapshot.dataset, new.path)
+            return DataFile.create(snapshot.dataset, new.path)
         except (OSError, ValueError) as error:
-            if "not found" in str(error).lower():
+            if is_missing(error):
                 raise FileNotFoundError(new.path) from error
             raise
-        meta.files = [*kept, created]
-        return meta
 
     def sync_version(self, snapshot: Snapshot) -> None:
         """Make a version survive a power failure (object stores already do)."""

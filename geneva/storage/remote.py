@@ -92,6 +92,11 @@ def is_fault(error: BaseException) -> bool:
     return _FAULT.search(str(error)) is not None
 
 
+def is_missing(error: BaseException) -> bool:
+    """Whether Lance says that a file or a table is not there."""
+    return re.search("not found|does not exist", str(error), re.IGNORECASE) is not None
+
+
 def persist(attempt: Callable[[], None]) -> None:
     """Try a few times what Lance's client does not repeat by itself when a reply is late or lost.
 

@@ -23,10 +23,11 @@ class CommitConflict(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """A finished data file that takes over some fields of a fragment."""
+    """A finished data file that takes over some fields of a fragment; of size 0: not known."""
 
     fragment_id: int
     path: str
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

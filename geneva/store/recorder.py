@@ -27,6 +27,7 @@ from geneva.types import (
     TaskDone,
     TaskFailed,
     TaskLost,
+    TaskReturned,
     TaskStopped,
 )
 
@@ -134,7 +135,7 @@ class StoreRecorder(Recorder):
                 self._change(event.task.fragment_id, reason=event.message, **failed)
                 if event.failure is not None:
                     self._failures([event.failure])
-            case TaskStopped():
+            case TaskStopped() | TaskReturned():
                 self._change(event.task.fragment_id, state=TaskState.STOPPED.value)
             case TaskLost():
                 task = event.task

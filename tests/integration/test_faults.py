@@ -175,7 +175,7 @@ def test_file_that_may_not_grow_is_an_error_and_its_records_count(
 
 _WRITES = {
     *("put", "create_log", "append", "sync", "create_file", "write", "close"),
-    *("sync_file", "before publish", "sync_version"),
+    *("sync_files", "before publish", "sync_version"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from pathlib import Path
 
 import lance
@@ -121,8 +122,8 @@ def _compact_then_rewrite(uri: str) -> None:
 class OpenedAfter(MeddledStorage):
     """Lets the other writer act when a file is finished, before the engine looks what is new."""
 
-    def sync_file(self, name: str) -> None:
-        super().sync_file(name)
+    def sync_files(self, names: Sequence[str]) -> None:
+        super().sync_files(names)
         if self.meddle is not None:
             self.meddle()
 

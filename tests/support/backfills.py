@@ -79,9 +79,10 @@ class WatchedStorage(TableStorage):
 
     log: str = ""
 
-    def scan(self, snapshot: Any, fragment_id: int, columns: Any, **kwargs: Any) -> Iterator[Any]:
-        CallLog(self.log)(f"scan:{fragment_id}")
-        return super().scan(snapshot, fragment_id, columns, **kwargs)
+    def scan(self, snapshot: Any, fragments: Any, columns: Any, **kwargs: Any) -> Iterator[Any]:
+        ids = [fragments] if isinstance(fragments, int) else fragments
+        CallLog(self.log)(f"scan:{','.join(map(str, ids))}")
+        return super().scan(snapshot, fragments, columns, **kwargs)
 
     def read_footer(self, name: str) -> Any:
         CallLog(self.log)("footer")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,9 +58,9 @@ class FaultyStorage(TableStorage):
         self.tick("read_footer")
         return super().read_footer(*args, **kwargs)
 
-    def sync_file(self, name: str) -> None:
-        self.tick("sync_file")
-        super().sync_file(name)
+    def sync_files(self, names: Sequence[str]) -> None:
+        self.tick("sync_files")
+        super().sync_files(names)
 
     def publish(self, *args: Any, **kwargs: Any) -> Any:
         self.tick("before publish")

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from geneva.checkpoint.journal import Journal, replay
-from geneva.checkpoint.key import log_folder, log_path, logs_by_key, work_key
+from geneva.checkpoint.journal import Journal, find_logs, replay
+from geneva.checkpoint.key import log_folder, log_path, logs_by_key, shared_log_path, work_key
+from geneva.checkpoint.uses import LogUses
 from geneva.storage.objects import LocalObjects, Log
 
 TYPES = (pa.int64(), pa.string())
@@ -351,3 +352,35 @@ def test_copy_of_large_values_in_memory(objects: LocalObjects) -> None:
     journal.append(np.arange(1), [values], None)
     journal.close()
     assert max(most) < 1_000_000
+
+
+def test_log_that_several_share_is_found_by_each_and_tells_each_its_own(
+    objects: LocalObjects,
+) -> None:
+    shared, own = shared_log_path("inc", "u9"), log_path("inc", "k2", "u1")
+    journal = Journal(objects, shared, TYPES)
+    for key in ("k1", "k2"):
+        journal.finish({"key": key, "file": f"{key}.lance"})
+    journal.close()
+    append(Journal(objects, own, TYPES), [0, 1])
+    logs = find_logs(objects, "inc")
+    assert logs == {"k1": (shared,), "k2": (own, shared)}
+    for key, rows in (("k1", 0), ("k2", 2)):
+        earlier = replay(objects, logs[key], TYPES, with_failed=True, key=key)
+        assert earlier.finish == {"key": key, "file": f"{key}.lance"}
+        assert len(earlier.rows) == rows
+    assert replay(objects, [shared], TYPES, with_failed=True, key="k3").finish is None
+
+
+def test_shared_log_stays_until_nobody_needs_it(objects: LocalObjects) -> None:
+    for path in ("shared.log", "own.log"):
+        objects.put(path, b"x")
+    uses = LogUses(objects)
+    uses.note(1, ["shared.log", "own.log"])
+    uses.note(2, ["shared.log"])
+    uses.release((1, ["shared.log", "own.log"]))
+    assert objects.list("") == ["shared.log"]
+    uses.release((1, ["shared.log"]))  # again: it is no longer its own
+    assert objects.list("") == ["shared.log"]
+    uses.release((2, ["shared.log"]))
+    assert objects.list("") == []

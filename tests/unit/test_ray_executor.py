@@ -12,7 +12,7 @@ def executor(*appliers: tuple[int, bool, bool], attempt: int = 0) -> RayExecutor
     """Return one with appliers that have so many tasks, are ready, and are leaving."""
     made = RayExecutor({}, 0.0)
     for tasks, ready, leaving in appliers:
-        held = {k: SimpleNamespace(attempt=attempt) for k in range(tasks)}
+        held = {k: (SimpleNamespace(attempt=attempt),) for k in range(tasks)}
         made._actors.append(Actor(None, "", ready=ready, leaving=leaving, tasks=held))
     return made
 

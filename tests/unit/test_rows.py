@@ -99,3 +99,16 @@ def test_a_million_rows_in_runs_take_little_room_in_a_footer() -> None:
     row_map = RowMap.from_ids([MISSING, DONE], np.repeat(np.arange(1000) % 2, 1000))
     assert len(row_map.dumps()) < 20_000
     assert RowMap.loads(row_map.dumps()).rows == 1_000_000
+
+
+def test_row_map_that_an_older_version_wrote_is_read() -> None:
+    text = (
+        "cmXAh-3o&+6ocO-*Kt@K8|+oexhQQn3jPdF#S8J>Jz}nsFCjaYc~g8|L>z)@Ht#*+JpR|36NuzM?|b6=7{U}Y*f"
+        "<eG*skJ9{J>63d>h7CRLf)xRvVCe53OOT*L%y3y$~hc$+4B=1oX)#r~"
+    )
+    marks = (Mark(3, "f.lance", -1),)
+    done = RowClass(RowStatus.COMPUTED, "d1", marks, (("w", (Mark(4, "g", 2),)),), 7)
+    read = RowMap.loads(text)
+    assert read.classes == (done, MISSING)
+    assert read.expand().tolist() == [0, 0, 1, 1, 1, 0]
+    assert RowMap.loads(read.dumps()).expand().tolist() == [0, 0, 1, 1, 1, 0]

@@ -7,7 +7,15 @@ from dataclasses import replace
 
 from geneva.execute.state import MAX_DEATHS, MAX_DEATHS_ISOLATING, MAX_LOSSES, Schedule
 from geneva.rows import RowClass, RowMap, RowStatus
-from geneva.types import ColumnFile, Counts, Task, TaskDone, TaskLost, TaskStopped
+from geneva.types import (
+    ColumnFile,
+    Counts,
+    Task,
+    TaskDone,
+    TaskLost,
+    TaskReturned,
+    TaskStopped,
+)
 
 CLASS = RowClass(RowStatus.COMPUTED)
 
@@ -210,3 +218,47 @@ def test_slow_commits_are_spaced_so_that_they_do_not_fill_the_time() -> None:
     schedule.committed(ended_s=100.0, took_s=5.0)
     assert not schedule.commit_due(101.0)
     assert schedule.commit_due(200.0)
+
+
+# --- groups -------------------------------------------------------------------------------
+
+
+def quick(schedule: Schedule, count: int) -> None:
+    """Take in so many fragments that took no time."""
+    for _ in range(count):
+        schedule.done(done(take(schedule)))
+
+
+def test_small_fragments_are_handed_out_together_once_they_are_known_to_be_quick() -> None:
+    schedule = Schedule([(task(k),) for k in range(50)], None, 64, group_rows=1000)
+    assert len(schedule.next_group(2)) == 1
+    quick(schedule, 1)
+    assert [t.fragment_id for t in schedule.next_group(2)] == list(range(2, 13))  # 47 // 4
+
+
+def test_group_ends_where_rows_granularity_or_num_frags_end() -> None:
+    for limit, granularity, rows, size in ((None, 64, 35, 3), (None, 4, 1000, 4), (6, 64, 1000, 5)):
+        schedule = Schedule([(task(k),) for k in range(50)], limit, granularity, group_rows=rows)
+        quick(schedule, 1)
+        assert len(schedule.next_group(1)) == size
+
+
+def test_slow_fragments_and_those_with_checkpoints_go_alone() -> None:
+    pieces = [(task(0),), *((replace(task(k), resume=("log",)),) for k in range(1, 50))]
+    schedule = Schedule(pieces, None, 64, group_rows=1000)
+    quick(schedule, 1)
+    assert len(schedule.next_group(1)) == 1
+    schedule = Schedule([(task(k),) for k in range(50)], None, 64, group_rows=1000)
+    schedule.done(replace(done(take(schedule)), counts=Counts(computed=10, seconds_udf=5.0)))
+    assert len(schedule.next_group(1)) == 1
+
+
+def test_returned_task_comes_next() -> None:
+    schedule = Schedule([(task(k),) for k in range(20)], None, 64, group_rows=1000)
+    quick(schedule, 1)
+    group = schedule.next_group(1)
+    schedule.done(done(group[0]))
+    for t in reversed(group[1:]):
+        schedule.returned(TaskReturned(t))
+    assert schedule.running == 0
+    assert take(schedule) == group[1]

@@ -1,0 +1,129 @@
+"""Small fragments that are handed out together: read at once, sealed at once, each its own task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import geneva
+from geneva.errors import ConflictError, UdfFailedError
+from geneva.execute import group, state
+from geneva.storage.lance import TableStorage
+from tests.support.backfills import times, watched, xs
+from tests.support.calls import CallLog
+from tests.support.tables import assert_table_invariants, column, make_table
+
+FRAGMENTS, ROWS = 24, 48
+LOCAL: dict[str, Any] = {"executor": "local", "concurrency": 1}
+TENFOLD = {"y": lambda row: 10 * row["x"]}
+
+
+@pytest.fixture(autouse=True)
+def large_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine is."""
+    monkeypatch.setattr(state, "_GROUP_S", 1e6)
+    monkeypatch.setattr(group, "GROUP_S", 1e6)
+
+
+@pytest.fixture
+def table(tmp_path: Path, calls: CallLog) -> geneva.Table:
+    made = make_table(tmp_path, rows=ROWS, fragments=FRAGMENTS)
+    made.add_columns({"y": times(calls, 10)})
+    return made
+
+
+def logs(table: geneva.Table) -> list[str]:
+    return table.storage.objects.list("work")
+
+
+@pytest.mark.parametrize("where", [None, "x % 3 = 0"])
+def test_small_fragments_are_read_in_few_scans(
+    table: geneva.Table, calls: CallLog, tmp_path: Path, where: str | None
+) -> None:
+    table.delete("x in (10, 20, 21, 47)")
+    gone = {10, 20, 21, 47}
+    log = CallLog(tmp_path / "reads.log")
+    watched(table, log).backfill("y", where=where, **LOCAL)
+    together = [len(k.split(",")) for k in log.keys if "," in k]
+    assert sum(together) > FRAGMENTS / 2
+    assert max(together) > 2
+    assert xs(calls) == [x for x in range(ROWS) if x not in gone and (where is None or x % 3 == 0)]
+    table.backfill("y", **LOCAL)
+    assert column(table, "y") == [10 * x for x in range(ROWS) if x not in gone]
+    assert_table_invariants(table, TENFOLD)
+    assert logs(table) == []
+
+
+def test_row_that_fails_ends_its_group_but_not_what_was_done_before(
+    table: geneva.Table, tmp_path: Path, calls: CallLog
+) -> None:
+    mended = tmp_path / "mended"
+
+    @geneva.udf
+    def picky(x: int) -> int:
+        calls(x)
+        if x == 31 and not mended.exists():
+            raise KeyError(x)
+        return 10 * x
+
+    table.alter_columns({"path": "y", "udf": picky})
+    with pytest.raises(UdfFailedError, match="fragment 15, row 1"):
+        table.backfill("y", **LOCAL)
+    assert column(table, "y")[:30] == [10 * x for x in range(30)]
+    assert max(xs(calls)) <= 33  # the next one may have begun
+    mended.touch()
+    table.backfill("y", **LOCAL)
+    assert min(xs(calls)) == 30
+    assert column(table, "y") == [10 * x for x in range(ROWS)]
+    assert_table_invariants(table, TENFOLD)
+
+
+def test_what_a_slow_group_did_not_begin_is_handed_out_again(
+    table: geneva.Table, calls: CallLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "GROUP_S", 0.0)
+    table.backfill("y", **LOCAL)
+    assert xs(calls) == list(range(ROWS))
+    assert column(table, "y") == [10 * x for x in range(ROWS)]
+    assert logs(table) == []
+
+
+@dataclass(frozen=True)
+class Refusing(TableStorage):
+    """Never commits a column file."""
+
+    def publish(self, *args: Any, **kwargs: Any) -> Any:
+        raise ConflictError("not now")
+
+
+def test_finished_files_of_a_group_outlive_their_driver_one_by_one(
+    table: geneva.Table, calls: CallLog
+) -> None:
+    with pytest.raises(ConflictError):
+        geneva.Table(table, storage=Refusing(table.storage.uri)).backfill("y", **LOCAL)
+    assert xs(calls) == list(range(ROWS))
+    assert len(logs(table)) < FRAGMENTS / 2  # several ends in one log
+    # A commit of some must not take the ends of the others away.
+    assert table.backfill("y", num_frags=5, **LOCAL).rows_replayed == 10
+    with pytest.raises(ConflictError):
+        geneva.Table(table, storage=Refusing(table.storage.uri)).backfill("y", **LOCAL)
+    assert table.backfill("y", **LOCAL).rows_replayed == ROWS - 10
+    assert xs(calls) == []
+    assert column(table, "y") == [10 * x for x in range(ROWS)]
+    assert logs(table) == []
+    assert_table_invariants(table, TENFOLD)
+
+
+def test_group_that_cannot_be_read_at_once_is_read_one_by_one(
+    table: geneva.Table, calls: CallLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError("not together")
+
+    monkeypatch.setattr(group, "read_together", fail)
+    table.backfill("y", **LOCAL)
+    assert xs(calls) == list(range(ROWS))
+    assert column(table, "y") == [10 * x for x in range(ROWS)]
