@@ -94,9 +94,11 @@ def serve(
     """Serve jobs over HTTP and schedule them; they outlive this command."""
     with answering(False, debug):
         _log()
+        from geneva.pages.site import install as pages
         from geneva.service.serve import serve as run
 
-        run(_settings(db, jobs, state, keep_days, grace, watch, host, port), schedule=schedule)
+        settings = _settings(db, jobs, state, keep_days, grace, watch, host, port)
+        run(settings, schedule=schedule, pages=pages)
 
 
 def scheduler(
