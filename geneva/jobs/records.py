@@ -15,6 +15,8 @@ from geneva.jobs.control import Wanted
 from geneva.types import JobState
 
 DEFAULT_POOL = "default"
+STAGES = ("read", "udf", "checkpoint", "write")
+"""Of one fragment, in order."""
 
 
 class Mode(StrEnum):
@@ -183,6 +185,23 @@ class FailureRecord:
     traceback: str
     input: str
     attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageRecord:
+    """What the fragments of one column of a job add up to.
+
+    Attributes
+    ----------
+    fragments
+        Their number by state.
+    seconds
+        By stage (read, udf, checkpoint, write), summed over threads and appliers.
+    """
+
+    column: str
+    fragments: Mapping[TaskState, int]
+    seconds: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ def render(
 
 def is_piece(request: Request) -> bool:
     """Whether htmx asks, which puts the answer into the page that is there."""
-    return "hx-request" in request.headers
+    return request.headers.get("hx-request-type") == "partial"
 
 
 @cache

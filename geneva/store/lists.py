@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 from sqlalchemy import Select, func, select, tuple_
@@ -12,11 +12,13 @@ from geneva.errors import NoSuchJobError, SettingError
 from geneva.jobs.page import MAX_LIMIT, Page, Wish, decode_cursor, encode_cursor
 from geneva.jobs.records import (
     DEFAULT_POOL,
+    STAGES,
     EventRecord,
     FailureRecord,
     JobRecord,
     PoolRecord,
     RunRecord,
+    StageRecord,
     TaskRecord,
     TaskState,
 )
@@ -80,6 +82,21 @@ class Lists:
             last = found[limit - 1]
             cursor = encode_cursor(last.column, last.fragment_id)
             return Page([task_record(t) for t in found[:limit]], cursor)
+
+    def stages(self, job_id: str) -> list[StageRecord]:
+        """Return what the fragments of each column of a job add up to."""
+        sums = [func.sum(getattr(Task, f"seconds_{s}")) for s in STAGES]
+        wanted = select(Task.column, Task.state, func.count(), *sums)
+        wanted = wanted.where(Task.job_id == job_id).group_by(Task.column, Task.state)
+        fragments: dict[str, dict[TaskState, int]] = defaultdict(dict)
+        seconds: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(STAGES, 0.0))
+        with self.database.read() as session:
+            _known(session, job_id)
+            for column, state, number, *spent in session.execute(wanted.order_by(Task.column)):
+                fragments[column][TaskState(state)] = number
+                for stage, sum_s in zip(STAGES, spent, strict=True):
+                    seconds[column][stage] += sum_s
+        return [StageRecord(c, fragments[c], seconds[c]) for c in fragments]
 
     def failures(
         self, job_id: str, limit: int = 100, cursor: str | None = None

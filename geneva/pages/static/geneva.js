@@ -72,6 +72,14 @@ function installLive() {
   }, 200);
 }
 
+/** Keeps the address of the page the one of the list that is shown. */
+function installAddress() {
+  document.addEventListener("htmx:after:swap", () => {
+    const shown = document.querySelector("[data-url]")?.dataset.url;
+    if (shown && shown !== location.pathname + location.search) history.replaceState(null, "", shown);
+  });
+}
+
 /** Says what became of a button, also to those who do not see it. */
 function toast(text, tone = "") {
   const place = document.getElementById("toast");
@@ -98,4 +106,5 @@ function installKeys() {
 installTheme();
 installConfirm();
 installLive();
+installAddress();
 installKeys();
