@@ -41,7 +41,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("count", "short", "duration", "moment", "percent"):
+    for name in ("count", "short", "duration", "moment", "clock", "percent"):
         made.filters[name] = getattr(texts, name)
     made.filters["ago"] = lambda at: texts.ago(at, datetime.now(UTC))
     made.globals |= {

@@ -62,8 +62,10 @@ def _explain(request: Request, error: Exception) -> Response:
             _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
             status, detail = 500, "the service failed; its log says why"
     title = HTTPStatus(status).phrase
-    name = "_error.html" if is_piece(request) else "error.html"
-    return render(request, name, status=status, title=title, detail=detail, code=status)
+    if is_piece(request):  # the page stays as it is, and says what was wrong
+        headers = {"HX-Retarget": "#toast", "HX-Reswap": "innerHTML"}
+        return render(request, "_error.html", status=status, headers=headers, detail=detail)
+    return render(request, "error.html", status=status, title=title, detail=detail, code=status)
 
 
 def _to_login(request: Request) -> Response:

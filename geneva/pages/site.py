@@ -5,10 +5,10 @@ from __future__ import annotations
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
-from geneva.pages import login, runs
+from geneva.pages import grid, login, run, runs, timeline
 from geneva.pages.render import STATIC, Static
 
-_ROUTERS = (login.router, runs.router)
+_ROUTERS = (login.router, runs.router, run.router, grid.router, timeline.router)
 
 
 def install(app: FastAPI) -> None:

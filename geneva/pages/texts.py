@@ -49,6 +49,11 @@ def moment(at: datetime | None) -> str:
     return NOTHING if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def clock(at: datetime) -> str:
+    """Return the time of the day in UTC."""
+    return at.astimezone(UTC).strftime("%H:%M:%S")
+
+
 def ago(at: datetime | None, now: datetime) -> str:
     """Return how long ago a moment was."""
     if at is None:
