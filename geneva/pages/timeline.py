@@ -30,6 +30,8 @@ RANGES = {
     "30d": timedelta(days=30),
 }
 _WAITING = {JobState.QUEUED, JobState.PENDING}
+_WORKING = {JobState.STARTING, JobState.RUNNING, JobState.CANCELLING}
+_THINNEST = 0.15  # percent: what took no time is still seen
 _STEPS_S = (1, 5, 10, 30, 60, 300, 600, 1800, 3600, 7200, 21600, 43200, 86400, 172800, 604800)
 _TICKS = 8
 
@@ -47,7 +49,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One job and its bar; ``text`` says in words what the bar shows."""
+    """One job and its bar; ``text`` says in words what the bar shows.
+
+    Where a job worked, its bar has the colour of how it ended.
+    """
 
     job: JobRecord
     pieces: Sequence[Piece]
@@ -109,24 +114,18 @@ def _axis(spans: Sequence[JobSpan], since: datetime, until: datetime) -> Axis:
 
 
 def _row(span: JobSpan, axis: Axis) -> Row:
-    stretches = list(_stretches(span, axis.until))
+    now = span.job.state
     pieces = []
-    for state, start, end in stretches:
+    for state, start, end in _stretches(span, axis.until):
+        if end < axis.since or state.ended:
+            continue
+        text = f"{look_of(state).label} for {duration((end - start).total_seconds())}"
+        shown = now if now.ended and state in _WORKING else state
         at = axis.place(start)
-        width = max(axis.place(end) - at, 0.15)
-        if end >= axis.since and not state.ended:
-            look = look_of(state)
-            text = f"{look.label} for {duration((end - start).total_seconds())}"
-            pieces.append(Piece(at, width, look.tone, state in _WAITING, text))
-    if span.job.state.ended and pieces:
-        pieces[-1] = _last(pieces[-1], span.job.state)
+        width = max(axis.place(end) - at, _THINNEST)
+        pieces.append(Piece(at, width, look_of(shown).tone, state in _WAITING, text))
     told = ", ".join(p.text for p in pieces)
-    return Row(span.job, pieces, f"{look_of(span.job.state).label}: {told}")
-
-
-def _last(piece: Piece, state: JobState) -> Piece:
-    """Return the last stretch in the colour of how the job ended."""
-    return Piece(piece.start, piece.width, look_of(state).tone, piece.thin, piece.text)
+    return Row(span.job, pieces, f"{look_of(now).label}: {told}")
 
 
 def _stretches(span: JobSpan, now: datetime) -> Iterator[tuple[JobState, datetime, datetime]]:
