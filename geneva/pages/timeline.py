@@ -75,7 +75,7 @@ class Axis:
         """Return round moments and their names, a handful of them."""
         whole_s = (self.until - self.since).total_seconds()
         step = next((s for s in _STEPS_S if whole_s / s <= _TICKS), _STEPS_S[-1])
-        form = "%m-%d" if step >= 86400 else "%m-%d %H:%M" if whole_s > 86400 else "%H:%M"
+        form = "%m-%d" if step >= 86400 else "%m-%d %H:%M" if whole_s >= 86400 else "%H:%M"
         form = "%H:%M:%S" if step < 60 else form
         first = -(-self.since.timestamp() // step) * step
         moments = [first + i * step for i in range(_TICKS + 1)]
