@@ -31,7 +31,8 @@ function installConfirm() {
   let asked = null;
   document.addEventListener("submit", (event) => {
     const source = event.submitter?.dataset.confirm ? event.submitter : event.target;
-    if (!source.dataset.confirm || asked?.sure) {
+    if (!source.dataset.confirm) return;
+    if (asked?.sure) {
       asked = null;
       return;
     }
@@ -47,6 +48,7 @@ function installConfirm() {
     dialog.showModal();
   }, true);
   dialog.addEventListener("close", () => {
+    if (dialog.open) return; // this is told a moment later: by now it asks again
     if (dialog.returnValue !== "yes" || !asked?.form.isConnected) {
       asked = null;
       return;
