@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
-
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Locator, Page, expect
 
-from tests.service.conftest import Scene
+from tests.service.conftest import Scene, Visit
 from tests.service.test_deaths import SLOWLY, assert_done_once, until_row_25
 from tests.support.backfills import until
-from tests.support.browser import Visitor, barriers, browser, program
+from tests.support.browser import LOOKS, barriers
 from tests.support.services import Service
 
 pytestmark = pytest.mark.services
-
-expect.set_options(timeout=60_000)
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
-Visit = Callable[..., Page]
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
-    path = program()
-    if path is None:
-        pytest.skip("NO BROWSER TEST RAN: there is no Chromium here (apt install chromium)")
-    with browser(path) as started:
-        yield started
-
-
-@pytest.fixture
-def visit(chromium: Browser, service: Service) -> Iterator[Visit]:
-    """Open a page of the service; what it loads and logs is checked at the end."""
-    visitors: list[Visitor] = []
-
-    def go(path: str, **options: Any) -> Page:
-        visitor = Visitor(chromium, f"http://127.0.0.1:{service.port}", **options)
-        visitors.append(visitor)
-        visitor.page.goto(path)
-        return visitor.page
-
-    yield go
-    for visitor in visitors:
-        visitor.close()
-        visitor.check()
 
 
 def state(page: Page) -> Locator:
@@ -180,16 +147,12 @@ def test_theme_is_kept(service: Service, visit: Visit):
     assert page.evaluate(ground) == dark
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"color_scheme": "dark"}, PHONE], ids=["light", "dark", "phone"]
-)
-def test_pages_without_barriers(
-    scene: Scene, service: Service, visit: Visit, options: dict[str, Any]
-):
+@pytest.mark.parametrize("look", LOOKS)
+def test_pages_without_barriers(scene: Scene, service: Service, visit: Visit, look: str):
     run = service.submit(arguments=SLOWLY)
     until_row_25(scene)
     service.until(run, "RUNNING")
-    page = visit("/runs", **options)
+    page = visit("/runs", **LOOKS[look])
     job = service.job(run)["id"]
     paths = [
         "/runs",
