@@ -15,6 +15,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from geneva.jobs.records import STAGES
 from geneva.pages import texts
 from geneva.pages.looks import look_of
 from geneva.service.access import Role
@@ -48,6 +49,7 @@ def _environment() -> Environment:
         "nav": _NAV,
         "static": static,
         "look_of": look_of,
+        "STAGES": STAGES,
         "version": version("geneva-backfill"),
     }
     return made

@@ -133,7 +133,7 @@ def test_contract_without_a_planted_violation():
 
 def test_import_of_geneva_that_loads_what_it_can_do_without():
     services = ("sqlalchemy", "alembic", "fastapi", "uvicorn", "httpx", "jinja2")
-    heavy = (*services, "ray", "lancedb", "pandas")
+    heavy = (*services, "prometheus_client", "ray", "lancedb", "pandas")
     program = f"import geneva, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
