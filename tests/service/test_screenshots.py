@@ -79,12 +79,12 @@ def served(tmp_path: Path) -> Iterator[Service]:
 def fill(service: Service) -> str:
     """Have a history made, and one run at work; return its id."""
     done = service.submit("word_count", table="docs", name="nightly word count")
-    service.until(done, "SUCCEEDED")
+    service.until(done, "SUCCEEDED", timeout_s=300)
     partial = service.submit(
         "language", table="docs", arguments={"executor": "local", "on_error": "null"}
     )
-    service.until(partial, "PARTIAL")
-    service.until(service.submit("language", table="clips"), "FAILED")
+    service.until(partial, "PARTIAL", timeout_s=300)
+    service.until(service.submit("language", table="clips"), "FAILED", timeout_s=300)
     service.ask("PUT", "/api/v1/pools/gpu", 204, json={"slots": 1})
     arguments = SLOWLY | {"commit_granularity": 8}
     gpu: dict[str, Any] = {"pool": "gpu", "arguments": arguments}
@@ -94,7 +94,7 @@ def fill(service: Service) -> str:
     service.steer(cancelled, "cancel")
     service.until(cancelled, "CANCELLED")
     waits = service.submit("caption", table="clips", priority=5, **gpu)
-    until(lambda: "slots of pool gpu" in service.run(waits)["reason"])
+    until(lambda: "slots of pool gpu" in service.run(waits)["reason"], 300)
     return run
 
 
