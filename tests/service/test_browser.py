@@ -134,6 +134,16 @@ def test_button_that_comes_too_late_says_why(scene: Scene, service: Service, vis
     expect(page.locator("#toast")).to_contain_text("does not change")
 
 
+def test_page_stays_when_the_answer_is_none(scene: Scene, service: Service, visit: Visit):
+    run = service.submit(arguments=SLOWLY)
+    page = visit(f"/runs/{run}")
+    told = {"status": 429, "content_type": "application/problem+json"}
+    answer = told | {"body": '{"detail": "too many requests"}'}
+    page.route(f"**/runs/{run}", lambda route: route.fulfill(**answer))
+    expect(page.locator("#toast")).to_have_text("too many requests")
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+
+
 def test_theme_is_kept(service: Service, visit: Visit):
     page = visit("/runs", color_scheme="light")
     ground = "getComputedStyle(document.body).backgroundColor"

@@ -73,7 +73,8 @@ class Visitor:
             self.errors.append(f"{status} {url}")
 
     def _heard(self, kind: str, text: str) -> None:
-        if kind in ("error", "warning") and not text.startswith("Failed to load resource"):
+        left = "Failed to load resource", "htmx: htmx:error: Failed to fetch"  # as a page is left
+        if kind in ("error", "warning") and not text.startswith(left):
             self.errors.append(text)
 
     def check(self) -> None:

@@ -82,14 +82,33 @@ function installAddress() {
   });
 }
 
-/** Says what became of a button, also to those who do not see it. */
-function toast(text, tone = "") {
-  const place = document.getElementById("toast");
+/** Says something, also to those who do not see it. */
+function toast(text, tone) {
   const said = document.createElement("p");
   said.className = `notice ${tone}`;
   said.textContent = text;
-  place.replaceChildren(said);
-  setTimeout(() => said.remove(), 6000);
+  document.getElementById("toast").replaceChildren(said);
+}
+
+/** Takes away what was said, from here or by the server, after a while. */
+function installToast() {
+  const place = document.getElementById("toast");
+  let due;
+  new MutationObserver(() => {
+    clearTimeout(due);
+    due = setTimeout(() => place.replaceChildren(), 8000);
+  }).observe(place, { childList: true });
+}
+
+/** Keeps the page as it is when there is no piece of one to put in: it says why instead. */
+function installFaults() {
+  document.addEventListener("htmx:error", () => toast("The service does not answer.", "red"));
+  document.addEventListener("htmx:before:response", (event) => {
+    const answer = event.detail.ctx.response.raw;
+    if (answer.ok || answer.headers.get("content-type")?.startsWith("text/html")) return;
+    event.preventDefault();
+    answer.json().then((problem) => toast(problem.detail, "red"), () => {});
+  });
 }
 
 /** Keys: `/` goes to the first search field, as everywhere. */
@@ -109,4 +128,6 @@ installTheme();
 installConfirm();
 installLive();
 installAddress();
+installToast();
+installFaults();
 installKeys();
