@@ -94,7 +94,7 @@ def fill(service: Service) -> str:
     service.steer(cancelled, "cancel")
     service.until(cancelled, "CANCELLED")
     waits = service.submit("caption", table="clips", priority=5, **gpu)
-    until(lambda: "slots of pool gpu" in service.run(waits)["reason"], 300)
+    until(lambda: "slots of pool gpu" in service.job(waits)["reason"], 300)
     return run
 
 
