@@ -33,6 +33,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="disk",
         help="where make_table() makes tables; tests marked both_stores run on both",
     )
+    parser.addoption(
+        "--screenshots", action="store_true", help="make the pictures of docs/screenshots anew"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -98,10 +98,11 @@ def serve(
     """Serve jobs over HTTP and schedule them; they outlive this command."""
     with answering(False, debug):
         _log()
+        from geneva.pages.site import install as pages
         from geneva.service.serve import serve as run
 
         settings = _settings(db, jobs, state, keep_days, grace, watch, host, port)
-        run(replace(settings, requests_per_s=rate_limit), schedule=schedule)
+        run(replace(settings, requests_per_s=rate_limit), schedule=schedule, pages=pages)
 
 
 def scheduler(

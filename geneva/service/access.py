@@ -35,9 +35,9 @@ def needs(role: Role) -> Callable[..., None]:
     def check(request: Request, credentials: _Credentials) -> None:
         settings: Settings = request.app.state.settings
         if settings.operator_token is None:
-            _check_origin(request)
+            check_origin(request)
             return
-        held = _role(settings, credentials)
+        held = None if credentials is None else role_of(settings, credentials.credentials)
         if held is None:
             raise HTTPException(
                 401,
@@ -50,22 +50,26 @@ def needs(role: Role) -> Callable[..., None]:
     return check
 
 
-def _role(settings: Settings, credentials: HTTPAuthorizationCredentials | None) -> Role | None:
-    if credentials is None:
-        return None
-    given = credentials.credentials.encode()
+def role_of(settings: Settings, given: str) -> Role | None:
+    """Return what the holder of a token may do, or ``None`` if it is none of ours."""
     found = None
     for token, role in (
         (settings.viewer_token, Role.VIEWER),
         (settings.operator_token, Role.OPERATOR),
     ):
-        if token and hmac.compare_digest(given, token.encode()):
+        if token and hmac.compare_digest(given.encode(), token.encode()):
             found = role
     return found
 
 
-def _check_origin(request: Request) -> None:
-    """Refuse what another site's page sends, also by a name that it lets point to loopback."""
+def check_origin(request: Request) -> None:
+    """Refuse what another site's page sends, also by a name that it lets point to loopback.
+
+    Raises
+    ------
+    HTTPException
+        403.
+    """
     host = request.headers.get("host", "")
     if urlsplit(f"//{host}").hostname not in _LOOPBACK:
         raise HTTPException(403, "without tokens the service answers to 127.0.0.1 only")

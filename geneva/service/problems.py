@@ -77,7 +77,8 @@ def problem(
     )
 
 
-def _status(error: BaseException) -> int:
+def status_of(error: BaseException) -> int:
+    """Return the HTTP status that says what kind of error it is."""
     match error:
         case NoSuchJobError() | TableError():
             return 404
@@ -92,7 +93,7 @@ def _status(error: BaseException) -> int:
 
 
 def _geneva(_: Request, error: Exception) -> JSONResponse:
-    return problem(_status(error), type(error).__name__, str(error))
+    return problem(status_of(error), type(error).__name__, str(error))
 
 
 def _invalid(_: Request, error: Exception) -> JSONResponse:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
+from fastapi import FastAPI
 
 from geneva.service.app import create_app
 from geneva.service.scheduler import Scheduler
@@ -26,17 +27,23 @@ def _scheduling(scheduler: Scheduler) -> Iterator[None]:
         thread.join(10)
 
 
-def serve(settings: Settings, *, schedule: bool = True) -> None:
+def serve(
+    settings: Settings, *, schedule: bool = True, pages: Callable[[FastAPI], None] | None = None
+) -> None:
     """Answer requests until a signal comes; drivers go on.
 
     Parameters
     ----------
     schedule
         Whether to schedule too; else another process does it.
+    pages
+        Adds what people look at to the REST interface.
     """
     storage_options("")  # a file that is wrong is refused now
     store = open_store(settings.url)
     app = create_app(settings, store)
+    if pages is not None:
+        pages(app)
     config = uvicorn.Config(
         app, host=settings.host, port=settings.port, log_level="info", server_header=False
     )

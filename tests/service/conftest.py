@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
+from playwright.sync_api import Browser, Page, expect
 
 import geneva
 from geneva.store.database import Database
 from geneva.store.migrate import upgrade
 from geneva.store.store import Store
 from tests.support.backfills import Gate
+from tests.support.browser import Visitor, browser, program
 from tests.support.calls import CallLog
 from tests.support.postgres import programs, server
 from tests.support.services import Service
 from tests.support.tables import make_table
+
+Visit = Callable[..., Page]
+expect.set_options(timeout=60_000)
 
 
 @dataclass(frozen=True)
@@ -104,3 +110,29 @@ def own_service(tmp_path: Path, scene: Scene) -> Iterator[Service]:
     yield running
     scene.gate.open()
     running.stop()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    path = program()
+    if path is None:
+        pytest.skip("NO BROWSER TEST RAN: there is no Chromium here (apt install chromium)")
+    with browser(path) as started:
+        yield started
+
+
+@pytest.fixture
+def visit(chromium: Browser, service: Service) -> Iterator[Visit]:
+    """Open a page of the service; what it loads and logs is checked at the end."""
+    visitors: list[Visitor] = []
+
+    def go(path: str, **options: Any) -> Page:
+        visitor = Visitor(chromium, f"http://127.0.0.1:{service.port}", **options)
+        visitors.append(visitor)
+        visitor.page.goto(path)
+        return visitor.page
+
+    yield go
+    for visitor in visitors:
+        visitor.close()
+        visitor.check()

@@ -20,13 +20,18 @@ class Service:
     """`geneva serve` over one state folder; the port stays the same over restarts."""
 
     def __init__(
-        self, folder: Path, db: Path | str, *options: str, jobs: str | None = None
+        self,
+        folder: Path,
+        db: Path | str,
+        *options: str,
+        jobs: str | None = None,
+        cwd: Path | None = None,
     ) -> None:
-        self.folder, self.db, self.options = folder, db, options
+        self.folder, self.db, self.options, self.cwd = folder, db, options, cwd
         self.url = jobs or f"sqlite:///{folder / 'jobs.db'}"
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
-        self.http = httpx.Client(timeout=30)
+        self.http = httpx.Client(timeout=60)
 
     @property
     def log(self) -> Path:
@@ -38,7 +43,8 @@ class Service:
         command = [sys.executable, "-m", "geneva", "serve", "--state", str(self.folder)]
         command += ["--db", str(self.db), "--port", str(self.port), "--jobs", self.url]
         with self.log.open("ab") as out:
-            self.process = subprocess.Popen([*command, *self.options], stdout=out, stderr=out)
+            command += self.options
+            self.process = subprocess.Popen(command, stdout=out, stderr=out, cwd=self.cwd)
 
         def port() -> int:
             assert self.process is not None
@@ -87,7 +93,7 @@ class Service:
         """Cancel what a test left behind, and wait until it is gone."""
         for run in self.ask("GET", "/api/v1/runs?limit=1000")["items"]:
             if run["ended_at"] is None:
-                self.steer(run["id"], "cancel")
+                self.http.post(f"/api/v1/runs/{run['id']}/cancel")  # refused if it has just ended
                 self.until(run["id"], "CANCELLED", "SUCCEEDED", "PARTIAL", "FAILED")
 
     def run(self, run_id: str) -> Any:

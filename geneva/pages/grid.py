@@ -1,0 +1,90 @@
+"""The fragments of a job: as one small payload that a canvas draws, one by one, and as a list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Annotated
+
+from fastapi import Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from geneva.jobs.records import TaskState
+from geneva.pages.places import Browser
+from geneva.pages.render import render
+from geneva.pages.routes import pages
+from geneva.service.state import Store
+
+router = pages()
+
+_STATES = tuple(TaskState)
+_Column = Annotated[str, Query(max_length=2000)]
+_Cursor = Annotated[str, Query(max_length=500)]
+_ROWS = 200
+
+
+@router.get("/jobs/{job_id}/grid")
+def grid(job_id: str, column: _Column, store: Store, browser: Browser) -> Response:
+    """Return all fragments and their states, run-length encoded.
+
+    ``ids`` are ``[first, length]`` of consecutive numbers; ``states`` are ``[name's place in
+    names, length]``. 10,000 fragments are a few hundred bytes to some 60 KB.
+    """
+    ended = store.job(job_id).state.ended  # before the states, so that the last look sees the end
+    found = browser.fragments(job_id, column)
+    places = {state: i for i, state in enumerate(_STATES)}
+    answer = {
+        "names": [s.value for s in _STATES],
+        "ids": consecutive(found.ids),
+        "states": encoded(places[s] for s in found.states),
+        "ended": ended,
+    }
+    return JSONResponse(answer)
+
+
+@router.get("/jobs/{job_id}/fragment")
+def fragment(
+    request: Request,
+    job_id: str,
+    column: _Column,
+    number: Annotated[int, Query(alias="id", ge=0, le=2**31 - 1)],
+    browser: Browser,
+) -> Response:
+    """Show one fragment, beside the grid."""
+    return render(request, "_fragment.html", task=browser.fragment(job_id, column, number))
+
+
+@router.get("/jobs/{job_id}/fragments")
+def fragments(
+    request: Request,
+    job_id: str,
+    store: Store,
+    state: str = "",
+    cursor: _Cursor = "",
+) -> Response:
+    """List the fragments of a job."""
+    wanted = TaskState(state) if state in set(_STATES) else None
+    return render(
+        request,
+        "fragments.html",
+        job=store.job(job_id),
+        stages=store.stages(job_id),
+        page=store.tasks(job_id, wanted, _ROWS, cursor or None),
+        state=wanted,
+        states=_STATES,
+        first=not cursor,
+    )
+
+
+def encoded(values: Iterable[int]) -> list[tuple[int, int]]:
+    """Return runs of equal values as (value, length)."""
+    return [(value, sum(1 for _ in same)) for value, same in groupby(values)]
+
+
+def consecutive(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Return runs of consecutive numbers as (first, length)."""
+    found = []
+    for _, same in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        run = [number for _, number in same]
+        found.append((run[0], len(run)))
+    return found

@@ -1,0 +1,17 @@
+"""What pages are handed beside what REST requests are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends
+
+from geneva.service.state import Places
+from geneva.store.browse import Browser as _Browser
+
+
+def _get_browser(places: Places) -> _Browser:
+    return _Browser(places.store.database)
+
+
+Browser = Annotated[_Browser, Depends(_get_browser)]

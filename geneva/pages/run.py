@@ -1,0 +1,134 @@
+"""The page of one run: how far it is, why it waits, where time goes, what happened, and buttons."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+from urllib.parse import urlencode
+
+from fastapi import Path, Query, Request, Response
+from fastapi.responses import RedirectResponse
+
+from geneva.errors import NoSuchJobError, SettingError
+from geneva.jobs.control import Wanted
+from geneva.jobs.records import JobRecord, RunRecord, StageRecord
+from geneva.pages.places import Browser
+from geneva.pages.render import is_piece, render
+from geneva.pages.routes import Form, Operator, pages
+from geneva.service.schemas import RunChange
+from geneva.service.state import Store
+from geneva.types import JobState
+
+router = pages()
+
+_EVENTS = 100
+_WANTED = {"pause": Wanted.PAUSE, "resume": Wanted.RUN, "cancel": Wanted.CANCEL}
+_TONES = {
+    "read": "blue",
+    "udf": "violet",
+    "checkpoint": "amber",
+    "write": "green",
+    "commit": "orange",
+}
+_RETRIED = {JobState.FAILED, JobState.PARTIAL, JobState.CANCELLED, JobState.UPSTREAM_FAILED}
+_JobId = Annotated[str, Query(alias="job", max_length=100)]
+_RunId = Annotated[str, Path(max_length=100)]
+
+
+@router.get("/runs/{run_id}")
+def show(
+    request: Request, run_id: _RunId, store: Store, browser: Browser, job_id: _JobId = ""
+) -> Response:
+    """Show a run."""
+    return _page(request, store, browser, run_id, job_id)
+
+
+@router.post("/runs/{run_id}/{verb}", dependencies=[Operator])
+def steer(
+    request: Request,
+    run_id: _RunId,
+    verb: Literal["pause", "resume", "cancel", "retry", "change", "delete"],
+    store: Store,
+    browser: Browser,
+    form: Form,
+) -> Response:
+    """Do what a button says."""
+    if verb == "delete":
+        store.delete(run_id)
+        return _go(request, "/runs")
+    if verb == "retry":
+        store.retry(run_id)
+    elif verb == "change":
+        _change(store, run_id, form)
+    else:
+        store.want(run_id, _WANTED[verb])
+    if is_piece(request):
+        return _page(request, store, browser, run_id, "")
+    return _go(request, f"/runs/{run_id}")
+
+
+def _change(store: Store, run_id: str, form: Mapping[str, str]) -> None:
+    try:
+        given = {n: int(form[n]) for n in ("priority", "max_active") if form.get(n)}
+        asked = RunChange(**given)
+    except ValueError as error:
+        raise SettingError(
+            "priority is a whole number from -1000 to 1000, and the cap one from 1 on"
+        ) from error
+    store.change(run_id, priority=asked.priority, max_active=asked.max_active)
+
+
+def _go(request: Request, url: str) -> Response:
+    if is_piece(request):
+        return Response(headers={"HX-Redirect": url})
+    return RedirectResponse(url, 303)
+
+
+def _page(request: Request, store: Store, browser: Browser, run_id: str, job_id: str) -> Response:
+    run = store.run(run_id)
+    job = _chosen(run, job_id)
+    stages = store.stages(job.id)
+    return render(
+        request,
+        "_run.html" if is_piece(request) else "run.html",
+        run=run,
+        job=job,
+        jobs=run.jobs[::-1],
+        url=f"/runs/{run_id}?{urlencode({'job': job_id})}" if job_id else f"/runs/{run_id}",
+        may=_allowed(run),
+        stages=[(s, _shares(s)) for s in stages],
+        fragments=sum(sum(s.fragments.values()) for s in stages),
+        events=browser.latest_events(run.id, _EVENTS),
+    )
+
+
+def _chosen(run: RunRecord, job_id: str) -> JobRecord:
+    """Return the job that is asked for, or the latest."""
+    found = [j for j in run.jobs if job_id in ("", j.id)]
+    if not found:
+        raise NoSuchJobError(f"run {run.id!r} has no job {job_id!r}")
+    return found[-1]
+
+
+def _allowed(run: RunRecord) -> frozenset[str]:
+    """Return the verbs that make sense of a run as it stands."""
+    if run.state.ended:
+        return frozenset({"delete"} | ({"retry"} if run.state in _RETRIED else set()))
+    live = [j for j in run.jobs if not j.state.ended]
+    may = {"change"}
+    if any(j.wanted is not Wanted.CANCEL for j in live):
+        may.add("cancel")
+    if any(j.wanted is Wanted.PAUSE for j in live):
+        may.add("resume")
+    if any(j.wanted is Wanted.RUN for j in live):
+        may.add("pause")
+    return frozenset(may)
+
+
+def _shares(stage: StageRecord) -> list[tuple[str, str, float, float]]:
+    """Return (stage, tone, seconds, share of all) of each stage."""
+    whole = sum(stage.seconds.values())
+    return [
+        (name, _TONES[name], seconds, seconds / whole if whole else 0.0)
+        for name, seconds in stage.seconds.items()
+    ]

@@ -1,0 +1,23 @@
+"""The pages as one: added to the application of the REST interface."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
+
+from geneva.pages import grid, login, run, runs, timeline
+from geneva.pages.render import STATIC, Static
+
+_ROUTERS = (login.router, runs.router, run.router, grid.router, timeline.router)
+
+
+def install(app: FastAPI) -> None:
+    """Add the pages and the files that they load."""
+    for router in _ROUTERS:
+        app.include_router(router)
+    app.mount("/static", Static(directory=STATIC), name="static")
+
+    @app.get("/", include_in_schema=False)
+    def home() -> RedirectResponse:
+        """Begin with the runs."""
+        return RedirectResponse("/runs", 303)

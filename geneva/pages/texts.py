@@ -1,0 +1,72 @@
+"""How numbers, durations and moments read on a page. No IO."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+NOTHING = "\N{EN DASH}"
+_UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+_LARGE = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def count(number: float | None) -> str:
+    """Return a whole number with its thousands apart."""
+    return NOTHING if number is None else f"{number:,.0f}"
+
+
+def short(number: float | None) -> str:
+    """Return a number in three digits or so: 950, 1.2k, 34M."""
+    if number is None:
+        return NOTHING
+    for size, unit in _LARGE:
+        if abs(number) >= size:
+            value = number / size
+            return f"{value:.0f}{unit}" if value >= 100 else f"{value:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a duration by its two largest units: 0.4 s, 12 s, 3m 20s, 2d 4h."""
+    if seconds is None:
+        return NOTHING
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    rest = round(seconds)
+    if rest < 60:
+        return f"{rest} s"
+    parts: list[str] = []
+    for size, unit in _UNITS:
+        whole, rest = divmod(rest, size)
+        if whole or parts:
+            parts.append(f"{whole}{unit}")
+        if len(parts) == 2:
+            break
+    return " ".join(parts)
+
+
+def moment(at: datetime | None) -> str:
+    """Return a moment in UTC to the second."""
+    return NOTHING if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def clock(at: datetime) -> str:
+    """Return the time of the day in UTC."""
+    return at.astimezone(UTC).strftime("%H:%M:%S")
+
+
+def ago(at: datetime | None, now: datetime) -> str:
+    """Return how long ago a moment was."""
+    if at is None:
+        return NOTHING
+    seconds = (now - at).total_seconds()
+    return "just now" if seconds < 5 else f"{duration(seconds).replace(' s', 's')} ago"
+
+
+def percent(part: float | None, whole: float | None) -> str:
+    """Return a share; never 100% while something is missing."""
+    if not whole or part is None:
+        return NOTHING
+    share = 100 * part / whole
+    if part < whole and share > 99.9:
+        return "99.9%"
+    return f"{share:.0f}%" if share >= 10 or share == 0 else f"{share:.1f}%"
