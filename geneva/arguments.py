@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from typing import Any
 
@@ -85,6 +85,8 @@ def checked_options(arguments: Mapping[str, Any]) -> Options:
     """
     names = {f.name for f in dataclass_fields(Options)}
     chosen = {k: v for k, v in arguments.items() if k in names}
+    if chosen.get("only") is not None:
+        chosen["only"] = _checked_rows(chosen["only"])
     for name, value in chosen.items():
         _check_value(name, value)
     if chosen.get("max_failures") is not None and chosen.get("on_error") != "null":
@@ -153,6 +155,18 @@ def checked_auto(
 def _are_ids(value: Any) -> bool:
     listed = isinstance(value, list | tuple) and len(value) > 0
     return listed and all(type(i) is int and i >= 0 for i in value)
+
+
+def _checked_rows(only: Any) -> tuple[tuple[int, int, int], ...]:
+    """Return ``only`` as tuples; what came through JSON holds lists."""
+    listed = isinstance(only, Sequence) and not isinstance(only, str)
+    for item in only if listed else [only]:
+        fits = isinstance(item, Sequence) and not isinstance(item, str) and len(item) == 3
+        if not listed or not fits or any(type(n) is not int or n < 0 for n in item):
+            raise SettingError(
+                f"only={item!r} must be a list of (fragment, start, stop): physical rows, half-open"
+            )
+    return tuple((f, start, stop) for f, start, stop in only)
 
 
 def _is_number(value: Any) -> bool:

@@ -9,7 +9,9 @@ committed first.
 
 from __future__ import annotations
 
+import math
 import random
+import time
 from contextlib import suppress
 
 from geneva.column.binding import Binding, bindings_of, target_of, top_level, unknown_column
@@ -31,7 +33,7 @@ from geneva.errors import (
 from geneva.execute.executor import Executor
 from geneva.jobs.control import Control
 from geneva.plan.force import ForceToken
-from geneva.plan.fragments import Force, FragmentPlan, Planner, in_order
+from geneva.plan.fragments import Action, Force, FragmentPlan, Planner, in_order
 from geneva.plan.report import Plan
 from geneva.plan.where import Where, parse_where
 from geneva.request import Request
@@ -125,9 +127,19 @@ def _checked_where(storage: TableStorage, snapshot: Snapshot, text: str | None) 
 
 
 def plan(
-    storage: TableStorage, column: str, options: Options, params: dict[str, object] | None
+    storage: TableStorage,
+    column: str,
+    options: Options,
+    params: dict[str, object] | None,
+    within_s: float = math.inf,
 ) -> Plan:
     """Say what a backfill would do, to the row; nothing runs and nothing is written.
+
+    Parameters
+    ----------
+    within_s
+        How long a filter may be evaluated; of fragments that are left then, the plan says at most
+        how many rows (`Action.FILTER`). Those that are evaluated are spread over the table.
 
     Raises
     ------
@@ -136,12 +148,20 @@ def plan(
     """
     snapshot = storage.open()
     target, where = _checked(storage, snapshot, column, options, params)
-    token = ForceToken(storage, target, where, options.fragments)
+    token = ForceToken(storage, target, where, options)
     force = token.find(snapshot) if options.force else None
     history = History(storage, snapshot, Ledger.load(storage, target.incarnation))
     planner = Planner(storage, history, target, where, options, force)
     chosen = in_order(snapshot.fragments, options)
-    plans = [planner.counted(planner.plan(snapshot.fragments[i])) for i in chosen]
+    plans = [planner.plan(snapshot.fragments[i]) for i in chosen]
+    filtered = [k for k, p in enumerate(plans) if p.action is Action.FILTER]
+    if within_s < math.inf:
+        random.Random(0).shuffle(filtered)
+    deadline = time.monotonic() + within_s
+    for k in filtered:
+        if time.monotonic() > deadline:
+            break
+        plans[k] = planner.counted(plans[k])
     return Plan(target.columns, snapshot.version, tuple(plans), options.where, options.num_frags)
 
 
@@ -191,7 +211,7 @@ class _Job:
         self._storage, self._request = storage, request
         self._control, self._driver = control, driver
         self._target, self._options = request.target, request.options
-        self._token = ForceToken(storage, request.target, request.where, request.options.fragments)
+        self._token = ForceToken(storage, request.target, request.where, request.options)
 
     def run(self) -> BackfillResult:
         self._driver.report(JobState.STARTING)

@@ -10,7 +10,7 @@ from geneva.column.binding import Binding, target_of
 from geneva.column.ledger import Ledger
 from geneva.column.provenance import History
 from geneva.plan.fragments import Planner
-from geneva.storage.lance import TableStorage
+from geneva.storage.lance import Snapshot, TableStorage
 from geneva.types import Options
 
 
@@ -21,7 +21,8 @@ class Coverage:
     Attributes
     ----------
     table
-        One row a fragment: fragment, rows, computed, stale, missing, failed, foreign, unverified.
+        One row a fragment: fragment, rows, computed, stale, missing, failed, foreign, unverified;
+        and waiting, which are those stale and missing ones that wait for a computed input.
     """
 
     column: str
@@ -45,13 +46,33 @@ class Coverage:
         )
 
 
-def coverage(storage: TableStorage, column: str, binding: Binding) -> Coverage:
-    """Count the rows of every fragment; reads names, footers and, where needed, history."""
-    snapshot = storage.open()
-    history = History(storage, snapshot, Ledger.load(storage, binding.incarnation))
+_COUNTED = (
+    *("fragment", "rows", "computed", "stale", "missing", "failed", "foreign", "unverified"),
+    "waiting",
+)
+
+
+def coverage(
+    storage: TableStorage,
+    column: str,
+    binding: Binding,
+    snapshot: Snapshot | None = None,
+    ledger: Ledger | None = None,
+) -> Coverage:
+    """Count the rows of every fragment; reads names, footers and, where needed, history.
+
+    Parameters
+    ----------
+    snapshot
+        The version that is looked at; the latest one by default.
+    ledger
+        What is known already, and learns what is found; by default what the table keeps.
+    """
+    snapshot = snapshot or storage.open()
+    known = ledger or Ledger.load(storage, binding.incarnation)
+    history = History(storage, snapshot, known)
     target = target_of(snapshot.schema, binding, binding.digest)
     planner = Planner(storage, history, target, None, Options())
     counted = [planner.coverage(f) for f in snapshot.fragments.values()]
-    names = ["fragment", "rows", "computed", "stale", "missing", "failed", "foreign", "unverified"]
-    schema = pa.schema([pa.field(n, pa.int64()) for n in names])
+    schema = pa.schema([pa.field(n, pa.int64()) for n in _COUNTED])
     return Coverage(column, snapshot.version, pa.Table.from_pylist(counted, schema))

@@ -51,7 +51,15 @@ class ColumnError(RequestError):
 
 
 class WhereError(RequestError):
-    """The filter does not parse, is not boolean, or is not deterministic."""
+    """The filter does not parse, is not boolean, or is not deterministic.
+
+    Attributes
+    ----------
+    span
+        Which characters of the filter are wrong, half-open; ``None`` where nobody can tell.
+    """
+
+    span: tuple[int, int] | None = None
 
 
 class SettingError(RequestError):

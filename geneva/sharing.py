@@ -158,7 +158,7 @@ class Turn:
         check_target(snapshot, target)
         force = None
         if options.force:
-            token = ForceToken(storage, target, request.where, options.fragments)
+            token = ForceToken(storage, target, request.where, options)
             force = token.find(snapshot)
             token.begin(force)
         history = History(storage, snapshot, Ledger.load(storage, target.incarnation))

@@ -266,8 +266,7 @@ class Table:
         Raises
         ------
         ColumnError, UdfError
-            A type does not fit, an input does not exist, a circle, a UDF that reads what it
-            writes.
+            A type that does not fit, a missing input, a circle, a UDF that reads what it writes.
         """
         auto = checked_auto(auto_backfill, Table.backfill)
         if not isinstance(transforms, Mapping) or not any(is_udf(v) for v in transforms.values()):
@@ -286,9 +285,7 @@ class Table:
     def alter_columns(self, *alterations: Mapping[str, Any]) -> Any:
         """Alter columns as lancedb does; ``{"path": name, "udf": udf}`` binds another UDF.
 
-        Values that another UDF computed are stale from then on, and computed again by the next
-        backfill. ``{"path": name, "auto_backfill": ...}`` declares what `add_columns` does, or
-        with ``False`` ends it.
+        Values that another UDF computed are stale from then on: the next backfill computes them.
         """
         plain = []
         for alteration in alterations:
@@ -335,6 +332,7 @@ class Table:
         foreign: Literal["keep", "recompute"] = "keep",
         inputs: Literal["wait", "as_is"] = "wait",
         include_new: bool = False,
+        only: Sequence[tuple[int, int, int]] | None = None,
         params: Mapping[str, Any] | None = None,
         timeout: float | None = None,
         resource_timeout: float = 600.0,
@@ -346,8 +344,8 @@ class Table:
     ) -> BackfillResult:
         """Compute the missing and stale rows of computed columns.
 
-        Every batch is checkpointed and every ``commit_granularity`` fragments become visible:
-        after a crash, an interrupt or an error the same call continues where it stopped.
+        Every batch is checkpointed and every ``commit_granularity`` fragments become visible.
+        After a crash, an interrupt or an error the same call continues there.
 
         Parameters
         ----------
@@ -366,8 +364,7 @@ class Table:
         commit_granularity
             Fragments per intermediate commit.
         batch_size, checkpoint_size
-            Rows per UDF call and per checkpoint record; by default they follow the bytes per row
-            and the measured time.
+            Rows per UDF call and per checkpoint record; by default by their bytes and time.
         on_error
             ``"fail"`` stops at the first failing row; ``"null"`` stores null and records it.
         max_failures
@@ -382,6 +379,8 @@ class Table:
             ``"wait"`` leaves rows whose computed input is missing or stale; ``"as_is"`` does not.
         include_new
             Also compute rows that are appended while the job runs.
+        only
+            Of these rows, at most these: (fragment, start, stop), physical rows, half-open.
         params
             Overrides of the UDF's declared parameters, for this call.
         timeout

@@ -149,6 +149,7 @@ class Options:
     foreign: Literal["keep", "recompute"] = "keep"
     inputs: Literal["wait", "as_is"] = "wait"
     include_new: bool = False
+    only: tuple[tuple[int, int, int], ...] | None = None
     timeout: float | None = None
     resource_timeout: float = 600.0
     order: Literal["forward", "backward"] = "forward"

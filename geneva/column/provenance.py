@@ -149,11 +149,11 @@ class History(Sources):
     ) -> RowMap:
         """Say of every row with a value that it is of one class; nulls are missing."""
         filled = " or ".join(f"`{c}` is not null" for c in group_columns(snapshot, column))
-        flags = [
+        pieces = [
             flags(b.column("v").fill_null(False))
             for b in self._storage.scan(snapshot, fragment.id, {"v": filled}, batch_rows=65_536)
         ]
-        present = np.concatenate(flags) if flags else np.ones(0, np.bool_)
+        present = np.concatenate(pieces) if pieces else np.ones(0, np.bool_)
         return RowMap.from_ids([MISSING, valued], present.astype(np.int64))
 
     # --- inputs that were written again --------------------------------------------------

@@ -44,6 +44,7 @@ def _environment() -> Environment:
     )
     for name in ("count", "short", "duration", "moment", "clock", "percent"):
         made.filters[name] = getattr(texts, name)
+    made.filters["type"] = texts.type_name
     made.filters["ago"] = lambda at: texts.ago(at, datetime.now(UTC))
     made.globals |= {
         "nav": _NAV,

@@ -5,10 +5,20 @@ from __future__ import annotations
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
-from geneva.pages import grid, login, run, runs, timeline
+from geneva.pages import failures, grid, login, pools, run, runs, submit, tables, timeline
 from geneva.pages.render import STATIC, Static
 
-_ROUTERS = (login.router, runs.router, run.router, grid.router, timeline.router)
+_ROUTERS = (
+    login.router,
+    runs.router,
+    run.router,
+    grid.router,
+    timeline.router,
+    tables.router,
+    submit.router,
+    failures.router,
+    pools.router,
+)
 
 
 def install(app: FastAPI) -> None:

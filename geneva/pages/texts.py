@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 
 NOTHING = "\N{EN DASH}"
 _UNITS = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
+_LIST = re.compile(r"(?:fixed_size_|large_)?list<[^<>:]+: ([^<>]+?)(?: not null)?>(?:\[(\d+)\])?")
 _LARGE = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -60,6 +62,12 @@ def ago(at: datetime | None, now: datetime) -> str:
         return NOTHING
     seconds = (now - at).total_seconds()
     return "just now" if seconds < 5 else f"{duration(seconds).replace(' s', 's')} ago"
+
+
+def type_name(arrow: str) -> str:
+    """Return an Arrow type as a person would write it: ``float[64]`` for a list of 64 floats."""
+    short = _LIST.sub(r"\1[\2]", arrow)
+    return short if short == arrow else type_name(short)
 
 
 def percent(part: float | None, whole: float | None) -> str:

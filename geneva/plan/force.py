@@ -10,22 +10,22 @@ from geneva.column.marks import job_generation
 from geneva.plan.fragments import Force
 from geneva.plan.where import Where
 from geneva.storage.lance import Snapshot, TableStorage
-from geneva.types import Target
+from geneva.types import Options, Target
 
 
 class ForceToken:
-    """The token of one column, UDF, filter and choice of fragments, below ``_backfill/force/``."""
+    """The token of one column, UDF, filter and limits, below ``_backfill/force/``."""
 
     def __init__(
         self,
         storage: TableStorage,
         target: Target,
         where: Where | None,
-        fragments: tuple[int, ...] | None,
+        options: Options,
     ) -> None:
         rows = where.digest[:16] if where else "all"
-        if fragments is not None:
-            rows += f".{work_key(fragments)[:16]}"
+        if options.fragments is not None or options.only is not None:
+            rows += f".{work_key(options.fragments, options.only)[:16]}"
         self._path = f"force/{target.incarnation}.{target.digest[:16]}.{rows}.json"
         self._objects = storage.objects
 

@@ -7,7 +7,7 @@ read: the name of the column file, its footer or the ledger say it all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -27,7 +27,8 @@ from geneva.storage.snapshot import FragmentInfo
 from geneva.storage.values import flags
 from geneva.types import ColumnFile, Options, Target, Task
 
-_OTHER = ("stale", "missing", "failed", "foreign", "unverified")
+NOT_SELECTED = "the filter selects no row that needs work"
+_OTHER = ("stale", "missing", "failed", "foreign", "unverified", "waiting")
 
 
 class Action(StrEnum):
@@ -104,6 +105,7 @@ class Planner:
         self._snapshot: Snapshot = history.snapshot
         self._target, self._where = target, where
         self._options, self._force = options, force
+        self._only = None if options.only is None else _by_fragment(options.only)
         schema = self._snapshot.schema
         self._bindings = bindings_of(schema)
         self._read = list(dict.fromkeys(top_level(schema, p) for p in target.inputs))
@@ -116,6 +118,8 @@ class Planner:
 
     def plan(self, fragment: FragmentInfo) -> FragmentPlan:
         """Decide about one fragment."""
+        if self._only is not None and fragment.id not in self._only:
+            return FragmentPlan(fragment.id, fragment.live_rows, Action.SKIP, "not asked for")
         inputs = self._marks(fragment, self._columns)
         file = self._target_file(fragment, self._snapshot)
         if self._vouched_for(file, inputs):
@@ -131,6 +135,8 @@ class Planner:
         need = self._needed(fragment, row_map, now)
         live = self._live(fragment, need, row_map)
         need &= live
+        if self._only is not None:
+            need &= self._asked(fragment)
         waiting = need & ~self._ready(fragment) if self._options.inputs == "wait" else ~live & need
         need &= ~waiting
         kept = self._kept(row_map, live)
@@ -178,14 +184,17 @@ class Planner:
             return replace(
                 plan,
                 action=Action.SKIP,
-                reason="the filter selects no row that needs work",
+                reason=NOT_SELECTED,
                 rows_compute=0,
                 task=None,
             )
         return replace(plan, action=Action.COMPUTE, rows_compute=rows)
 
     def coverage(self, fragment: FragmentInfo) -> dict[str, int]:
-        """Count a fragment's live rows by what they are."""
+        """Count a fragment's live rows by what they are.
+
+        ``waiting`` counts the missing and stale ones whose computed inputs are not there yet.
+        """
         inputs = self._marks(fragment, self._columns)
         file = self._target_file(fragment, self._snapshot)
         found = {"fragment": fragment.id, "rows": fragment.live_rows}
@@ -194,10 +203,11 @@ class Planner:
         now = {m.field: m for m in inputs}
         row_map = self._row_map(fragment, now)
         live = live_mask(self._storage, self._snapshot, fragment)
-        stale = self._needed(fragment, row_map, now) & live
-        stale &= ~row_map.mask(lambda c: c.status is RowStatus.MISSING)
-        kept = self._kept(row_map, live & ~stale)
-        return found | {"stale": int(stale.sum())} | {s.value: n for s, n in kept.items()}
+        need = self._needed(fragment, row_map, now) & live
+        stale = need & ~row_map.mask(lambda c: c.status is RowStatus.MISSING)
+        kept = {s.value: n for s, n in self._kept(row_map, live & ~stale).items()}
+        waiting = need & ~self._ready(fragment)
+        return found | kept | {"stale": int(stale.sum()), "waiting": int(waiting.sum())}
 
     def settled(self, snapshot: Snapshot, committed: Mapping[int, ColumnFile]) -> list[str]:
         """Return what the ledger may say is done of fragments that were just committed.
@@ -312,6 +322,13 @@ class Planner:
             return np.ones(fragment.rows, np.bool_)
         return live_mask(self._storage, self._snapshot, fragment)
 
+    def _asked(self, fragment: FragmentInfo) -> BoolArray:
+        """Return the rows to which the call is limited."""
+        asked = np.zeros(fragment.rows, np.bool_)
+        for start, stop in self._limits(fragment):
+            asked[start:stop] = True
+        return asked
+
     # --- computed inputs ---------------------------------------------------------------
 
     def _ready(self, fragment: FragmentInfo) -> BoolArray:
@@ -391,9 +408,7 @@ class Planner:
             carry=row_map if file else None,
             target_file=file or None,
             row_class=row_class,
-            selection=work_key(
-                filters, fragment.deletion, o.retry_failed, o.unverified, o.foreign, o.inputs
-            ),
+            selection=work_key(filters, fragment.deletion, *self._chosen(fragment)),
             deletion=fragment.deletion,
             live=RowSet.from_mask(live) if fragment.deleted else None,
             keep_wheres=tuple(keep),
@@ -412,7 +427,6 @@ class Planner:
 
     def _work(self, fragment: FragmentInfo, inputs: Marks, filters: Marks, file: str) -> str:
         """Return a key that changes whenever there may be something to do again."""
-        o = self._options
         settled = [
             supplier(fragment, self._snapshot.fields[c].subtree) for c in self._transitive_inputs()
         ]
@@ -426,8 +440,17 @@ class Planner:
             self._sources(fragment),
             settled,
             self._force.token if self._force else "",
-            (o.retry_failed, o.unverified, o.foreign, o.inputs),
+            self._chosen(fragment),
         )
+
+    def _chosen(self, fragment: FragmentInfo) -> tuple[object, ...]:
+        """Return the options that decide which rows of a fragment are computed."""
+        o = self._options
+        return (o.retry_failed, o.unverified, o.foreign, o.inputs, *self._limits(fragment))
+
+    def _limits(self, fragment: FragmentInfo) -> tuple[tuple[int, int], ...]:
+        """Return what else of the fragment is asked for; nothing of a call without limits."""
+        return tuple((self._only or {}).get(fragment.id, ()))
 
     def _transitive_inputs(self) -> list[str]:
         """Return the columns that the computed inputs were computed from, and theirs."""
@@ -460,5 +483,14 @@ class Planner:
             return f"where {self._where.text}"
         missing = RowStatus.MISSING in statuses
         words = ["missing"] if missing else []
-        words += ["stale"] if statuses - {RowStatus.MISSING} else []
+        failed = {RowStatus.FAILED} & statuses if self._options.retry_failed else set()
+        words += ["failed"] if failed else []
+        words += ["stale"] if statuses - {RowStatus.MISSING} - failed else []
         return " and ".join(words)
+
+
+def _by_fragment(only: Sequence[tuple[int, int, int]]) -> dict[int, list[tuple[int, int]]]:
+    found: dict[int, list[tuple[int, int]]] = {}
+    for fragment_id, start, stop in sorted(only):
+        found.setdefault(fragment_id, []).append((start, stop))
+    return found

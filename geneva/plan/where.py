@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pyarrow as pa
 
 from geneva.errors import WhereError
+from geneva.plan.blame import blamed
 from geneva.plan.sql_printer import PRINTER_VERSION, SqlPrinter
 from geneva.storage.snapshot import without_blob_types
 
@@ -71,11 +72,18 @@ def parse_where(text: str, schema: pa.Schema) -> Where:
     ------
     WhereError
         If the text does not parse, names an unknown column, is not boolean, is not
-        deterministic, or holds what Lance cannot evaluate; correct the text.
+        deterministic, or holds what Lance cannot evaluate; correct the text at its ``span``.
     """
+    try:
+        return _checked(text, without_blob_types(schema))
+    except WhereError as error:
+        error.span = blamed(str(error), text)
+        raise
+
+
+def _checked(text: str, schema: pa.Schema) -> Where:
     if not text.strip():
         raise WhereError("where is empty; leave it out to compute every row that needs it")
-    schema = without_blob_types(schema)
     frame = _empty_frame(schema)
     printer = SqlPrinter(schema)
     try:

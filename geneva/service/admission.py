@@ -48,12 +48,23 @@ def plan(asked: Submission) -> Plan:
 
 
 def _open(asked: Submission) -> Table:
+    check_arguments(asked)
+    return open_table(asked.db, asked.table, asked.ray)
+
+
+def check_arguments(asked: Submission) -> None:
+    """Check what can be checked without the table.
+
+    Raises
+    ------
+    SettingError
+        Whatever is wrong with it.
+    """
     if not asked.columns:
         raise SettingError("no column given")
     for name in _FROM_OUTSIDE:
         if name in asked.arguments:
             raise SettingError(f"{name!r} is no argument of a job that runs elsewhere")
-    return open_table(asked.db, asked.table, asked.ray)
 
 
 def canonical(uri: str) -> str:

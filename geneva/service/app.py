@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from geneva.service import jobs, runs
+from geneva.service import failures, jobs, looks, runs
 from geneva.service.access import Viewer
 from geneva.service.limits import Limits
 from geneva.service.metrics import Measured, Metrics
@@ -35,6 +35,8 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
     install(app)
     app.include_router(runs.router, prefix="/api/v1")
     app.include_router(jobs.router, prefix="/api/v1")
+    app.include_router(looks.router, prefix="/api/v1")
+    app.include_router(failures.router, prefix="/api/v1")
     counted = Metrics(shared.lists)
     app.add_middleware(Limits, per_s=settings.requests_per_s)
     app.add_middleware(Measured, metrics=counted)

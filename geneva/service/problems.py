@@ -21,6 +21,7 @@ from geneva.errors import (
     ResourceError,
     RetryableError,
     TableError,
+    WhereError,
 )
 
 _LOG = logging.getLogger("geneva.service")
@@ -28,12 +29,16 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(BaseModel):
-    """What was wrong with a request, and what to do."""
+    """What was wrong with a request, and what to do.
+
+    ``span`` says which characters of a ``where`` are wrong, half-open.
+    """
 
     type: str
     title: str
     status: int
     detail: str
+    span: tuple[int, int] | None = None
     errors: list[Any] | None = None
 
 
@@ -68,10 +73,13 @@ def problem(
     detail: str,
     errors: list[Any] | None = None,
     headers: dict[str, str] | None = None,
+    span: tuple[int, int] | None = None,
 ) -> JSONResponse:
     """Return a response that says what was wrong."""
     title = HTTPStatus(status).phrase
-    content = Problem(type=name, title=title, status=status, detail=detail, errors=errors)
+    content = Problem(
+        type=name, title=title, status=status, detail=detail, span=span, errors=errors
+    )
     return JSONResponse(
         content.model_dump(exclude_none=True), status, headers=headers, media_type=MEDIA_TYPE
     )
@@ -93,7 +101,8 @@ def status_of(error: BaseException) -> int:
 
 
 def _geneva(_: Request, error: Exception) -> JSONResponse:
-    return problem(status_of(error), type(error).__name__, str(error))
+    span = error.span if isinstance(error, WhereError) else None
+    return problem(status_of(error), type(error).__name__, str(error), span=span)
 
 
 def _invalid(_: Request, error: Exception) -> JSONResponse:

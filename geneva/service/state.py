@@ -7,8 +7,11 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from geneva.service.catalog import Catalog as _Catalog
 from geneva.service.settings import Settings
+from geneva.store.failures import Failures as _Failures
 from geneva.store.lists import Lists as _Lists
+from geneva.store.past import Past
 from geneva.store.store import Store as _Store
 
 
@@ -17,11 +20,16 @@ class _Places:
     settings: Settings
     store: _Store
     lists: _Lists
+    catalog: _Catalog
+    past: Past
+    failures: _Failures
 
 
 def places(settings: Settings, store: _Store) -> _Places:
     """Return what the requests of one service share."""
-    return _Places(settings, store, _Lists(store.database))
+    past = Past(store.database)
+    catalog = _Catalog(settings.db, past)
+    return _Places(settings, store, _Lists(store.database), catalog, past, _Failures(store))
 
 
 def _get(request: Request) -> _Places:
@@ -37,6 +45,16 @@ def _get_lists(request: Request) -> _Lists:
     return _get(request).lists
 
 
+def _get_catalog(request: Request) -> _Catalog:
+    return _get(request).catalog
+
+
+def _get_failures(request: Request) -> _Failures:
+    return _get(request).failures
+
+
 Places = Annotated[_Places, Depends(_get)]
 Store = Annotated[_Store, Depends(_get_store)]
 Lists = Annotated[_Lists, Depends(_get_lists)]
+Catalog = Annotated[_Catalog, Depends(_get_catalog)]
+Failures = Annotated[_Failures, Depends(_get_failures)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from uuid import uuid4
 
 from sqlalchemy import delete, select
@@ -23,6 +23,23 @@ from geneva.store.lists import Lists
 from geneva.store.models import Job, Run
 from geneva.store.queue import Claim
 from geneva.types import JobState
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """Rows of a job that are tried again.
+
+    Attributes
+    ----------
+    columns
+        Those that are filled together and whose UDF failed.
+    only
+        (fragment, start, stop), physical rows, half-open.
+    """
+
+    job_id: str
+    columns: tuple[str, ...]
+    only: tuple[tuple[int, int, int], ...]
 
 
 class Store(Lists):
@@ -178,6 +195,44 @@ class Store(Lists):
                 move(session, run, child, JobState.QUEUED, "waiting for the scheduler", now)
             settle(session, run, now)
             return run_record(run, jobs_of(session, run))
+
+    def retry_rows(self, picked: Sequence[Picked], name: str) -> RunRecord:
+        """Queue a run of one child for each job, limited to rows that its UDF failed on.
+
+        Parameters
+        ----------
+        picked
+            Rows of at least one job, all of one table.
+
+        Raises
+        ------
+        NoSuchJobError
+            The records of one of the jobs were deleted meanwhile.
+        """
+        with self.database.write() as session:
+            now = self.database.now_s(session)
+            parents = [_present(session.get(Job, p.job_id), p.job_id) for p in picked]
+            children = [_limited(j, p, now) for j, p in zip(parents, picked, strict=True)]
+            first = parents[0]
+            columns = tuple(dict.fromkeys(c for child in children for c in child.columns))
+            asked = Submission(
+                first.db,
+                first.table,
+                columns,
+                name=name,
+                priority=first.priority,
+                cause="retry",
+            )
+            run = _new_run(asked, now, None, "")
+            session.add(run)
+            session.flush()
+            for child in children:
+                child.run_id = run.id
+                session.add(child)
+                session.flush()
+                note(session, run, child, now, "retry", f"of rows of job {child.parent_id}")
+                move(session, run, child, JobState.QUEUED, "waiting for the scheduler", now)
+            return run_record(run, children)
 
     # --- forget ------------------------------------------------------------------------
 
@@ -352,6 +407,26 @@ def _refuse_secrets(asked: Submission) -> None:
             f"{' and '.join(found)} would put a secret into the database of jobs: set it in the "
             "environment of the service and of Ray's nodes instead"
         )
+
+
+def _limited(parent: Job, picked: Picked, now_s: float) -> Job:
+    """Return a retry of some rows of a job, which stays as it is.
+
+    A job that stopped at the first failure is continued as a whole.
+    """
+    child = _child(parent, now_s)
+    child.columns = [c for c in parent.columns if c in picked.columns] or parent.columns
+    child.fills = [c for c in parent.fills if c in picked.columns] or parent.fills
+    if parent.arguments.get("on_error") == "null":
+        only = {"only": [list(span) for span in picked.only], "retry_failed": True, "force": False}
+        child.arguments = {k: v for k, v in child.arguments.items() if k != "num_frags"} | only
+    return child
+
+
+def _present(job: Job | None, job_id: str) -> Job:
+    if job is None:
+        raise NoSuchJobError(f"there is no job {job_id!r}; its records were deleted")
+    return job
 
 
 def _fingerprint(asked: Submission) -> str:

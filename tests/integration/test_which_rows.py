@@ -916,3 +916,26 @@ def test_renamed_column_is_computed_again(tmp_path: Path, calls: CallLog, execut
     assert run(table, "renamed", executor).rows_computed == 0
     assert run(table, "renamed", executor, where="x < 4").rows_computed == 4
     assert column(table, "renamed") == [2 * i for i in range(40)]
+
+
+# --- only: at most these rows -----------------------------------------------------------------
+
+
+def test_limit_to_rows_does_not_make_others_done(tmp_path: Path, calls: CallLog) -> None:
+    table = doubled(tmp_path, calls)
+    for _ in range(2):
+        run(table, "y", "local", only=[(0, 3, 5), (2, 9, 99), (7, 0, 1)])
+    assert xs(calls) == [3, 4, 29]  # the second time nothing is left of them
+    assert run(table, "y", "local", where="x < 3", only=[(0, 5, 9)]).rows_computed == 0
+    assert run(table, "y", "local", where="x < 3").rows_computed == 3
+    assert run(table, "y", "local").rows_computed == 34
+    assert_table_invariants(table, DOUBLED)
+    assert column(table, "y") == [2 * i for i in range(40)]
+
+
+def test_forced_run_of_some_rows_does_not_end_one_of_all(tmp_path: Path, calls: CallLog) -> None:
+    table = doubled(tmp_path, calls)
+    assert run(table, "y", "local", force=True, num_frags=1).rows_computed == 10
+    assert run(table, "y", "local", force=True, only=[(0, 2, 4)]).rows_computed == 2
+    assert run(table, "y", "local", force=True).rows_computed == 30  # the first one goes on
+    assert column(table, "y") == [2 * i for i in range(40)]

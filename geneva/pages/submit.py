@@ -1,0 +1,246 @@
+"""The form for a backfill, with a plan of it that follows what is typed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+from uuid import uuid4
+
+from fastapi import Query, Request, Response
+from fastapi.responses import RedirectResponse
+
+from geneva.errors import GenevaError, RequestError, SettingError, WhereError
+from geneva.jobs.records import DEFAULT_POOL, Submission
+from geneva.pages.forms import checked
+from geneva.pages.render import render
+from geneva.pages.routes import Form, Operator, pages
+from geneva.pages.tables import Db
+from geneva.service import admission
+from geneva.service.catalog import TableFacts
+from geneva.service.forecast import Forecast, forecast
+from geneva.service.schemas import NewRun
+from geneva.service.state import Catalog, Places
+from geneva.service.tables import open_table
+
+router = pages()
+
+_COLUMN = "column:"  # of the fields that choose columns
+_PLAN_S = 1.5  # how long a filter is evaluated for a plan that follows what is typed
+_COUNTS = (
+    "concurrency",
+    "intra_applier_concurrency",
+    "num_frags",
+    "batch_size",
+    "checkpoint_size",
+    "commit_granularity",
+)
+_AMOUNTS = ("max_failures", "timeout")
+_CHOICES = ("on_error", "inputs", "unverified", "foreign", "executor")
+_REDO: Mapping[str, Mapping[str, bool]] = {
+    "": {},
+    "failed": {"retry_failed": True},
+    "all": {"force": True},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Wrong:
+    """Why a request cannot be accepted; of a filter also where."""
+
+    text: str
+    where: bool = False
+    span: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, error: GenevaError) -> Wrong:
+        """Return what a person must know."""
+        span = error.span if isinstance(error, WhereError) else None
+        return cls(str(error), isinstance(error, WhereError), span)
+
+
+@router.get("/submit")
+def form(
+    request: Request,
+    places: Places,
+    table: Annotated[str, Query(max_length=500)] = "",
+    column: Annotated[list[str] | None, Query()] = None,
+    where: Annotated[str, Query(max_length=100_000)] = "",
+    redo: Annotated[str, Query(max_length=20)] = "",
+    db: Db = None,
+) -> Response:
+    """Show the form, filled in with what the address says."""
+    filled = {"table": table, "where": where, "redo": redo, "db": db or ""}
+    return _page(request, places, filled | {f"{_COLUMN}{c}": "on" for c in column or ()})
+
+
+@router.get("/submit/columns")
+def columns(
+    request: Request,
+    catalog: Catalog,
+    table: Annotated[str, Query(max_length=500)] = "",
+    db: Db = None,
+) -> Response:
+    """Offer the columns of another table."""
+    found, wrong = _table(catalog, db, table)
+    return render(request, "_columns.html", facts=found, filled={}, wrong=wrong)
+
+
+@router.post("/submit/plan")
+def plan(request: Request, places: Places, form: Form) -> Response:
+    """Say what the form would do, or what is wrong with it."""
+    found: Forecast | None = None
+    wrong: Wrong | None = None
+    asked: Submission | None = None
+    try:
+        asked = _asked(places.catalog, form)
+        opened = open_table(asked.db, asked.table)
+        found = forecast(opened, asked, places.past, _PLAN_S)
+    except GenevaError as error:
+        wrong = Wrong.of(error)
+    return render(
+        request,
+        "_plan.html",
+        found=found,
+        wrong=wrong,
+        where=form.get("where", ""),
+        redo=form.get("redo", ""),
+        command="" if asked is None else _command(asked),
+    )
+
+
+@router.post("/submit", dependencies=[Operator])
+def submit(request: Request, places: Places, form: Form) -> Response:
+    """Queue what the form says, and go to its run; sent twice, it is still one run."""
+    try:
+        asked = _asked(places.catalog, form)
+        admitted = admission.admit(asked)
+        key = f"page-{form['key']}" if form.get("key") else None
+        run = places.store.submit(admitted.asked, admitted.table_uri, admitted.fills, key=key)
+    except RequestError as error:
+        return _page(request, places, form, Wrong.of(error))
+    return RedirectResponse(f"/runs/{run.id}", 303)
+
+
+def _page(
+    request: Request, places: Places, filled: dict[str, str], wrong: Wrong | None = None
+) -> Response:
+    catalog, db = places.catalog, filled.get("db") or None
+    names, wrong_db = _names(catalog, db)
+    if not filled.get("table") and len(names) == 1:
+        filled = filled | {"table": names[0]}
+    facts, wrong_table = _table(catalog, db, filled.get("table", ""))
+    return render(
+        request,
+        "submit.html",
+        status=200 if wrong is None else 422,
+        filled=filled,
+        facts=facts,
+        names=names,
+        pools=[p.name for p in places.lists.pools() if p.name],
+        key=uuid4().hex,
+        wrong=wrong or wrong_db or wrong_table,
+        default_pool=DEFAULT_POOL,
+    )
+
+
+def _names(catalog: Catalog, db: str | None) -> tuple[list[str], Wrong | None]:
+    if not (db or catalog.db):
+        return [], None
+    try:
+        return catalog.names(db), None
+    except GenevaError as error:
+        return [], Wrong.of(error)
+
+
+def _table(catalog: Catalog, db: str | None, name: str) -> tuple[TableFacts | None, Wrong | None]:
+    if not name:
+        return None, None
+    try:
+        return catalog.table(db, name), None
+    except GenevaError as error:
+        return None, Wrong.of(error)
+
+
+def _asked(catalog: Catalog, form: Mapping[str, str]) -> Submission:
+    """Return the request that a form stands for.
+
+    Raises
+    ------
+    SettingError
+        A field does not hold what it should.
+    """
+    if not form.get("table"):
+        raise SettingError("choose a table")
+    chosen = [k.removeprefix(_COLUMN) for k in form if k.startswith(_COLUMN)]
+    if not chosen:
+        raise SettingError("choose a column")
+    new = checked(
+        NewRun,
+        db=form.get("db") or None,
+        table=form["table"],
+        columns=chosen,
+        arguments=_arguments(form),
+        name=form.get("name", "").strip(),
+        pool=form.get("pool", "").strip() or DEFAULT_POOL,
+        priority=_number(form, "priority", int) or 0,
+    )
+    return new.submission(catalog.db)
+
+
+def _arguments(form: Mapping[str, str]) -> dict[str, Any]:
+    redo = form.get("redo", "")
+    if redo not in _REDO:
+        raise SettingError(f"redo={redo!r} is unknown")
+    found: dict[str, Any] = dict(_REDO[redo])
+    if form.get("where", "").strip():
+        found["where"] = form["where"].strip()
+    found |= {n: v for n in _COUNTS if (v := _number(form, n, int)) is not None}
+    found |= {n: v for n in _AMOUNTS if (v := _number(form, n, float)) is not None}
+    found |= {n: form[n] for n in _CHOICES if form.get(n)}
+    if form.get("include_new"):
+        found["include_new"] = True
+    if form.get("params", "").strip():
+        found["params"] = _params(form["params"])
+    return found
+
+
+def _number(form: Mapping[str, str], name: str, kind: type[int] | type[float]) -> Any:
+    text = form.get(name, "").strip()
+    if not text:
+        return None
+    try:
+        return kind(text)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise SettingError(f"{name}={text!r} must be {what}") from None
+
+
+def _params(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise SettingError(f"params is no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise SettingError('params must be a JSON object such as {"model": "small"}')
+    return found
+
+
+def _command(asked: Submission) -> str:
+    """Return what does the same in a shell."""
+    words = ["geneva", "jobs", "submit", asked.table, *asked.columns]
+    arguments = dict(asked.arguments)
+    if "where" in arguments:
+        words += ["--where", arguments.pop("where")]
+    for name, value in arguments.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        words += ["--set", f"{name}={text}"]
+    if asked.pool != DEFAULT_POOL:
+        words += ["--pool", asked.pool]
+    if asked.priority:
+        words += ["--priority", str(asked.priority)]
+    if asked.name:
+        words += ["--name", asked.name]
+    return shlex.join(words)

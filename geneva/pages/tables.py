@@ -1,0 +1,82 @@
+"""The tables, and of one table what is there of its computed columns."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Query, Request, Response
+
+from geneva.errors import GenevaError
+from geneva.pages.render import render
+from geneva.pages.routes import pages
+from geneva.service.catalog import Covered
+from geneva.service.state import Catalog
+
+router = pages()
+
+_SHOWN = 50
+Db = Annotated[str | None, Query(max_length=2000)]
+"""The database that is meant, if it is not the service's own."""
+
+PARTS = (
+    ("computed", "green", "computed"),
+    ("foreign", "violet", "written by others"),
+    ("unverified", "blue", "not verified"),
+    ("failed", "red", "failed"),
+    ("stale", "amber", "stale"),
+    ("missing", "grey", "missing"),
+)
+"""What rows of a computed column are: attribute of `Covered`, tone, words."""
+
+
+@router.get("/tables")
+def tables(
+    request: Request,
+    catalog: Catalog,
+    db: Db = None,
+    cursor: Annotated[str | None, Query(max_length=1000)] = None,
+) -> Response:
+    """List the tables of a database."""
+    if not (db or catalog.db):
+        return render(request, "tables.html", page=None, of=None, error="")
+    of = catalog.database(db)
+    try:
+        page = catalog.tables(of, _SHOWN, cursor)
+    except GenevaError as error:
+        return render(request, "tables.html", status=404, page=None, of=of, error=str(error))
+    return render(request, "tables.html", page=page, of=of, error="")
+
+
+@router.get("/tables/{name}")
+def table(request: Request, catalog: Catalog, name: str, db: Db = None) -> Response:
+    """Show a table; how much of its columns is there comes column by column."""
+    of = catalog.database(db)
+    return render(request, "table.html", table=catalog.table(of, name), of=of)
+
+
+@router.get("/tables/{name}/coverage/{column:path}")
+def coverage(
+    request: Request,
+    catalog: Catalog,
+    name: str,
+    column: str,
+    db: Db = None,
+    brief: bool = False,
+) -> Response:
+    """Show how much of one column is there."""
+    of = catalog.database(db)
+    found = catalog.coverage(of, name, column)
+    return render(
+        request,
+        "_bar.html" if brief else "_coverage.html",
+        found=found,
+        table=name,
+        of=of,
+        parts=PARTS,
+        to_do=_to_do(found),
+    )
+
+
+def _to_do(found: Covered) -> int:
+    """Return the rows that a backfill would compute."""
+    return found.missing + found.stale - found.waiting

@@ -1,0 +1,67 @@
+"""``/api/v1/tables`` and ``/plan``: what is there, and what a backfill would do."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from fastapi import Path as InPath
+
+from geneva.jobs.page import MAX_LIMIT, Page
+from geneva.service.access import Viewer
+from geneva.service.catalog import Covered, TableFacts
+from geneva.service.forecast import Forecast, forecast
+from geneva.service.schemas import NewRun
+from geneva.service.state import Catalog, Places
+from geneva.service.tables import open_table
+
+router = APIRouter(tags=["tables"])
+
+_Name = Annotated[str, InPath(max_length=500)]
+_Db = Annotated[str | None, Query(max_length=2000, description="Database; else the service's own.")]
+
+
+@router.get("/tables", dependencies=[Viewer])
+def tables(
+    catalog: Catalog,
+    db: _Db = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = 100,
+    cursor: Annotated[str | None, Query(max_length=1000)] = None,
+) -> Page[TableFacts]:
+    """List the tables of a database by name."""
+    return catalog.tables(db, limit, cursor)
+
+
+@router.get("/tables/{name}", dependencies=[Viewer])
+def table(name: _Name, catalog: Catalog, db: _Db = None) -> TableFacts:
+    """Show a table: its columns, and how those that are computed are bound. Loads no UDF."""
+    return catalog.table(db, name)
+
+
+@router.get("/tables/{name}/coverage", dependencies=[Viewer])
+def coverage(
+    name: _Name,
+    catalog: Catalog,
+    db: _Db = None,
+    column: Annotated[str | None, Query(max_length=500)] = None,
+) -> list[Covered]:
+    """Count the rows of each computed column, or of one, by what they are. Loads no UDF."""
+    if column is not None:
+        return [catalog.coverage(db, name, column)]
+    return [catalog.coverage(db, name, c.name) for c in catalog.table(db, name).computed]
+
+
+@router.post("/plan", dependencies=[Viewer])
+def plan(
+    new: NewRun,
+    places: Places,
+    within_s: Annotated[
+        float | None,
+        Query(gt=0, le=600, description="Evaluate filters for so long; estimate the rest."),
+    ] = None,
+) -> Forecast:
+    """Say what a backfill would do, how long it takes and what it writes; nothing runs."""
+    asked = new.submission(places.settings.db)
+    opened = open_table(asked.db, asked.table, asked.ray)
+    return forecast(opened, asked, places.past, math.inf if within_s is None else within_s)
