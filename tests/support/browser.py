@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from tests.support.apt import found_or_installed
 
 _AXE = Path(__file__).parent / "vendor" / "axe-4.14.1.min.js"
 LOOKS: dict[str, dict[str, Any]] = {
@@ -24,16 +25,8 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 
 
 def program() -> str | None:
-    """Return the path of a Chromium; where there is none, have apt install it if it can."""
-    if _found() is None and shutil.which("apt-get") is not None and os.geteuid() == 0:
-        options = {
-            "stdout": subprocess.DEVNULL,
-            "env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-        }
-        subprocess.run(["apt-get", "update", "-qq"], check=False, **options)
-        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "chromium"]
-        subprocess.run(install, check=False, **options)
-    return _found()
+    """Return the path of a Chromium, which apt installs where it can."""
+    return found_or_installed(_found, "chromium")
 
 
 def _found() -> str | None:

@@ -12,9 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.support.apt import found_or_installed
+
 
 def programs() -> Path | None:
-    """Return the folder of initdb, which Debian keeps off the path."""
+    """Return the folder of initdb, which apt installs where it can."""
+    return found_or_installed(_found, "postgresql")
+
+
+def _found() -> Path | None:
+    """Look for it where Debian keeps it too, off the path."""
     found = shutil.which("initdb")
     if found is not None:
         return Path(found).resolve().parent
