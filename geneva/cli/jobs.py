@@ -124,6 +124,8 @@ def _asked(
     from geneva.jobs.records import Submission
 
     chosen = values(arguments, "--set") | ({} if where is None else {"where": where})
+    if "on_error" in chosen and chosen["on_error"] is None:
+        chosen["on_error"] = "null"  # the policy, which reads like JSON's null
     return Submission(
         db="" if db is None else db if "://" in db else str(Path(db).absolute()),
         table=table,

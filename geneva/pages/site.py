@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
-from geneva.pages import failures, grid, login, pools, run, runs, submit, tables, timeline
+from geneva.pages import failures, grid, login, logs, pools, run, runs, submit, tables, timeline
 from geneva.pages.render import STATIC, Static
 
 _ROUTERS = (
@@ -13,6 +13,7 @@ _ROUTERS = (
     runs.router,
     run.router,
     grid.router,
+    logs.router,
     timeline.router,
     tables.router,
     submit.router,

@@ -67,14 +67,18 @@ def job_record(job: Job) -> JobRecord:
 
 
 def run_record(run: Run, jobs: Sequence[Job]) -> RunRecord:
-    """Return a run with its jobs."""
+    """Return a run with its jobs; it waits for what the latest of those that wait says.
+
+    A scheduler tells why a job waits without taking the lock of its run.
+    """
+    said = [j.reason for j in jobs if j.state == run.state and j.reason and not j.superseded]
     return RunRecord(
         id=run.id,
         name=run.name,
         kind=run.kind,
         cause=run.cause,
         state=JobState(run.state),
-        reason=run.reason,
+        reason=said[-1] if said else run.reason,
         db=run.db,
         table=run.table,
         columns=tuple(run.columns),

@@ -25,7 +25,7 @@ def call(service: Service, *words: str, code: int = 0, as_json: bool = True) -> 
 
 
 def test_verbs_of_the_shell_do_what_they_say(scene: Scene, service: Service):
-    options = [f"--set={k}={v}" for k, v in SLOWLY.items()]
+    options = [f"--set={k}={v}" for k, v in (SLOWLY | {"on_error": "null"}).items()]
     db = ["--db", str(scene.path)]
     plan = call(service, "plan", "t", "y", "--where", "x < 10", *db)
     assert len(plan["fragments"]) == 4

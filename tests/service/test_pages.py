@@ -15,6 +15,7 @@ from geneva.jobs.control import Wanted
 from geneva.jobs.records import Submission
 from geneva.pages.site import install
 from geneva.service.app import create_app
+from geneva.service.logs import Log
 from geneva.service.settings import Settings
 from geneva.store.browse import Browser, RunQuery
 from geneva.store.models import Run, Task
@@ -231,6 +232,26 @@ def test_grid_holds_every_fragment(web: TestClient, jobs: Store):
     assert listed.count('<td class="num">6000</td>') == 1
     assert "Fragment 6000" in web.get(f"/jobs/{job}/fragment?column=y&id=6000").text
     assert web.get(f"/jobs/{job}/fragment?column=y&id=9000").status_code == 404
+
+
+def test_logs_of_a_job_and_of_one_that_has_none(web: TestClient, jobs: Store, tmp_path: Path):
+    run = submit(jobs)
+    job = jobs.run(run).jobs[0].id
+    assert "This host has no such log" in web.get(f"/jobs/{job}/logs").text
+    folder = tmp_path / "logs" / job
+    Log(folder, "driver").append("began <b>\n")
+    Log(folder, "applier-3").append("x" * 300_000 + "the end")
+    driver = web.get(f"/jobs/{job}/logs").text
+    assert "began &lt;b&gt;" in driver
+    assert "All 10 bytes." in driver
+    assert f"/jobs/{job}/logs" in web.get(f"/runs/{run}").text
+    applier = web.get(f"/jobs/{job}/logs?name=applier-3").text
+    assert "the end</pre>" in applier
+    assert "The last 200,000 bytes." in applier
+    assert f"geneva jobs logs {run} --applier 3 --follow" in applier
+    assert web.get(f"/jobs/{job}/logs?name=applier-3", headers=PIECE).text.startswith("<div")
+    assert "no such log" in web.get(f"/jobs/{job}/logs?name=../../jobs").text
+    assert web.get("/jobs/none/logs").status_code == 404
 
 
 def test_timeline_shows_jobs_of_the_time_that_is_asked_for(web: TestClient, jobs: Store):

@@ -129,6 +129,7 @@ def test_second_job_on_a_column_waits_and_says_for_whom(jobs: Store):
     ]
     [job] = jobs.run(second.id).jobs
     assert job.reason == f"waiting: column 'y' is being filled by job {first.jobs[0].id}"
+    assert jobs.run(second.id).reason == job.reason
 
 
 def test_cap_that_is_changed_while_jobs_run(jobs: Store):
