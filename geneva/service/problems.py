@@ -10,7 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi.encoders import jsonable_encoder
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from geneva.errors import (
@@ -38,7 +38,7 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    span: tuple[int, int] | None = None
+    span: list[int] | None = Field(None, min_length=2, max_length=2)
     errors: list[Any] | None = None
 
 
@@ -78,7 +78,12 @@ def problem(
     """Return a response that says what was wrong."""
     title = HTTPStatus(status).phrase
     content = Problem(
-        type=name, title=title, status=status, detail=detail, span=span, errors=errors
+        type=name,
+        title=title,
+        status=status,
+        detail=detail,
+        span=None if span is None else list(span),
+        errors=errors,
     )
     return JSONResponse(
         content.model_dump(exclude_none=True), status, headers=headers, media_type=MEDIA_TYPE
