@@ -60,16 +60,20 @@ class _Loader(Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._own
         self._own.exec_module(module)
-        _ = pa.lib._pandas_api.pd  # noqa: SLF001 - it asks again
+        _ = getattr(getattr(pa.lib, "_pandas_api", None), "pd", None)  # it asks again
 
 
 def import_pandas_later() -> None:
-    """Have pyarrow do without pandas until anybody imports it; no effect if somebody has."""
-    if _NAME in sys.modules:
+    """Have pyarrow do without pandas until anybody imports it.
+
+    No effect if somebody has, or if this pyarrow keeps to itself how it looks for pandas.
+    """
+    known: Any = getattr(pa.lib, "_pandas_api", None)
+    if _NAME in sys.modules or not hasattr(type(known), "have_pandas"):
         return
     finder = _Finder()
     sys.meta_path.insert(0, finder)
-    _ = pa.lib._pandas_api.have_pandas  # noqa: SLF001 - it asks once, and remembers
+    _ = known.have_pandas  # it asks once, and remembers
     finder.hidden_from = None
     _import_datasets()
 
