@@ -25,7 +25,7 @@ pytestmark = pytest.mark.disk(reason="the pages make their tables on a disk")
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDES = ROOT / "docs" / "guides"
-WITHOUT_CODE = {"object-stores", "reliability", "service"}  # need servers, tell of tests
+WITHOUT_CODE = {"jobs", "object-stores", "reliability", "service"}  # need servers, tell of tests
 PAGES = [
     ROOT / "docs" / "quickstart.md",
     *(page for page in sorted(GUIDES.glob("*.md")) if page.stem not in WITHOUT_CODE),

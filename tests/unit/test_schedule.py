@@ -237,7 +237,7 @@ def test_small_fragments_are_handed_out_together_once_they_are_known_to_be_quick
 
 
 def test_group_ends_where_rows_granularity_or_num_frags_end() -> None:
-    for limit, granularity, rows, size in ((None, 64, 35, 3), (None, 4, 1000, 4), (6, 64, 1000, 5)):
+    for limit, granularity, rows, size in ((None, 64, 35, 3), (None, 4, 1000, 3), (6, 64, 1000, 5)):
         schedule = Schedule([(task(k),) for k in range(50)], limit, granularity, group_rows=rows)
         quick(schedule, 1)
         assert len(schedule.next_group(1)) == size
