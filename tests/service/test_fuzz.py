@@ -28,7 +28,7 @@ from tests.service.conftest import Scene
 pytestmark = pytest.mark.services
 
 TOKEN = {"Authorization": "Bearer op"}
-EXAMPLES = int(os.environ.get("GENEVA_FUZZ", "5"))  # of each operation
+EXAMPLES = int(os.environ.get("GENEVA_FUZZ", "3"))  # of each operation
 CHECKS = [
     checks.not_a_server_error,
     checks.status_code_conformance,
