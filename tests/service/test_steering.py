@@ -121,8 +121,8 @@ def test_job_that_failed_says_why_and_its_log_says_where(scene: Scene, service: 
     job = service.job(run)
     assert job["error_type"] == "UdfFailedError"
     assert "broken for good" in job["error"]
-    log = service.http.get(f"/api/v1/jobs/{job['id']}/logs").text
-    assert log.startswith("--- driver 1\n")
+    log = service.ask("GET", f"/api/v1/jobs/{job['id']}/logs/driver")["text"]
+    assert f"job {job['id']}, driver 1: " in log
     assert "broken for good" in log
     service.ask("DELETE", f"/api/v1/runs/{run}", 204)
     service.ask("GET", f"/api/v1/runs/{run}", 404)
