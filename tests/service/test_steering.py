@@ -211,7 +211,9 @@ def test_retry_of_a_failed_job_leaves_finished_fragments_alone(
     scene.table.add_columns({"z": picky})
     run = service.submit("z", arguments=SLOWLY)
     service.until(run, "FAILED")
-    assert len(scene.calls) == 24
+    first = {int(k) for k in scene.calls.keys}
+    assert set(range(24)) <= first
+    assert len(first) == len(scene.calls) <= 24 + 5  # and what was in flight when it failed
     scene.calls.clear()
     mended.touch()
     service.steer(run, "retry", 201)
