@@ -218,7 +218,7 @@ def test_retry_of_a_failed_job_leaves_finished_fragments_alone(
     mended.touch()
     service.steer(run, "retry", 201)
     service.until(run, "SUCCEEDED")
-    assert sorted(int(k) for k in scene.calls.keys) == list(range(23, 40))
+    assert sorted(int(k) for k in scene.calls.keys) == sorted({23} | set(range(40)) - first)
     assert pairs(scene.table, "x", "z") == {i: 2 * i for i in range(40)}
 
 
