@@ -118,8 +118,9 @@ class Scheduler:
     def _look_at(self, job: Held) -> None:
         if job.owner.gone:
             self._bury(job, f"{job.owner} is gone")
-        elif job.owner == self._me:
-            return  # between a claim and the start of its driver
+        elif job.owner == self._me:  # between a claim and the start of its driver
+            if job.expired:
+                self._bury(job, "its driver could not be started")
         elif job.mode is Mode.SERVICE and (job.asked_s or 0.0) > self._settings.grace_s:
             self._kill(job, f"{job.owner} did not stop within {self._settings.grace_s:g} s")
         elif job.expired:

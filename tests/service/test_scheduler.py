@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from sqlalchemy import text
+
 from geneva.jobs.process import identify, this_process
 from geneva.jobs.records import Submission
 from geneva.service.scheduler import Scheduler
@@ -68,3 +71,23 @@ def test_job_is_not_given_back_while_processes_of_its_driver_live(jobs: Store, t
         for process in (worker, other):
             process.kill()
             process.wait()
+
+
+def test_job_whose_driver_could_not_be_started_is_queued_again(jobs: Store, tmp_path: Path):
+    run = jobs.submit(ASKED, "db/t.lance", ["y"])
+    chosen = settings(jobs, tmp_path)
+    chosen.state.mkdir()
+    chosen.logs.touch()  # no folder for its log can be made there
+    scheduler = Scheduler(chosen)
+    with pytest.raises(OSError, match="logs"):
+        scheduler.tick()
+    [held] = Leases(jobs.database).held()
+    assert held.owner == this_process()
+    scheduler.tick()  # it may be about to start
+    assert jobs.run(run.id).state is JobState.STARTING
+    with jobs.database.write() as session:
+        session.execute(text("UPDATE jobs SET lease_until_s = 1"))
+    [held] = Leases(jobs.database).held()
+    scheduler._look_at(held)
+    assert jobs.run(run.id).state is JobState.QUEUED
+    assert "could not be started" in jobs.run(run.id).reason
