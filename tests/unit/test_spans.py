@@ -86,3 +86,26 @@ def test_even_fragments_stay_whole() -> None:
 @pytest.mark.parametrize("rows", [1, 2, 7])
 def test_tiny_fragment_is_not_split(rows: int) -> None:
     assert [len(p) for p in split([task(0, rows)], 8, None)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "appliers"),
+    [
+        ([48_000, 8_000, 8_000, 8_000, 8_000], 2),
+        ([8_000, 8_000, 8_000, 8_000, 48_000], 2),
+        ([10_000, 10_000, 10_000], 2),
+        ([10_000] * 200, 160),
+        ([10_000] * 9, 8),
+    ],
+)
+def test_no_applier_works_long_after_the_others_have_nothing_left(
+    sizes: list[int], appliers: int
+) -> None:
+    tasks = [task(i, rows) for i, rows in enumerate(sizes)]
+    pieces = split(tasks, appliers, None)
+    check_partition(tasks, pieces)
+    ends = [0] * appliers
+    for part in (p for parts in pieces for p in parts):
+        ends.sort()
+        ends[0] += part.stop - part.start
+    assert max(ends) <= 1.1 * sum(sizes) / appliers
