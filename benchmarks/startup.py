@@ -28,10 +28,7 @@ started = time.perf_counter()
 import geneva
 def double(x: int) -> int:
     return x * 2
-tbl = geneva.connect(sys.argv[1]).open_table("t")
-for name in ("c", "d"):
-    if name in tbl.schema.names:
-        tbl.drop_columns([name])
+tbl = geneva.connect(sys.argv[1]).open_table(sys.argv[2])
 tbl.add_columns({"c": geneva.udf(double)})
 tbl.backfill("c", progress=False)
 first = time.perf_counter() - started
@@ -58,10 +55,11 @@ def run(scale: Scale) -> list[Answer]:
     rounds = 1 if scale.quick else _ROUNDS
     alone, first, second, lancedb, geneva = [], [], [], [], []
     with tables.folder() as path:
-        tables.table(path, tables.numbers(100), 4)
-        for _ in range(rounds):
+        for turn in range(rounds):
+            name = f"t{turn}"
+            tables.table(path, tables.numbers(100), 4, name)
             alone.append(_child(_RAY_ALONE)["seconds"])
-            got = _child(_BACKFILLS, str(path))
+            got = _child(_BACKFILLS, str(path), name)
             first.append(got["first"])
             second.append(got["second"])
             for _ in range(3):

@@ -1,8 +1,9 @@
 """Geneva: backfill computed columns of LanceDB tables, durably and exactly."""
 
+from geneva.connection import Connection, connect
 from geneva.errors import GenevaError
 from geneva.result import BackfillResult
-from geneva.table import Connection, Table, connect
+from geneva.table import Table
 from geneva.udf import UDF, Retry, udf
 
 __all__ = [

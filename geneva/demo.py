@@ -25,8 +25,9 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from geneva.connection import connect
 from geneva.errors import GenevaError, SettingError
-from geneva.table import Table, connect
+from geneva.table import Table
 from geneva.udf import udf
 
 _TABLE = "sources"

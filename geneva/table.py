@@ -1,12 +1,11 @@
-"""connect(), Connection and Table: the public verbs; all else is lancedb's own."""
+"""Table: the public verbs; all else is lancedb's own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import Any, Literal
 from uuid import uuid4
-
-import pyarrow as pa
 
 from geneva.arguments import (
     check_executor_name,
@@ -25,7 +24,7 @@ from geneva.coverage import Coverage, coverage
 from geneva.driver import Observer
 from geneva.errors import SettingError, TableError
 from geneva.execute.executor import Executor
-from geneva.hosted import HostedCall, JobsPlace, jobs, sql_jobs
+from geneva.hosted import HostedCall, JobsPlace
 from geneva.jobs.control import Control
 from geneva.jobs.handle import Job
 from geneva.plan.report import Plan
@@ -33,145 +32,8 @@ from geneva.progress import observer_for
 from geneva.result import BackfillResult
 from geneva.storage.lance import TableStorage
 from geneva.storage.objects import storage_errors
-from geneva.storage.remote import check_uri, is_fault, store_faults
+from geneva.storage.remote import store_faults
 from geneva.udf import UDF, as_udf
-
-if TYPE_CHECKING:
-    from geneva.store.view import Jobs
-
-_STABLE_ROW_IDS = "new_table_enable_stable_row_ids"
-
-
-def connect(
-    uri: str,
-    *,
-    storage_options: Mapping[str, str] | None = None,
-    ray: Mapping[str, Any] | None = None,
-    jobs: str | None = None,
-    **options: Any,
-) -> Connection:
-    """Open a LanceDB database whose tables can have computed columns.
-
-    Parameters
-    ----------
-    uri
-        A directory, or ``s3://``, ``gs://``, ``az://``.
-    storage_options
-        As lancedb takes them.
-    ray
-        Options for ``ray.init``, used when the first backfill starts Ray: ``address``,
-        ``runtime_env``, ``num_cpus`` ...
-    jobs
-        Where backfills are recorded: ``sqlite:///file`` or ``postgresql://...``; or the service
-        that carries them out, ``http://...``.
-    options
-        Further options of ``lancedb.connect``.
-
-    Returns
-    -------
-    Connection
-        Everything of lancedb's connection; tables are `Table`.
-
-    Raises
-    ------
-    SettingError
-        For a remote ``db://`` URI.
-
-    Examples
-    --------
-    >>> import tempfile, geneva
-    >>> db = geneva.connect(tempfile.mkdtemp())
-    >>> db.create_table("t", [{"x": 1}]).count_rows()
-    1
-    """
-    import lancedb
-
-    check_uri(str(uri))
-    known = dict(storage_options) if storage_options else None
-    with storage_errors(str(uri)), store_faults(known):
-        inner = lancedb.connect(uri, storage_options=known, **options)
-    return Connection(inner, known, dict(ray or {}), JobsPlace(jobs) if jobs else None)
-
-
-class Connection:
-    """A LanceDB database; every method of lancedb's connection works, tables are `Table`."""
-
-    def __init__(
-        self,
-        inner: Any,
-        storage_options: dict[str, str] | None,
-        ray: dict[str, Any],
-        jobs: JobsPlace | None = None,
-    ) -> None:
-        self._inner = inner
-        self._storage_options = storage_options
-        self._ray = ray
-        self._jobs = jobs
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self._inner, name)
-
-    def create_table(
-        self, name: str, data: Any = None, *, stable_row_ids: bool = False, **options: Any
-    ) -> Table:
-        """Create a table, as lancedb does.
-
-        Parameters
-        ----------
-        stable_row_ids
-            Give rows ids that survive updates and compaction, so that an update of one row
-            never makes others look changed.
-        """
-        if stable_row_ids:
-            known = dict(options.get("storage_options") or self._storage_options or {})
-            known[_STABLE_ROW_IDS] = "true"
-            options["storage_options"] = known
-        return self._wrap(self._inner.create_table(name, data, **options), options)
-
-    def open_table(self, name: str, **options: Any) -> Table:
-        """Open a table.
-
-        Raises
-        ------
-        TableError
-            There is none of that name; the message lists those that exist.
-        CorruptFileError
-            A power failure tore its newest version; the message says what to do.
-        """
-        known = self._options_of(options)
-        with storage_errors(self._inner.uri), store_faults(known):
-            try:
-                return self._wrap(self._inner.open_table(name, **options), options)
-            except (FileNotFoundError, ValueError, RuntimeError) as error:
-                if "invalid table name" in str(error).lower():
-                    raise TableError(str(error)) from error
-                if is_fault(error) or "not found" not in str(error).lower():
-                    TableStorage(f"{self._inner.uri}/{name}.lance").check_manifests()
-                    raise
-                found = f"tables: {', '.join(sorted(self._inner.list_tables().tables)) or 'none'}"
-                raise TableError(f"no table {name!r} in {self._inner.uri}; {found}") from error
-
-    def _options_of(self, options: Mapping[str, Any]) -> dict[str, str]:
-        """Return the storage options of a table: those of the connection, and its own."""
-        return {**(self._storage_options or {}), **(options.get("storage_options") or {})}
-
-    def _wrap(self, inner: Any, options: Mapping[str, Any]) -> Table:
-        # Stable row ids are for the making of the table.
-        known = {k: v for k, v in self._options_of(options).items() if k != _STABLE_ROW_IDS}
-        return Table(inner, storage_options=known or None, ray=self._ray, jobs=self._jobs)
-
-    def jobs(self, **wish: Any) -> Jobs:
-        """Return the runs of this database: ``for run in db.jobs(table="docs")``."""
-        return jobs(self._jobs, str(self._inner.uri), wish)
-
-    def sql_jobs(self, query: str) -> pa.Table:
-        """Run SQL over all that is recorded: runs, jobs, tasks, failures and events."""
-        return sql_jobs(self._jobs, query)
-
-    def __repr__(self) -> str:
-        return f"geneva.Connection({self._inner.uri!r})"
 
 
 class Table:
@@ -180,7 +42,7 @@ class Table:
     Parameters
     ----------
     inner
-        A ``lancedb.table.LanceTable``.
+        A ``lancedb.table.LanceTable``; or, with ``storage``, what opens it when it is wanted.
     storage_options, ray
         See `connect`.
 
@@ -209,18 +71,22 @@ class Table:
     ) -> None:
         if isinstance(inner, Table):
             inner = inner.unwrap()
-        if not hasattr(inner, "to_lance"):
+        if storage is None and not hasattr(inner, "to_lance"):
             raise TableError(
                 f"{type(inner).__name__} is not a table of a LanceDB database of files; "
                 "connect to its path or bucket"
             )
-        self._inner: Any = inner
+        self._given = inner
         self._ray = dict(ray or {})
         self._jobs = jobs
         self.storage = storage or TableStorage(str(inner.uri), storage_options or None)
 
+    @cached_property
+    def _inner(self) -> Any:
+        return self._given if hasattr(self._given, "to_lance") else self._given()
+
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") or name == "_inner":
             raise AttributeError(name)
         return getattr(self._inner, name)
 
@@ -230,8 +96,9 @@ class Table:
 
     def refresh(self) -> None:
         """Look at the latest version from now on."""
-        with storage_errors(self.storage.uri), store_faults(self.storage.options):
-            self._inner.checkout_latest()
+        if "_inner" in vars(self):
+            with storage_errors(self.storage.uri), store_faults(self.storage.options):
+                self._inner.checkout_latest()
 
     def __len__(self) -> int:
         return int(self._inner.count_rows())

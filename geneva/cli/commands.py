@@ -56,8 +56,9 @@ from geneva.cli.options import (
     values,
 )
 from geneva.column.binding import binding_of
+from geneva.connection import connect
 from geneva.plan.report import plan_facts
-from geneva.table import Table, connect
+from geneva.table import Table
 
 app = typer.Typer(
     name="geneva",

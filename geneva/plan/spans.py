@@ -45,7 +45,7 @@ def split(tasks: Sequence[Task], appliers: int, batch_size: int | None) -> list[
 def _late(tasks: Sequence[Task], counts: Sequence[int], appliers: int, end: float) -> list[int]:
     """Return which tasks end late, in rows that an applier has computed by then."""
     free = [0.0] * appliers
-    late = []
+    late: list[int] = []
     for k, (task, count) in enumerate(zip(tasks, counts, strict=True)):
         for _ in range(count):
             done = free[0] + task.rows / count

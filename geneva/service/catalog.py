@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 
 from geneva.column.binding import Binding, bindings_of, computed, group_of
 from geneva.column.ledger import Ledger
+from geneva.connection import connect
 from geneva.coverage import Coverage, coverage
 from geneva.errors import GenevaError, SettingError, TableChangedError
 from geneva.jobs.page import Page, decode_cursor, encode_cursor
@@ -25,7 +26,6 @@ from geneva.service.tables import open_table, storage_options
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import storage_errors
 from geneva.store.past import Past
-from geneva.table import connect
 
 V = TypeVar("V")
 _REMEMBERED = 256  # tables, or columns

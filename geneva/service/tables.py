@@ -18,8 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from geneva.connection import connect
 from geneva.errors import SettingError, TableError
-from geneva.table import Table, connect
+from geneva.table import Table
 
 STORAGE_OPTIONS = "GENEVA_STORAGE_OPTIONS"  # the path of that file; drivers inherit it
 

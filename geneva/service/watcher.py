@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from geneva.column.auto import Auto, auto_of
 from geneva.column.binding import bindings_of, group_of
+from geneva.connection import Connection, connect
 from geneva.errors import GenevaError
 from geneva.jobs.records import Submission
 from geneva.plan.causes import causes
@@ -24,7 +25,7 @@ from geneva.service.tables import storage_options
 from geneva.storage.lance import Snapshot
 from geneva.store.place import open_store
 from geneva.store.watches import Look, Watched, Watches
-from geneva.table import Connection, Table, connect
+from geneva.table import Table
 
 _LOG = logging.getLogger("geneva.watcher")
 _BUSY_S = 5.0

@@ -1,0 +1,203 @@
+"""connect() and Connection: a LanceDB database whose tables can have computed columns.
+
+lancedb is imported when something of it is wanted: it takes longer to import than a small backfill
+to run, and a script that opens a table and fills a column needs nothing of it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from geneva.errors import GenevaError, TableError
+from geneva.hosted import JobsPlace, jobs, sql_jobs
+from geneva.storage.lance import TableStorage
+from geneva.storage.objects import storage_errors
+from geneva.storage.remote import check_uri, is_fault, store_faults
+from geneva.table import Table
+
+if TYPE_CHECKING:
+    from geneva.store.view import Jobs
+
+_STABLE_ROW_IDS = "new_table_enable_stable_row_ids"
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")  # of a table, as lancedb allows it
+
+
+def connect(
+    uri: str,
+    *,
+    storage_options: Mapping[str, str] | None = None,
+    ray: Mapping[str, Any] | None = None,
+    jobs: str | None = None,
+    **options: Any,
+) -> Connection:
+    """Open a LanceDB database whose tables can have computed columns.
+
+    Parameters
+    ----------
+    uri
+        A directory, or ``s3://``, ``gs://``, ``az://``.
+    storage_options
+        As lancedb takes them.
+    ray
+        Options for ``ray.init``, used when the first backfill starts Ray: ``address``,
+        ``runtime_env``, ``num_cpus`` ...
+    jobs
+        Where backfills are recorded: ``sqlite:///file`` or ``postgresql://...``; or the service
+        that carries them out, ``http://...``.
+    options
+        Further options of ``lancedb.connect``.
+
+    Returns
+    -------
+    Connection
+        Everything of lancedb's connection; tables are `Table`.
+
+    Raises
+    ------
+    SettingError
+        For a remote ``db://`` URI.
+
+    Examples
+    --------
+    >>> import tempfile, geneva
+    >>> db = geneva.connect(tempfile.mkdtemp())
+    >>> db.create_table("t", [{"x": 1}]).count_rows()
+    1
+    """
+    check_uri(str(uri))
+    known = dict(storage_options) if storage_options else None
+
+    def open_database() -> Any:
+        import lancedb
+
+        with storage_errors(str(uri)), store_faults(known):
+            return lancedb.connect(uri, storage_options=known, **options)
+
+    place = JobsPlace(jobs) if jobs else None
+    folder = None if options or "lancedb" in sys.modules else _folder(str(uri))
+    return Connection(open_database, folder, known, dict(ray or {}), place)
+
+
+def _folder(uri: str) -> Path | None:
+    """Return where a database lies, as lancedb understands it, if it is a folder that is there."""
+    path = Path(uri).expanduser().absolute()
+    return path if "://" not in uri and path.is_dir() else None
+
+
+class Connection:
+    """A LanceDB database; every method of lancedb's connection works, tables are `Table`.
+
+    Parameters
+    ----------
+    open_database
+        Returns lancedb's own connection.
+    folder
+        Where the database lies, if lancedb is not to be asked before it is needed.
+    """
+
+    def __init__(
+        self,
+        open_database: Callable[[], Any],
+        folder: Path | None,
+        storage_options: dict[str, str] | None,
+        ray: dict[str, Any],
+        jobs: JobsPlace | None = None,
+    ) -> None:
+        self._open_database, self._folder = open_database, folder
+        self._storage_options = storage_options
+        self._ray = ray
+        self._jobs = jobs
+        self.uri = str(self._inner.uri if folder is None else folder)
+
+    @cached_property
+    def _inner(self) -> Any:
+        return self._open_database()
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_inner":
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+    def create_table(
+        self, name: str, data: Any = None, *, stable_row_ids: bool = False, **options: Any
+    ) -> Table:
+        """Create a table, as lancedb does.
+
+        Parameters
+        ----------
+        stable_row_ids
+            Give rows ids that survive updates and compaction, so that an update of one row
+            never makes others look changed.
+        """
+        if stable_row_ids:
+            known = dict(options.get("storage_options") or self._storage_options or {})
+            known[_STABLE_ROW_IDS] = "true"
+            options["storage_options"] = known
+        return self._wrap(self._inner.create_table(name, data, **options), options)
+
+    def open_table(self, name: str, **options: Any) -> Table:
+        """Open a table.
+
+        Raises
+        ------
+        TableError
+            There is none of that name; the message lists those that exist.
+        CorruptFileError
+            A power failure tore its newest version; the message says what to do.
+        """
+        if self._folder is not None and not options:
+            table = self._without_lancedb(name)
+            if table is not None:
+                return table
+        known = self._options_of(options)
+        with storage_errors(self.uri), store_faults(known):
+            try:
+                return self._wrap(self._inner.open_table(name, **options), options)
+            except (FileNotFoundError, ValueError, RuntimeError) as error:
+                if "invalid table name" in str(error).lower():
+                    raise TableError(str(error)) from error
+                if is_fault(error) or "not found" not in str(error).lower():
+                    TableStorage(f"{self.uri}/{name}.lance").check_manifests()
+                    raise
+                found = f"tables: {', '.join(sorted(self._inner.list_tables().tables)) or 'none'}"
+                raise TableError(f"no table {name!r} in {self.uri}; {found}") from error
+
+    def _without_lancedb(self, name: str) -> Table | None:
+        """Return a table if there is one and nothing is wrong with it."""
+        if not _NAME.fullmatch(name):
+            return None
+        storage = TableStorage(f"{self.uri}/{name}.lance", self._storage_options)
+        try:
+            storage.open()
+        except (GenevaError, OSError, ValueError):
+            return None
+        return Table(
+            lambda: self._inner.open_table(name), ray=self._ray, storage=storage, jobs=self._jobs
+        )
+
+    def _options_of(self, options: Mapping[str, Any]) -> dict[str, str]:
+        """Return the storage options of a table: those of the connection, and its own."""
+        return {**(self._storage_options or {}), **(options.get("storage_options") or {})}
+
+    def _wrap(self, inner: Any, options: Mapping[str, Any]) -> Table:
+        # Stable row ids are for the making of the table.
+        known = {k: v for k, v in self._options_of(options).items() if k != _STABLE_ROW_IDS}
+        return Table(inner, storage_options=known or None, ray=self._ray, jobs=self._jobs)
+
+    def jobs(self, **wish: Any) -> Jobs:
+        """Return the runs of this database: ``for run in db.jobs(table="docs")``."""
+        return jobs(self._jobs, self.uri, wish)
+
+    def sql_jobs(self, query: str) -> pa.Table:
+        """Run SQL over all that is recorded: runs, jobs, tasks, failures and events."""
+        return sql_jobs(self._jobs, query)
+
+    def __repr__(self) -> str:
+        return f"geneva.Connection({self.uri!r})"
