@@ -48,8 +48,8 @@ lint: .venv/.dev ## format, lint, types and import contracts, without tests
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-crash: .venv/.dev .venv-s3/.done ## kill every process at every bad moment and look at what is left
-	@$(BIN)/python -m pytest -q -m crash $(ARGS)
+crash: .venv/.dev .venv-s3/.done ## kill every process at every bad moment, and the slow tests
+	@$(BIN)/python -m pytest -q -m "crash or slow" $(ARGS)
 
 bench: .venv/.bench .venv-daft/.done ## measure against the peers
 	@$(BIN)/python -m benchmarks --out docs/benchmarks.md $(ARGS)

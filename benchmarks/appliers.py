@@ -41,15 +41,15 @@ class _Machines:
         udfs = {column: UDF.loads(data) for column, data in pickled.items()}
         self._appliers = [SharedApplier(storage, udfs.__getitem__) for _ in range(_SEATS)]
 
-    def begin(self, seat: int, settings: JobSettings) -> str:
-        self._appliers[seat].begin(settings)
+    def begin(self, seat: int, settings: JobSettings, names: Mapping[str, str]) -> str:
+        self._appliers[seat].begin(settings, names)
         return str(ray.get_runtime_context().get_node_id())
 
-    def run(self, seat: int, tasks: Sequence[Task]) -> list[TaskEvent]:
-        return self._appliers[seat].carry_out(tasks)
+    def run(self, seat: int, tasks: Sequence[Task]) -> tuple[list[TaskEvent], str]:
+        return self._appliers[seat].carry_out(tasks), ""
 
-    def progress(self, seat: int) -> int:
-        return self._appliers[seat].progress()
+    def progress(self, seat: int) -> tuple[int, str]:
+        return self._appliers[seat].progress(), ""
 
     def cancel(self, seat: int) -> None:
         self._appliers[seat].cancel()
