@@ -117,14 +117,16 @@ class Vectors:
         return self._block.slice(0, len(x))
 
 
-def peak(path: str) -> object:
-    """The length of a blob; logs the peak memory of its process."""
+def peak(path: str, *, returns: bool = False) -> object:
+    """The length of a blob, or the blob itself; logs the peak memory of its process."""
 
-    @udf(data_type=pa.int64())
-    def length(blob: pa.Array) -> pa.Array:
+    @udf(data_type=pa.large_binary() if returns else pa.int64())
+    def measured(blob: pa.Array) -> pa.Array:
         with open("/proc/self/status") as status:
             peak_kb = next(s.split()[1] for s in status if s.startswith("VmHWM"))
         log(path, f"{os.getpid()} {peak_kb} {len(blob)}")
+        if returns:
+            return pc.cast(blob, pa.large_binary())
         return pc.cast(pc.binary_length(blob), pa.int64())
 
-    return length
+    return measured
