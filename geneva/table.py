@@ -71,22 +71,25 @@ class Table:
     ) -> None:
         if isinstance(inner, Table):
             inner = inner.unwrap()
-        if storage is None and not hasattr(inner, "to_lance"):
+        if hasattr(inner, "to_lance"):
+            self._inner = inner
+        elif storage is not None:
+            self._open_inner = inner
+        else:
             raise TableError(
                 f"{type(inner).__name__} is not a table of a LanceDB database of files; "
                 "connect to its path or bucket"
             )
-        self._given = inner
         self._ray = dict(ray or {})
         self._jobs = jobs
         self.storage = storage or TableStorage(str(inner.uri), storage_options or None)
 
     @cached_property
     def _inner(self) -> Any:
-        return self._given if hasattr(self._given, "to_lance") else self._given()
+        return self._open_inner()
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_inner":
+        if name.startswith("__") or name in ("_inner", "_open_inner"):
             raise AttributeError(name)
         return getattr(self._inner, name)
 

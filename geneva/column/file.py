@@ -25,6 +25,9 @@ _PRESENT_BYTES = 8 << 20  # the same, where rows are wide
 _SPARSE = 10  # a file with so many rows around each computed one is mostly null
 _NO_DICTIONARY = {b"lance-encoding:dict-divisor": b"1000000"}
 _WRITE_BYTES = 2 << 20  # larger vector batches make the Lance writer several times slower
+_GATHER_BYTES = (
+    1 << 18
+)  # smaller ones are written together: a call costs as much as thousands of rows
 
 
 class ColumnFileBuilder:
@@ -52,6 +55,8 @@ class ColumnFileBuilder:
         self._name = ""
         self._cursor = 0
         self._nulls = 0
+        self._gathered: list[Sequence[pa.Array]] = []
+        self._gathered_bytes = 0
         keeps = task.carry is not None and not task.complete
         # Around a few new values a whole fragment of wide ones must not be held in memory.
         self._present_rows = self._fitting(_PRESENT_ROWS) if keeps else _PRESENT_ROWS
@@ -102,6 +107,7 @@ class ColumnFileBuilder:
         """
         while self._cursor < self._task.rows:
             self._emit_present(min(self._task.rows, self._cursor + self._span_rows))
+        self._flush()
         assert self._writer is not None
         row_map = RowMap.from_ids(self._classes.all, self._ids)
         size = self._writer.close(
@@ -127,7 +133,7 @@ class ColumnFileBuilder:
 
     def abandon(self) -> None:
         """Remove what was written; the records of the task are all that is left."""
-        self._writer = None  # Lance removes a file that was not closed
+        self._writer, self._gathered = None, []  # Lance removes a file that was not closed
         if self._name:
             with suppress(OSError):
                 self._storage.delete_file(self._name)
@@ -169,8 +175,19 @@ class ColumnFileBuilder:
         self._writer = self._storage.create_file(self._snapshot, self._name, schema)
 
     def _write(self, arrays: Sequence[pa.Array]) -> None:
+        self._gathered.append(arrays)
+        self._gathered_bytes += sum(a.nbytes for a in arrays)
+        if self._gathered_bytes >= _GATHER_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        gathered, self._gathered, self._gathered_bytes = self._gathered, [], 0
+        if not gathered:
+            return
         assert self._writer is not None
-        columns = [_as_column(a, f.type) for a, f in zip(arrays, self._schema, strict=True)]
+        pieces = zip(*gathered, strict=True)  # of each column
+        joined = [p[0] if len(p) == 1 else pa.concat_arrays(p) for p in pieces]
+        columns = [_as_column(a, f.type) for a, f in zip(joined, self._schema, strict=True)]
         self._nulls += columns[0].null_count
         batch = pa.record_batch(columns, schema=self._schema)
         size = max(batch.nbytes, 1)

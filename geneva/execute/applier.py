@@ -26,7 +26,7 @@ from geneva.column.file import ColumnFileBuilder
 from geneva.execute.adopt import adopt
 from geneva.execute.batches import HELD_BYTES, MAX_ROWS, READ_BYTES, BatchSizer, unit_bytes
 from geneva.execute.outcome import TaskCancelledError, TaskRowError
-from geneva.execute.reader import Tap, read
+from geneva.execute.reader import Tap, read, row_id
 from geneva.execute.record import Computed, Recorder, error_text, joined
 from geneva.execute.threads import Turns, UdfThreads
 from geneva.execute.units import InFlight, Unit, Units, all_checkpointed, emptied, split
@@ -144,7 +144,8 @@ class Applier:
         started = time.perf_counter()
         applied = self._caller(batch)
         seconds = time.perf_counter() - started
-        self._sizer.observe(batch.num_rows, seconds, max(applied.values.nbytes, batch.nbytes))
+        if not self._sizer.fixed:
+            self._sizer.observe(batch.num_rows, seconds, max(applied.values.nbytes, batch.nbytes))
         return applied
 
     def _batches(self, inputs: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -386,7 +387,7 @@ class TaskRun:
         item = self._pending.popleft()
         done = item.result() if isinstance(item, Future) else item
         if isinstance(item, Future):
-            self._in_flight.end(done.values)
+            self._in_flight.end(done.value_bytes)
         started = time.perf_counter()
         counts = done.counts
         if self._builder is not None:
@@ -463,7 +464,9 @@ class TaskRun:
         failures = tuple(self.failure(int(unit.rows[k]), e) for k, e in errors[:_FAILURES_KEPT])
         failed = np.array([k for k, _ in errors], np.int64)
         counts = Counts(computed=len(unit.rows), failed=len(failed))
-        return Computed(unit.rows, columns, failed, failures, counts)
+        return Computed(
+            unit.rows, columns, failed, failures, counts, sum(c.nbytes for c in columns)
+        )
 
     def record(self, done: Computed, applied: list[Applied], began_s: float) -> None:
         """Checkpoint a unit."""
@@ -474,25 +477,13 @@ class TaskRun:
         return Failure(
             self._task.fragment_id,
             row,
-            self._row_id(row),
+            row_id(self._storage, self._snapshot, self._task.fragment_id, row),
             error.error,
             error.message,
             error.traceback,
             error.attempts,
             error.input,
         )
-
-    def _row_id(self, row: int) -> int:
-        """Return what ``_rowid`` is for a physical row; an address unless ids are stable."""
-        task = self._task
-        address = task.fragment_id << 32 | row
-        if not self._snapshot.stable_row_ids:
-            return address
-        found = self._storage.scan(
-            self._snapshot, task.fragment_id, [], batch_rows=1, start=row, stop=row + 1
-        )
-        ids = [i for b in found for i in b.column("_rowid").to_pylist()]
-        return int(ids[0]) if ids and ids[0] is not None else address
 
     def add_seconds(self, read: float = 0.0, write: float = 0.0) -> None:
         """Count time spent on the task."""

@@ -62,6 +62,11 @@ class BatchSizer:
         """Rows for the next batch."""
         return self._rows
 
+    @property
+    def fixed(self) -> bool:
+        """Whether the user gave the rows, and costs are of no interest."""
+        return self._fixed is not None
+
     def observe(self, rows: int, seconds: float, size_bytes: int) -> None:
         """Take in what a batch cost."""
         if self._fixed is not None or rows < self._rows:

@@ -303,3 +303,13 @@ def column_path(schema: pa.Schema, path: str) -> str:
     """Return a column or nested path as Lance quotes it; a name may itself hold dots."""
     parts = [path] if path in schema.names else path.split(".")
     return ".".join(f"`{p}`" for p in parts)
+
+
+def row_id(storage: TableStorage, snapshot: Snapshot, fragment_id: int, row: int) -> int:
+    """Return what ``_rowid`` is for a physical row; an address unless ids are stable."""
+    address = fragment_id << 32 | row
+    if not snapshot.stable_row_ids:
+        return address
+    found = storage.scan(snapshot, fragment_id, [], batch_rows=1, start=row, stop=row + 1)
+    ids = [i for b in found for i in b.column("_rowid").to_pylist()]
+    return int(ids[0]) if ids and ids[0] is not None else address

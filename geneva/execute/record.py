@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import threading
@@ -9,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 
 from geneva.checkpoint.journal import Journal
@@ -30,6 +30,7 @@ class Computed:
     failed: IntArray
     failures: tuple[Failure, ...]
     counts: Counts
+    value_bytes: int = 0
 
 
 def joined(
@@ -42,13 +43,11 @@ def joined(
     fields
         Which field of the struct that the UDF returned fills each column; empty: it is the column.
     """
-    values = [a.values for a in applied]
-    whole = values[0] if len(values) == 1 else pa.concat_arrays(values)
-    starts = np.cumsum([0, *(len(v) for v in values)])
-    errors = [
-        (int(s) + e.row, e) for s, a in zip(starts[:-1], applied, strict=True) for e in a.failures
-    ]
-    return columns_of(whole, fields), errors
+    if len(applied) == 1:
+        return columns_of(applied[0].values, fields), [(e.row, e) for e in applied[0].failures]
+    starts = itertools.accumulate((len(a.values) for a in applied), initial=0)
+    errors = [(s + e.row, e) for s, a in zip(starts, applied, strict=False) for e in a.failures]
+    return columns_of(pa.concat_arrays([a.values for a in applied]), fields), errors
 
 
 class Recorder:
@@ -68,6 +67,7 @@ class Recorder:
         self._journal, self._holds = journal, holds
         self._lock = threading.Lock()
         self._held: list[tuple[Computed, Sequence[RowError]]] = []
+        self._held_bytes = 0
         self._began = math.inf
 
     def record(self, done: Computed, errors: Sequence[RowError], began_s: float) -> None:
@@ -78,9 +78,9 @@ class Recorder:
         with self._lock:
             self._began = min(self._began, began_s)
             self._held.append((done, errors))
-            size = sum(v.nbytes for d, _ in self._held for v in d.values)
+            self._held_bytes += done.value_bytes
             young = time.perf_counter() - self._began < _HELD_S
-            if self._holds and young and size < _HELD_BYTES:
+            if self._holds and young and self._held_bytes < _HELD_BYTES:
                 return
         self.release()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,10 +20,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Rows that are computed and checkpointed together."""
+    """Rows that are computed and checkpointed together, and how large their inputs are.
+
+    Sizes are asked for once: to add up buffers, Arrow lets other threads run, and then waits for
+    its turn.
+    """
 
     rows: IntArray
     inputs: pa.RecordBatch
+    input_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +109,12 @@ class Units:
     def _cut(self, size: int) -> Unit:
         rows = self._rows[0] if len(self._rows) == 1 else np.concatenate(self._rows)
         inputs = self._inputs[0] if len(self._inputs) == 1 else _concat(self._inputs)
-        unit = Unit(rows[:size], inputs.slice(0, size))
+        part = inputs.slice(0, size)
+        unit = Unit(rows[:size], part, part.nbytes)
         self._held -= size
         self._rows = [rows[size:]] if self._held else []
         self._inputs = [inputs.slice(size)] if self._held else []
-        self._bytes = self._inputs[0].nbytes if self._held else 0
+        self._bytes = max(0, self._bytes - unit.input_bytes) if self._held else 0
         return unit
 
 
@@ -129,12 +135,12 @@ class InFlight:
 
     def begin(self, unit: Unit) -> None:
         """Take in a unit that is handed out."""
-        self._inputs.append(unit.inputs.nbytes)
+        self._inputs.append(unit.input_bytes)
 
-    def end(self, values: Sequence[pa.Array]) -> None:
-        """Take in what the oldest unit gave."""
+    def end(self, value_bytes: int) -> None:
+        """Take in how large the values of the oldest unit are."""
         self._inputs.popleft()
-        self._values = max(self._values, sum(v.nbytes for v in values))
+        self._values = max(self._values, value_bytes)
 
 
 def emptied(items: deque[T]) -> Iterator[T]:

@@ -77,3 +77,19 @@ def test_table_that_cannot_be_opened_is_an_error_of_other_words(folder: Path) ->
     said = run(MISTAKES, folder)
     assert len(said) >= 4
     assert said == run("import lancedb\n" + MISTAKES, folder)
+
+
+@pytest.mark.parametrize("before", ["", "import lancedb\n"])
+def test_column_that_geneva_added_is_unknown_to_the_view_of_lancedb(
+    folder: Path, before: str
+) -> None:
+    program = """
+import geneva
+def same(x: int) -> int:
+    return x
+tbl = geneva.connect("db").open_table("t")
+tbl.add_columns({"y": geneva.udf(same, version="1")})
+tbl.drop_columns(["y"])
+print(tbl.schema.names)
+"""
+    assert run(before + program, folder) == ["['x']"]
