@@ -35,6 +35,7 @@ from geneva.errors import (
     UdfFailedError,
 )
 from geneva.execute import record
+from geneva.storage import lance as lance_storage
 from geneva.storage.lance import TableStorage
 from tests.support.backfills import Gate, until
 from tests.support.calls import CallLog
@@ -437,6 +438,34 @@ def test_truncated_committed_file_is_named_and_can_be_computed_again(
         table.backfill("y", where="x >= 0 and x < 20", **ONE)
     assert table.backfill("y", force=True, **ONE).rows_computed == 40
     assert pairs(table, "x", "y") == {x: 2 * x for x in range(40)}
+
+
+def test_footer_that_could_not_be_read_once_makes_stale_values_trusted(
+    tmp_path: Path, calls: CallLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = stopped(tmp_path, calls)
+    table.backfill("y", where="x < 20", **ONE)
+
+    @geneva.udf
+    def triple(x: int) -> int:
+        return 3 * x
+
+    table.alter_columns({"path": "y", "udf": triple})
+    shutil.rmtree(table.storage.path / "_backfill" / "ledger")
+    (name,) = ours(table)
+    reader = lance_storage.LanceFileReader
+
+    def full(uri: str, **options: Any) -> Any:
+        if uri.endswith(name):  # what Lance says when the process has too many files open
+            raise OSError(f"Unable to open file {uri}: Too many open files (os error 24), x.rs:1:2")
+        return reader(uri, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lance_storage, "LanceFileReader", full)
+        with pytest.raises(StorageError, match=f"Too many open files.*{RESUME}"):
+            table.backfill("y", **ONE)
+    assert table.backfill("y", **ONE).rows_computed == 40
+    assert pairs(table, "x", "y") == {x: 3 * x for x in range(40)}
 
 
 @pytest.mark.parametrize("torn", [b"", b"\0" * 900, None], ids=["empty", "zeros", "half"])
