@@ -367,6 +367,13 @@ def test_button_that_another_site_presses(
     assert jobs.run(run).state is JobState.QUEUED
 
 
+def test_address_that_is_none_is_no_failure_of_the_service(web: TestClient, guarded: TestClient):
+    assert web.get("/runs", headers={"Host": "[1"}).status_code == 403
+    assert web.get("/api/v1/runs", headers={"Origin": "http://[1"}).status_code == 403
+    assert web.post("/pools", headers={"Origin": "http://[1"}).status_code == 403
+    assert guarded.get("/login", params={"next": "//[1"}).status_code == 200
+
+
 def test_page_by_a_name_that_another_site_lets_point_here(web: TestClient):
     assert web.get("/runs", headers={"Host": "evil.example"}).status_code == 403
 
