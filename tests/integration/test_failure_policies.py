@@ -18,6 +18,7 @@ from geneva.errors import (
     GenevaError,
     JobTimeoutError,
     SettingError,
+    StorageError,
     TooManyFailuresError,
     UdfFailedError,
     WorkerDiedError,
@@ -619,5 +620,15 @@ def test_model_that_exits_when_it_is_built_leaves_the_job_waiting(table: geneva.
             return x
 
     table.add_columns({"y": Model})
-    with pytest.raises(UdfFailedError, match="could not start.*SystemExit: no licence"):
+    with pytest.raises(UdfFailedError, match=r"could not start.*SystemExit: no licence"):
         table.backfill("y", executor="local", timeout=30)
+
+
+def test_udf_that_raises_what_ends_threads_leaves_the_job_waiting(table: geneva.Table) -> None:
+    @geneva.udf
+    def interrupt(x: int) -> int:
+        raise KeyboardInterrupt
+
+    table.add_columns({"y": interrupt})
+    with pytest.raises(StorageError, match="KeyboardInterrupt"):
+        table.backfill("y", executor="local", concurrency=1, timeout=30)
