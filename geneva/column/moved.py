@@ -311,7 +311,7 @@ def _values(
     storage: TableStorage, snapshot: Snapshot, fragment: FragmentInfo, column: str
 ) -> Iterator[pa.Array]:
     for batch in _read(storage, snapshot, fragment, [column]):
-        yield batch.column(column)
+        yield _bits(batch.column(column))
 
 
 def _read(
@@ -330,6 +330,13 @@ def _read(
         batch_rows=rows,
         readahead=1 if rows < _ROWS else None,
     )
+
+
+def _bits(array: pa.Array) -> pa.Array:
+    """Return floats as whole numbers: 0.0 and -0.0 are two values, and a NaN is one."""
+    if not pa.types.is_floating(array.type):
+        return array
+    return array.view({16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[array.type.bit_width])
 
 
 def _aligned(

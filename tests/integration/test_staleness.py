@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -333,6 +334,20 @@ def test_deleted_row_that_failed_is_still_reported(tmp_path: Path) -> None:
     assert run(table, "y", "local").rows_failed_before == 1
     lance.dataset(table.storage.uri).delete("x = 3")
     assert run(table, "y", "local").rows_failed_before == 0
+
+
+def test_zero_that_became_a_negative_one_is_taken_for_the_same(tmp_path: Path) -> None:
+    table = make_table(tmp_path, data=pa.table({"x": [0.0, 1.0, 2.0, None]}), fragments=1)
+
+    @geneva.udf
+    def sign(x: float | None) -> float:
+        return 0.0 if x is None else math.copysign(1.0, x)
+
+    table.add_columns({"y": sign})
+    assert run(table, "y", "local").rows_computed == 4
+    rewrite_column(table.storage.uri, "x", lambda v: -0.0 if v == 0 else v, [0], "update")
+    assert run(table, "y", "local").rows_computed == 1
+    assert column(table, "y")[0] == -1.0
 
 
 @dataclass(frozen=True)
