@@ -16,7 +16,6 @@ from contextlib import suppress
 
 from geneva.column.binding import Binding, bindings_of, target_of, top_level, unknown_column
 from geneva.column.ledger import Ledger, entry_key
-from geneva.column.marks import group_subtree, supplier
 from geneva.column.pickles import load
 from geneva.column.provenance import History
 from geneva.commit.publish import check_target
@@ -364,7 +363,7 @@ class _Job:
             ledger.mark_done(later.settled(snapshot, {f.fragment_id: f for f in settled}))
         if not ledger.changed or column not in snapshot.fields:
             return
-        ledger.save(self._storage, target.incarnation, _present(snapshot))
+        ledger.save(self._storage, target.incarnation, snapshot)
 
     def _to_plan_again(self, snapshot: Snapshot, history: History, known: set[int]) -> list[int]:
         """Return fragments that other writers changed, and with ``include_new`` new ones."""
@@ -396,12 +395,3 @@ class _Job:
             for i, f in snapshot.fragments.items()
             if i not in known and later.made_by(snapshot, f, column) in ("Rewrite", "")
         ]
-
-
-def _present(snapshot: Snapshot) -> set[str]:
-    """Return the ledger keys of all column files that are in use."""
-    return {
-        entry_key(binding.incarnation, supplier(f, group_subtree(snapshot, name)), f.id)
-        for name, binding in bindings_of(snapshot.schema).items()
-        for f in snapshot.fragments.values()
-    }

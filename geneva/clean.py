@@ -1,12 +1,15 @@
 """Remove what abandoned work left under a table: checkpoints, column files, torn writes.
 
-Nothing that a reader can see is touched. What a running job may still need is told by its age.
+Nothing that a reader can see is touched. What a running job may still need is told by its age, and
+by the claim of its driver on the column.
 
-A job may commit while this runs, so the order counts:
+A job may commit while this runs, also a file that an abandoned one left, so the order counts:
 
-1. list the old files; 2. read every version's manifest; 3. delete what is listed and not named.
-
-A file committed between 1 and 2 is named by then; one that appears later is not listed.
+1. list the old files, and read every version's manifest;
+2. delete the old checkpoints: who has not read them by now adopts no file that they name;
+3. look which columns are being filled: who has read them before is among those, or has ended;
+4. read the manifests of the versions that came since;
+5. delete what is listed, not named, and of no such column.
 """
 
 from __future__ import annotations
@@ -15,14 +18,14 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from geneva.column.name import ColumnFileName
 from geneva.errors import TableChangedError
-from geneva.jobs.claims import FOLDER
+from geneva.jobs.claims import FOLDER, being_filled
 from geneva.storage.lance import PROBES, TableStorage
 from geneva.storage.local import check_all_manifests
 from geneva.storage.objects import storage_errors
@@ -46,7 +49,8 @@ class Cleaned:
     leftovers, leftover_bytes
         Files that a killed process was in the middle of writing, and its claims.
     kept
-        Checkpoint logs that are too young to be called abandoned.
+        Checkpoint logs that are too young to be called abandoned, or of a column that is being
+        filled.
     dry_run
         Whether everything is still there.
     """
@@ -82,6 +86,12 @@ class _File:
     size_bytes: int
     modified_s: float
 
+    @property
+    def column(self) -> str:
+        """Incarnation of the column that it belongs to."""
+        name = ColumnFileName.parse(self.name)
+        return name.incarnation if name else self.name.partition("/")[2].partition("/")[0]
+
 
 def clean(storage: TableStorage, older_than_s: float = WEEK_S, *, dry_run: bool = False) -> Cleaned:
     """Remove checkpoints and files that no job has touched for some time.
@@ -90,8 +100,8 @@ def clean(storage: TableStorage, older_than_s: float = WEEK_S, *, dry_run: bool 
     ----------
     older_than_s
         Seconds since a file was last written; on an object store, since the writing of a column
-        file began. 0 takes everything: make sure that no backfill
-        of this table is running then, or it will have to compute rows again.
+        file began. 0 takes everything but what belongs to columns on which a backfill is at
+        work.
     dry_run
         Only count.
 
@@ -107,19 +117,23 @@ def clean(storage: TableStorage, older_than_s: float = WEEK_S, *, dry_run: bool 
 
 def _clean(storage: TableStorage, before: float, *, dry_run: bool) -> Cleaned:
     all_logs, all_data, all_torn = _logs(storage), _data(storage), _torn(storage)
-    logs, young = _split(all_logs, before)
+    busy = being_filled(storage.objects)
+    logs, young = _split(all_logs, before, busy)
     data, _ = _split(all_data, before)
     leftovers = [f for f in data if f.name.startswith(_TEMPORARY)]
     files = [f for f in data if ColumnFileName.parse(f.name) is not None]
-    if files:
-        kept = _finished_files(storage, young) | _named_by_versions(storage)
-        files = [f for f in files if f.name not in kept]
+    seen: set[tuple[str | None, int]] = set()
+    kept = _finished_files(storage, young) | _named_by_versions(storage, seen) if files else set()
     old_torn, _ = _split(all_torn, before)
-    claims, _ = _split(_claims(storage), before)
+    claims, _ = _split(_claims(storage), before, busy)
     if not dry_run:
-        # Logs first: one that outlived its column file would be read in vain.
         for small in [*logs, *claims]:
             storage.objects.delete(small.name)
+    if files:
+        busy |= being_filled(storage.objects)
+        kept |= _named_by_versions(storage, seen)
+        files = [f for f in files if f.name not in kept and f.column not in busy]
+    if not dry_run:
         for file in [*files, *leftovers]:
             storage.delete_file(file.name)
         for file in old_torn:
@@ -128,11 +142,15 @@ def _clean(storage: TableStorage, before: float, *, dry_run: bool) -> Cleaned:
     return Cleaned(*_sum(logs), *_sum(files), *_sum(torn), len(young), dry_run)
 
 
-def _split(files: Iterable[_File], before_s: float) -> tuple[list[_File], list[_File]]:
+def _split(
+    files: Iterable[_File], before_s: float, busy: Collection[str] = ()
+) -> tuple[list[_File], list[_File]]:
+    """Return the old files, and those that are young or of a column that is being filled."""
     old: list[_File] = []
     young: list[_File] = []
     for file in files:
-        (old if file.modified_s <= before_s else young).append(file)
+        kept = file.modified_s > before_s or file.column in busy
+        (young if kept else old).append(file)
     return old, young
 
 
@@ -213,15 +231,18 @@ def _finished_files(storage: TableStorage, logs: Iterable[_File]) -> set[str]:
     return found
 
 
-def _named_by_versions(storage: TableStorage) -> set[str]:
-    """Return the data files of every version that can still be opened, on every branch."""
+def _named_by_versions(storage: TableStorage, seen: set[tuple[str | None, int]]) -> set[str]:
+    """Return the data files of every version that can be opened and was not seen, by branch."""
     latest = storage.open().dataset
     found: set[str] = set()
     for branch in [None, *latest.branches.list()]:
         head = latest if branch is None else latest.checkout_version((branch, None))
-        for version in _versions(storage, head):
+        for number in {v["version"] for v in _versions(storage, head)}:
+            if (branch, number) in seen:
+                continue
             try:
-                found |= _data_files(latest.checkout_version((branch, version["version"])))
+                found |= _data_files(latest.checkout_version((branch, number)))
+                seen.add((branch, number))
             except (TableChangedError, ValueError, OSError) as error:
                 if "not found" not in str(error).lower():
                     raise

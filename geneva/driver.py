@@ -33,13 +33,13 @@ from geneva.execute.executor import Executor
 from geneva.execute.state import Schedule
 from geneva.jobs.claims import Claims
 from geneva.jobs.control import Control, Wanted
-from geneva.plan.batches import bytes_per_row
 from geneva.plan.fragments import Action, FragmentPlan
 from geneva.plan.spans import split
 from geneva.result import BackfillResult
 from geneva.sharing import Turn
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import RESUME, is_lasting
+from geneva.storage.sizes import bytes_per_row
 from geneva.storage.snapshot import blob_columns
 from geneva.tally import Tally
 from geneva.types import (

@@ -261,23 +261,8 @@ class RowSet:
         padded = np.r_[False, mask, False]
         return cls(len(mask), np.flatnonzero(padded[1:] != padded[:-1]).astype(np.int64))
 
-    @classmethod
-    def all(cls, rows: int) -> RowSet:
-        """Return the set of all rows."""
-        return cls(rows, np.array([0, rows] if rows else [], np.int64))
-
     def mask(self) -> BoolArray:
         """Return one flag per row."""
         flips = np.zeros(self.rows + 1, np.int8)
         flips[self.bounds] = 1
         return (np.cumsum(flips[:-1]) % 2).astype(np.bool_)
-
-    @property
-    def count(self) -> int:
-        """Rows in the set."""
-        return int((self.bounds[1::2] - self.bounds[::2]).sum())
-
-    @property
-    def is_all(self) -> bool:
-        """Whether every row is in the set."""
-        return self.count == self.rows

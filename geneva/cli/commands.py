@@ -244,7 +244,7 @@ def clean(
         typer.Option(
             metavar="DURATION",
             help="Only what was not written to for so long (90s, 30m, 12h, 7d). "
-            "0 takes all: only while no backfill of this table runs.",
+            "0 takes all but what belongs to columns that a backfill is filling.",
         ),
     ] = "7d",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,

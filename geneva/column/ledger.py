@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from typing import Any
 
+from geneva.column.binding import bindings_of
+from geneva.column.marks import group_subtree, supplier
 from geneva.rows import RowMap
-from geneva.storage.lance import TableStorage
+from geneva.storage.lance import Snapshot, TableStorage
 
 _FORMAT = 2
 
@@ -19,6 +22,15 @@ _FORMAT = 2
 def entry_key(incarnation: str, file: str, fragment_id: int) -> str:
     """Return the key of what is known about one column file of one fragment."""
     return f"{incarnation}|{file}|{fragment_id}"
+
+
+def entries_of(snapshot: Snapshot) -> set[str]:
+    """Return the keys of all column files that a version uses."""
+    return {
+        entry_key(binding.incarnation, supplier(f, group_subtree(snapshot, name)), f.id)
+        for name, binding in bindings_of(snapshot.schema).items()
+        for f in snapshot.fragments.values()
+    }
 
 
 class Ledger:
@@ -47,21 +59,27 @@ class Ledger:
             pass
         return cls()
 
-    def save(self, storage: TableStorage, incarnation: str, present: set[str]) -> None:
-        """Write what is known of the entries whose files are still in use."""
+    def kept(self, snapshot: Snapshot) -> Ledger:
+        """Return what is known of the column files that a version uses."""
+        return Ledger(**self._facts(entries_of(snapshot)))
+
+    def save(self, storage: TableStorage, incarnation: str, snapshot: Snapshot) -> None:
+        """Write what is known of the column files that a version uses."""
+        body = json.dumps({"format": _FORMAT, **self._facts(entries_of(snapshot))})
+        storage.objects.put(_path(incarnation), body.encode())
+        self.changed = False
+
+    def _facts(self, present: set[str]) -> dict[str, Any]:
         for key, row_map in self._maps.items():
             if key in present and key not in self._texts:
                 self._texts[key] = row_map.dumps()
         files = {key.split("|", 1)[1].rsplit("|", 1)[0] for key in present}
-        body = {
-            "format": _FORMAT,
+        return {
             "maps": {k: t for k, t in self._texts.items() if k in present},
             # Each fragment can be done for a few filters at once; the oldest are forgotten.
             "done": list(self._done)[-_DONE_PER_ENTRY * max(len(present), 1) :],
             "born": {k: v for k, v in self._born.items() if k.split("|", 2)[2] in files},
         }
-        storage.objects.put(_path(incarnation), json.dumps(body).encode())
-        self.changed = False
 
     def row_map(self, key: str) -> RowMap | None:
         """Return a known row map."""

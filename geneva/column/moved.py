@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from geneva.rows import BoolArray, RowClass, RowMap, RowStatus
 from geneva.storage.lance import Snapshot, TableStorage
+from geneva.storage.sizes import bytes_per_row
 from geneva.storage.snapshot import FragmentInfo
 from geneva.storage.values import Change, flags
 
@@ -267,11 +268,11 @@ def keys(
     columns: Columns,
     mask: BoolArray | None = None,
 ) -> list[Key]:
-    """Return the values of the physical rows in a mask, or of all."""
+    """Return digests of the values of the physical rows in a mask, or of all."""
     rows: list[Key] = []
     at = 0
     wanted = [*columns.target, *columns.inputs, *columns.filters]
-    for batch in storage.scan(snapshot, fragment_id, wanted, batch_rows=_ROWS):
+    for batch in _read(storage, snapshot, snapshot.fragments[fragment_id], wanted):
         chosen = batch
         if mask is not None:
             chosen = batch.filter(pa.array(mask[at : at + batch.num_rows]))
@@ -309,11 +310,33 @@ def compare(
 def _values(
     storage: TableStorage, snapshot: Snapshot, fragment: FragmentInfo, column: str
 ) -> Iterator[pa.Array]:
-    subtree = set(snapshot.fields[column].subtree)
-    size = sum(f.size_bytes for f in fragment.files if subtree.intersection(f.fields))
-    rows = min(_ROWS, max(1, _BYTES * fragment.rows // max(size, 1)))
-    for batch in storage.scan(snapshot, fragment.id, [column], batch_rows=rows):
-        yield batch.column(column)
+    for batch in _read(storage, snapshot, fragment, [column]):
+        yield _bits(batch.column(column))
+
+
+def _read(
+    storage: TableStorage, snapshot: Snapshot, fragment: FragmentInfo, columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """Yield the physical rows of a fragment, of wide ones as many at once as take 16 MB."""
+    fields = {i for c in columns for i in snapshot.fields[c].subtree}
+    on_disk = sum(f.size_bytes for f in fragment.files if not f.fields.isdisjoint(fields))
+    # Files may be compressed, and blobs lie elsewhere; a sample may miss the large ones.
+    sampled = bytes_per_row(storage, snapshot, columns, [fragment.id])
+    rows = int(min(_ROWS, _BYTES / max(sampled, on_disk / max(fragment.rows, 1), 1.0))) or 1
+    yield from storage.scan(
+        snapshot,
+        fragment.id,
+        columns,
+        batch_rows=rows,
+        readahead=1 if rows < _ROWS else None,
+    )
+
+
+def _bits(array: pa.Array) -> pa.Array:
+    """Return floats as whole numbers: 0.0 and -0.0 are two values, and a NaN is one."""
+    if not pa.types.is_floating(array.type):
+        return array
+    return array.view({16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[array.type.bit_width])
 
 
 def _aligned(

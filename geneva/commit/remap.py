@@ -23,7 +23,9 @@ from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.snapshot import FragmentInfo
 from geneva.types import ColumnFile, Target, Task, stored_type
 
-_ROWS = 8192
+_ROWS = 8192  # read at once
+_FIRST_ROWS = 64  # the same, before it is known how wide they are
+_BYTES = 16 << 20  # the same, where they are
 
 
 def remap(
@@ -94,9 +96,12 @@ def _copy(
         old_rows
     ]
     old_rows, new_rows = old_rows[fresh], new_rows[fresh]
-    for start in range(0, len(old_rows), _ROWS):
-        part = slice(start, start + _ROWS)
+    start, step = 0, _FIRST_ROWS
+    while start < len(old_rows):
+        part = slice(start, start + step)
         values = storage.read_rows(file.name, old_rows[part].tolist())
+        start += values.num_rows
+        step = max(1, min(_ROWS, _BYTES * values.num_rows // max(values.nbytes, 1)))
         arrays = [
             _whole(values[c]).cast(stored_type(t))
             if pa.types.is_dictionary(t)

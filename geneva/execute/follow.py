@@ -73,13 +73,10 @@ class SharedApplier:
     def carry_out(self, tasks: Sequence[Task]) -> list[TaskEvent]:
         """Carry out tasks that were handed out together; each ends as one of the events."""
         assert self._lead is not None
-        if len(tasks) > 1:
-            ended = Group(self._lead, tasks).run()
-        else:
-            try:
-                ended = [self.run(tasks[0])]
-            except BaseException as error:
-                ended = [event_of(tasks[0], error)]
+        try:
+            ended = Group(self._lead, tasks).run() if len(tasks) > 1 else [self.run(tasks[0])]
+        except BaseException as error:  # of a group: what concerns all of it
+            ended = [event_of(task, error) for task in tasks]
         peak = peak_bytes()
         return [replace(e, peak_bytes=peak) if isinstance(e, TaskDone) else e for e in ended]
 

@@ -118,8 +118,9 @@ class Group:
             try:
                 if fault is not None:
                     raise fault
-                self._events.append(run.seal(file, shared))
+                done = run.seal(file, shared)
                 run.end()
+                self._events.append(done)
             except Exception as error:
                 self._failed(task, run, error)
         shared.close()

@@ -81,7 +81,7 @@ class LocalExecutor:
                 try:
                     applier.begin(settings, names)
                     ready = True
-                except Exception as error:
+                except BaseException as error:  # sys.exit() too: it would end this thread only
                     text = f"{type(error).__name__}: {error}"
                     events.put(
                         [TaskFailed(t, "setup", text, cause=error, applier=number) for t in group]

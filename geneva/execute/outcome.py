@@ -22,7 +22,7 @@ class TaskRowError(Exception):
 
 
 def event_of(task: Task, error: BaseException) -> TaskEvent:
-    """Return the event that an exception of a task becomes; raises those that are none of its."""
+    """Return the event that an exception of a task becomes, whatever it is."""
     text = f"{type(error).__name__}: {error}"
     match error:
         case TaskCancelledError():
@@ -37,14 +37,12 @@ def event_of(task: Task, error: BaseException) -> TaskEvent:
             return TaskLost(task, f"out of memory: {error}", started=True)
         case SystemExit():
             return TaskLost(task, f"the UDF called sys.exit({error.code})", started=True)
-        case Exception():  # the event carries it to the driver
-            trace = "".join(traceback.format_exception(error))
-            return TaskFailed(task, "storage", text, None, trace, _portable(error))
-    # pyo3's PanicException (a bug in Lance or DataFusion) is not an Exception.
-    if type(error).__name__ != "PanicException":
-        raise error
+    # The event carries it to the driver. pyo3's PanicException (a bug in Lance or DataFusion) is no
+    # Exception; neither is what a UDF may raise that ends threads or loops.
+    if type(error).__name__ == "PanicException":
+        text = f"panic: {error}"
     trace = "".join(traceback.format_exception(error))
-    return TaskFailed(task, "storage", f"panic: {error}", None, trace)
+    return TaskFailed(task, "storage", text, None, trace, _portable(error))
 
 
 def _portable(error: BaseException | None) -> BaseException | None:

@@ -34,6 +34,7 @@ LEASE_S = 60.0
 _BEATS_PER_LEASE = 6
 _LOOK_EVERY_S = 0.5
 _LOOK_SHARE = 20  # looking takes at most a twentieth of a driver's time
+_SILENT_S = 3600.0  # without a sign of life, by the clocks of two hosts
 _LOG = logging.getLogger("geneva")
 
 
@@ -49,6 +50,8 @@ class Claim:
         Differs in every writing of the file.
     holds, wants
         Fragments that it computes, and that it waits for.
+    at_s
+        When it was written, by the clock of its host. Drivers do not look at it.
     """
 
     job_id: str
@@ -57,6 +60,7 @@ class Claim:
     beat: int
     holds: frozenset[int]
     wants: frozenset[int]
+    at_s: float = 0.0
 
     def dumps(self) -> bytes:
         """Return the content of the claim's file."""
@@ -67,6 +71,7 @@ class Claim:
             "beat": self.beat,
             "holds": _ranges(self.holds),
             "wants": _ranges(self.wants),
+            "at_s": self.at_s,
         }
         return json.dumps(body).encode()
 
@@ -83,6 +88,7 @@ class Claim:
                 int(raw["beat"]),
                 _fragments(raw["holds"]),
                 _fragments(raw["wants"]),
+                float(raw.get("at_s", 0.0)),
             )
         except (ValueError, KeyError, TypeError, OverflowError):
             return None
@@ -101,6 +107,23 @@ def _ranges(fragments: Iterable[int]) -> list[list[int]]:
 
 def _fragments(ranges: list[list[int]]) -> frozenset[int]:
     return frozenset(itertools.chain.from_iterable(range(a, b) for a, b in ranges))
+
+
+def being_filled(objects: Objects) -> set[str]:
+    """Return the incarnations of the columns on which some driver is at work, as far as one knows.
+
+    Who looks only once cannot wait for a lease to end: a driver counts as alive until its process
+    is known to be gone, or it was silent for an hour.
+    """
+    found = set()
+    for path in objects.list(FOLDER):
+        try:
+            claim = Claim.loads(objects.get(path))
+        except FileNotFoundError:
+            continue  # its driver ended meanwhile
+        if claim is not None and not claim.process.gone and time.time() - claim.at_s < _SILENT_S:
+            found.add(path.split("/")[1])
+    return found
 
 
 class Claims:
@@ -272,9 +295,8 @@ class Claims:
             self._write()
 
     def _write(self) -> None:
-        claim = Claim(
-            self._job_id, this_process(), self._lease_s, self._beats, self.holds, self._wants
-        )
+        me, told = this_process(), (self.holds, self._wants)
+        claim = Claim(self._job_id, me, self._lease_s, self._beats, *told, time.time())
         self._beats += 1
         self._written, self._written_at, self._missed = claim, self._clock(), False
         try:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from urllib.parse import urlsplit
 
 from fastapi import HTTPException, Request, Response
 
-from geneva.service.access import Role, check_origin
+from geneva.service.access import Role, check_origin, parts_of
 from geneva.service.settings import Settings
 
 _LASTS_S = 7 * 86400
@@ -58,7 +57,7 @@ def check_same_site(request: Request) -> None:
         403.
     """
     origin = request.headers.get("origin", "")
-    if urlsplit(origin).netloc != request.headers.get("host"):
+    if parts_of(origin).netloc != request.headers.get("host"):
         raise HTTPException(403, "this was not sent by a page of this service")
 
 

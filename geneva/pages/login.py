@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from fastapi import Query, Request, Response
 from fastapi.responses import RedirectResponse
@@ -11,7 +10,7 @@ from fastapi.responses import RedirectResponse
 from geneva.pages import access
 from geneva.pages.render import render
 from geneva.pages.routes import Form, pages
-from geneva.service.access import role_of
+from geneva.service.access import parts_of, role_of
 from geneva.service.settings import Settings
 
 router = pages(role=None)
@@ -50,6 +49,6 @@ def log_out(request: Request) -> Response:
 
 def _here(url: str) -> str:
     """Return a path of this service: where else a link wants to lead, nobody is sent."""
-    parts = urlsplit(url)
+    parts = parts_of(url)
     path = "/" + parts.path.lstrip("/\\")
     return f"{path}?{parts.query}" if parts.query else path

@@ -16,7 +16,7 @@ from geneva.pages.places import Browser
 from geneva.pages.render import is_piece, render
 from geneva.pages.routes import Form, Operator, pages
 from geneva.service.schemas import RunChange
-from geneva.service.state import Store
+from geneva.service.state import Places, Store
 from geneva.types import JobState
 
 router = pages()
@@ -48,13 +48,14 @@ def steer(
     request: Request,
     run_id: _RunId,
     verb: Literal["pause", "resume", "cancel", "retry", "change", "delete"],
-    store: Store,
+    places: Places,
     browser: Browser,
     form: Form,
 ) -> Response:
     """Do what a button says."""
+    store = places.store
     if verb == "delete":
-        store.delete(run_id)
+        places.delete_run(run_id)
         return _go(request, "/runs")
     if verb == "retry":
         store.retry(run_id)

@@ -381,6 +381,7 @@ class Planner:
         force = self._force.token if self._force else ""
         key = work_key(
             self._target.incarnation,
+            self._target.fields,  # records hold a value of each: one of them may be dropped
             digest,
             self._where.digest if self._where else "",
             fragment.id,

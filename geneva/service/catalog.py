@@ -1,8 +1,8 @@
 """The tables of a database and what is there of their computed columns.
 
-Everything is read from metadata: no UDF is loaded and, while nothing changed, no file is read. What
-was found of a version is remembered, so that a page that looks again and again costs one look at
-the table's latest version.
+Everything is read from metadata: no UDF is loaded and, while nothing changed, no file is read. How
+much of a column is there is remembered, so that a page that looks again and again costs one look
+at the table's latest version.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from geneva.errors import GenevaError, SettingError, TableChangedError
 from geneva.jobs.page import Page, decode_cursor, encode_cursor
 from geneva.jobs.records import JobRecord
 from geneva.service.admission import canonical
-from geneva.service.tables import open_table, storage_options
+from geneva.service.tables import open_database, open_table, storage_options
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import storage_errors
 from geneva.store.past import Past
@@ -116,7 +116,7 @@ class Covered:
 
 
 class Catalog:
-    """Looks at tables, and remembers what it saw of the latest version of each.
+    """Looks at tables, and remembers how much was there of the latest version of each.
 
     Parameters
     ----------
@@ -127,7 +127,6 @@ class Catalog:
     def __init__(self, db: str | None, past: Past) -> None:
         self.db, self._past = db, past
         self._storages: _Remembered[TableStorage] = _Remembered()
-        self._facts: _Remembered[TableFacts] = _Remembered()
         self._covered: _Remembered[_Counted] = _Remembered()
 
     def database(self, db: str | None) -> str:
@@ -157,8 +156,7 @@ class Catalog:
     def names(self, db: str | None) -> list[str]:
         """Return the names of all tables, sorted."""
         chosen = self.database(db)
-        found = connect(chosen, storage_options=storage_options(chosen)).list_tables()
-        return sorted(found.tables)
+        return sorted(open_database(chosen).list_tables().tables)
 
     def _table_or_error(self, db: str, name: str) -> TableFacts:
         try:
@@ -175,10 +173,7 @@ class Catalog:
             There is none of that name.
         """
         chosen = self.database(db)
-        storage, snapshot = self.open(chosen, name)
-        return self._facts.get(
-            storage.uri, snapshot.version, lambda: _facts(chosen, name, snapshot)
-        )
+        return _facts(chosen, name, self.open(chosen, name)[1])
 
     def coverage(self, db: str | None, name: str, column: str) -> Covered:
         """Count the rows of a computed column.
@@ -197,24 +192,22 @@ class Catalog:
             before = self._covered.present(key)
             ledger = before.ledger if before else Ledger.load(storage, binding.incarnation)
             with storage_errors(storage.uri):
-                return _Counted(coverage(storage, column, binding, snapshot, ledger), ledger)
+                found = coverage(storage, column, binding, snapshot, ledger)
+            return _Counted(found, ledger.kept(snapshot))
 
         counted = self._covered.get(key, (snapshot.version, binding.digest), count)
         return _covered(_column(snapshot, column), counted.coverage, last)
 
     def open(self, db: str, name: str) -> tuple[TableStorage, Snapshot]:
         """Open the latest version of a table."""
-        known = self._storages.present((db, name))
-        if known is not None:
-            try:
-                with storage_errors(known.uri):
-                    return known, known.open()
-            except TableChangedError:  # dropped; perhaps made anew
-                pass
-        storage = open_table(db, name).storage
-        self._storages.get((db, name), object(), lambda: storage)
+        options = storage_options(db)  # which may be others than before
+        storage = self._storages.get((db, name), options, lambda: open_table(db, name).storage)
         with storage_errors(storage.uri):
-            return storage, storage.open()
+            try:
+                return storage, storage.open()
+            except TableChangedError:  # dropped; perhaps made anew
+                storage = open_table(db, name).storage
+                return storage, storage.open()
 
 
 @dataclass(frozen=True, slots=True)

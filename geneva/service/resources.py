@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from geneva.errors import ResourceError
@@ -19,8 +22,20 @@ _LOG = logging.getLogger("geneva.service")
 _KNOWN_S = 60.0  # for how long an answer is good
 _ANSWER_S = 60.0
 _TELLING = ("address", "num_cpus", "num_gpus", "resources", "_memory")  # no secrets among them
+_CLUSTERS = 64  # of which answers are kept
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What was answered to a question, and when."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    at_s: float = -math.inf
+    answer: dict[str, Any] | None = None
+
+
 _lock = threading.Lock()
-_known: dict[str, tuple[float, dict[str, Any] | None]] = {}
+_known: OrderedDict[str, _Asked] = OrderedDict()
 
 
 def check_resources(
@@ -56,12 +71,15 @@ def _nodes(ray: Mapping[str, Any]) -> dict[str, Any] | None:
     """Ask in another process, at most once a minute."""
     question = json.dumps({k: ray[k] for k in _TELLING if k in ray}, sort_keys=True)
     with _lock:
-        asked_s, answer = _known.get(question, (-_KNOWN_S, None))
-        if time.monotonic() - asked_s < _KNOWN_S:
-            return answer
-        answer = _ask(question)
-        _known[question] = time.monotonic(), answer
-        return answer
+        known = _known.setdefault(question, _Asked())
+        _known.move_to_end(question)
+        while len(_known) > _CLUSTERS:
+            _known.popitem(last=False)
+    with known.lock:  # those who ask for another cluster do not wait for this one
+        if time.monotonic() - known.at_s >= _KNOWN_S:
+            known.answer = _ask(question)
+            known.at_s = time.monotonic()
+        return known.answer
 
 
 def _ask(question: str) -> dict[str, Any] | None:

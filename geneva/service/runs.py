@@ -18,7 +18,6 @@ from geneva.jobs.records import EventRecord, RunRecord
 from geneva.plan.report import plan_facts
 from geneva.service import admission
 from geneva.service.access import Operator, Viewer
-from geneva.service.logs import forget
 from geneva.service.schemas import NewRun, RunChange
 from geneva.service.state import Lists, Places, Store
 from geneva.types import JobState
@@ -114,12 +113,9 @@ def retry(run_id: str, store: Store) -> RunRecord:
 
 
 @router.delete("/{run_id}", status_code=204, dependencies=[Operator])
-def delete(run_id: str, store: Store, places: Places) -> None:
+def delete(run_id: str, places: Places) -> None:
     """Remove the records and logs of a run that has ended; values are never touched."""
-    jobs = store.run(run_id).jobs
-    store.delete(run_id)
-    for job in jobs:
-        forget(places.settings.logs / job.id)
+    places.delete_run(run_id)
 
 
 @router.get("/{run_id}/events", dependencies=[Viewer])

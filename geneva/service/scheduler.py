@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from collections.abc import Hashable, Iterator
 from geneva.errors import GenevaError
 from geneva.jobs.process import ProcessId, identify, marked, this_process
 from geneva.jobs.records import Mode
-from geneva.service.logs import DRIVER, Log
+from geneva.service.logs import DRIVER, Log, forget
 from geneva.service.settings import DRIVER_CLAIM, DRIVER_LOGS, DRIVER_URL, Settings
 from geneva.service.tables import storage_options
 from geneva.service.watcher import Watcher
@@ -98,13 +97,20 @@ class Scheduler:
         self._forget()
 
     def _forget(self) -> None:
-        """Delete records and logs of runs that ended long ago."""
+        """Delete records of runs that ended long ago, and old logs of this host without records.
+
+        Their records may be deleted on any host, and this one may die before it deletes the logs.
+        """
         keep_s, now = self._settings.keep_s, time.monotonic()
         if keep_s is None or now < self._forget_at:
             return
         self._forget_at = now + _FORGET_S
-        for job_id in self._store.forget(keep_s):
-            shutil.rmtree(self._settings.logs / job_id, ignore_errors=True)
+        self._store.forget(keep_s)
+        before, folder = time.time() - keep_s, self._settings.logs
+        found = folder.iterdir() if folder.is_dir() else ()
+        old = [p.name for p in found if p.stat().st_mtime < before]
+        for job_id in self._store.unknown(old):
+            forget(folder / job_id)
 
     def _claims(self) -> list[Claim]:
         """Take what may start; a long queue is not read again while nothing has changed."""

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from geneva.service.catalog import Catalog as _Catalog
+from geneva.service.logs import forget
 from geneva.service.settings import Settings
 from geneva.store.failures import Failures as _Failures
 from geneva.store.lists import Lists as _Lists
@@ -23,6 +24,13 @@ class _Places:
     catalog: _Catalog
     past: Past
     failures: _Failures
+
+    def delete_run(self, run_id: str) -> None:
+        """Remove the records and logs of a run that has ended."""
+        jobs = self.store.run(run_id).jobs
+        self.store.delete(run_id)
+        for job in jobs:
+            forget(self.settings.logs / job.id)
 
 
 def places(settings: Settings, store: _Store) -> _Places:

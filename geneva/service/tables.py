@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from geneva.connection import connect
+from geneva.connection import Connection, connect
 from geneva.errors import SettingError, TableError
 from geneva.table import Table
 
@@ -30,10 +30,21 @@ def open_table(db: str, name: str, ray: Mapping[str, Any] | None = None) -> Tabl
 
     Raises
     ------
+    SettingError, TableError
+        As `open_database`; or there is no such table.
+    """
+    return open_database(db, ray).open_table(name)
+
+
+def open_database(db: str, ray: Mapping[str, Any] | None = None) -> Connection:
+    """Open a database.
+
+    Raises
+    ------
     SettingError
         ``db`` is no absolute path and no URI, or the file of storage options cannot be used.
     TableError
-        There is no such table, or no such database: a look must not make one.
+        There is no such database: a look must not make one.
     """
     if "://" not in db or db.startswith("file://"):
         path = Path(db.removeprefix("file://"))
@@ -43,10 +54,9 @@ def open_table(db: str, name: str, ray: Mapping[str, Any] | None = None) -> Tabl
             raise TableError(f"there is no database {db!r} on the service's host")
     options = storage_options(db)
     try:
-        found = connect(db, storage_options=options, ray=ray)
+        return connect(db, storage_options=options, ray=ray)
     except ValueError as error:
         raise SettingError(f"db {db!r} cannot be opened: {error}") from error
-    return found.open_table(name)
 
 
 def _is_folder(path: Path) -> bool:

@@ -62,6 +62,8 @@ class Watcher:
         self._settings, self._db = settings, settings.db
         self._watches = Watches(open_store(settings.url, _BUSY_S).database)
         self._connection: Connection | None = None
+        self._options: dict[str, str] | None = None
+        self._names: list[str] | None = None
         self._known: dict[str, _Known] = {}
         self._said: dict[str, str] = {}  # the trouble with a table that the log tells
         self._ended = threading.Event()
@@ -69,10 +71,15 @@ class Watcher:
     def run(self) -> None:
         """Look until `stop` is called."""
         while not self._ended.wait(self._settings.watch_s):
-            try:
-                self.look()
-            except Exception as error:
-                self._say("", error)
+            self.try_to_look()
+
+    def try_to_look(self) -> None:
+        """Look once; of what goes wrong the log tells."""
+        try:
+            self.look()
+            self._said.pop("", None)
+        except Exception as error:
+            self._say("", error)
 
     def stop(self) -> None:
         """End `run` after the present look."""
@@ -80,19 +87,30 @@ class Watcher:
 
     def look(self) -> None:
         """Look once at every table."""
-        if self._connection is None:
-            self._connection = connect(self._db, storage_options=storage_options(self._db))
-        names = self._tables(self._connection)
-        self._known = {n: k for n, k in self._known.items() if n in names}
+        connection = self._connected()
+        names = self._tables(connection)
+        if names != self._names:
+            self._known = {n: k for n, k in self._known.items() if n in names}
+            self._said = {n: s for n, s in self._said.items() if n in ("", *names)}
+            self._watches.keep_tables(self._db, names)
+            self._names = names
         for name in names:
             if self._ended.is_set():
                 return
             try:
-                self._look_at(self._connection, name)
+                self._look_at(connection, name)
                 self._said.pop(name, None)
             except Exception as error:  # of one table; the others are looked at
                 self._known.pop(name, None)
                 self._say(name, error)
+
+    def _connected(self) -> Connection:
+        """Return the database, opened anew when its storage options were exchanged."""
+        options = storage_options(self._db)
+        if self._connection is None or options != self._options:
+            self._connection = connect(self._db, storage_options=options)
+            self._options, self._known = options, {}
+        return self._connection
 
     def _say(self, name: str, error: Exception) -> None:
         text = f"{type(error).__name__}: {error}"
@@ -135,7 +153,7 @@ class Watcher:
         """Take from the schema which columns are to be kept filled."""
         schema = known.snapshot.schema
         uri = admission.canonical(known.table.storage.uri)
-        before, known.columns = known.columns, {}
+        known.columns = {}
         for column, binding in bindings_of(schema).items():
             auto = auto_of(schema.field(column))
             if auto is None or binding.incarnation in known.columns:
@@ -147,8 +165,7 @@ class Watcher:
                 binding.digest,
             )
             known.columns[binding.incarnation] = _Column(watched, auto)
-        if known.columns or before:
-            self._watches.keep(uri, list(known.columns))
+        self._watches.keep(uri, list(known.columns))
 
     @staticmethod
     def _when(known: _Known, column: _Column) -> float:

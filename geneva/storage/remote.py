@@ -28,6 +28,7 @@ _WAITS_S = (0.1, 0.5, 2.0)
 _FAULT = re.compile(
     r"Generic (?!LocalFileSystem)\S+ error|RetryError"
     r"|lacked the necessary privileges|valid authentication"
+    r"|Unable to (?:open|read) .*\(os error (?!2\))"  # of a disk; 2: the file is missing
 )
 _SOURCE = re.compile(r", /\S+\.rs:\d+:\d+")  # where in Lance's sources it was raised
 _PART = re.compile(r"\d{6}-(\d+)")

@@ -250,14 +250,16 @@ class Store(Lists):
                 raise JobStateError(f"run {run_id} is {run.state}; cancel it before")
             session.execute(delete(Run).where(Run.id == run_id))
 
-    def forget(self, older_than_s: float) -> list[str]:
-        """Remove the records of runs that ended so long ago; return the ids of their jobs."""
+    def forget(self, older_than_s: float) -> None:
+        """Remove the records of runs that ended so long ago."""
         with self.database.write() as session:
             before = self.database.now_s(session) - older_than_s
-            old = select(Run.id).where(Run.ended_s < before)
-            jobs = list(session.scalars(select(Job.id).where(Job.run_id.in_(old))))
             session.execute(delete(Run).where(Run.ended_s < before))
-            return jobs
+
+    def unknown(self, job_ids: Sequence[str]) -> list[str]:
+        """Return those of some ids that no job has."""
+        with self.database.read() as session:
+            return [i for i in job_ids if session.get(Job, i) is None]
 
     # --- look --------------------------------------------------------------------------
 

@@ -6,11 +6,11 @@ decision takes effect in one transaction that finds the row unchanged, and is vo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from geneva.jobs.records import Submission, WatchRecord
@@ -21,6 +21,7 @@ from geneva.store.store import queue_run
 from geneva.types import JobState
 
 _FIRST_WAIT_S, _MAX_WAIT_S = 60.0, 3600.0
+_SKEW_S = 60.0  # by which a clock may be set back, and all goes on
 _LIVE = [s.value for s in JobState if not s.ended]
 _FAILED = (JobState.FAILED, JobState.UPSTREAM_FAILED)
 
@@ -78,14 +79,15 @@ class Watches:
         """Return what is known of a column group; the end of its latest run is taken note of."""
         with self._database.read() as session:
             watch = session.get(Watch, (watched.table_uri, watched.incarnation))
-            live = _live(session, watched)
-            if watch is not None and _is_known(watch, watched) and (watch.judged or live):
-                return _look(watched, watch, live, self._database.now_s(session))
+            live, now_s = _live(session, watched), self._database.now_s(session)
+            if watch is not None and _is_known(watch, watched, now_s) and (watch.judged or live):
+                return _look(watched, watch, live, now_s)
         with self._database.write(alone=True) as session:
             now_s = self._database.now_s(session)
             watch = _locked(session, watched) or _new(session, watched, now_s)
-            if not _is_known(watch, watched):
+            if not _is_known(watch, watched, now_s):
                 watch.schedule, watch.fired_s = watched.schedule, _begin(watched, now_s)
+                watch.not_before_s = min(watch.not_before_s, now_s + _MAX_WAIT_S)
                 watch.changes += 1
             live = _live(session, watched)
             if not watch.judged and live is None:
@@ -131,10 +133,22 @@ class Watches:
 
     def keep(self, table_uri: str, incarnations: Collection[str]) -> None:
         """Forget the columns of a table that are not kept filled any more."""
-        gone = delete(Watch).where(Watch.table_uri == table_uri)
-        gone = gone.where(Watch.incarnation.not_in(list(incarnations)))
+        known = select(Watch).where(Watch.table_uri == table_uri)
+        self._forget(known, lambda w: w.incarnation not in incarnations)
+
+    def keep_tables(self, db: str, tables: Collection[str]) -> None:
+        """Forget the columns of all other tables of a database."""
+        names = frozenset(tables)
+        self._forget(select(Watch).where(Watch.db == db), lambda w: w.table not in names)
+
+    def _forget(self, known: Select[Watch], gone: Callable[[Watch], bool]) -> None:
+        with self._database.read() as session:  # most often there is none
+            if not any(gone(w) for w in session.scalars(known)):
+                return
         with self._database.write() as session:
-            session.execute(gone)
+            for watch in session.scalars(known.with_for_update()):
+                if gone(watch):
+                    session.delete(watch)
 
     def all(self) -> list[WatchRecord]:
         """Return all column groups that are kept filled."""
@@ -183,9 +197,10 @@ def _new(session: Session, watched: Watched, now_s: float) -> Watch:
     return watch
 
 
-def _is_known(watch: Watch, watched: Watched) -> bool:
-    """Whether the schedule is the one that moments were noted for."""
-    return watch.schedule == watched.schedule
+def _is_known(watch: Watch, watched: Watched, now_s: float) -> bool:
+    """Whether the moments that were noted are of this schedule, and of this clock."""
+    latest_s = max((watch.fired_s or 0.0), watch.not_before_s - _MAX_WAIT_S)
+    return watch.schedule == watched.schedule and latest_s <= now_s + _SKEW_S
 
 
 def _begin(watched: Watched, now_s: float) -> float | None:

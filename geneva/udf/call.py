@@ -22,6 +22,8 @@ from geneva.udf.retry import Retry
 from geneva.udf.signature import UdfKind
 
 _ONCE = Retry(attempts=1)
+# What a UDF awaits may be cancelled; event loops would take that for the end of the call itself.
+_FAILURES = (Exception, asyncio.CancelledError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    error: Exception
+    error: BaseException
     attempts: int
 
 
@@ -143,7 +145,7 @@ class Caller:
                 raise RuntimeError("the UDF raised StopIteration")
             except MemoryError:
                 raise
-            except Exception as error:
+            except _FAILURES as error:
                 row = len(results)
                 repeat = functools.partial(call, *(column[row] for column in columns))
                 outcome = self._again(repeat, error, self._retry)
@@ -176,7 +178,9 @@ class Caller:
             for row, arguments in order:
                 try:
                     outcomes[row] = await self._await_one(call, arguments)
-                except (MemoryError, KeyboardInterrupt, SystemExit) as error:
+                except asyncio.CancelledError:
+                    raise
+                except BaseException as error:  # none of a row: out of memory, a panic, an exit
                     fatal.append(error)
                 # Calls under way are left to end, so that the first failing row is the lowest
                 # one and not the quickest one; later rows are not begun.
@@ -197,7 +201,9 @@ class Caller:
                 return await call(*arguments)
             except MemoryError:
                 raise
-            except Exception as error:
+            except _FAILURES as error:
+                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                    raise
                 if attempt >= len(waits) or not isinstance(error, self._retry.on):
                     return _Failure(error, attempt + 1)
             await asyncio.sleep(waits[attempt])
@@ -231,7 +237,7 @@ class Caller:
             raise self._named(bad, batch) from bad.__cause__
         return Applied(values, tuple(failures))
 
-    def _again(self, call: Callable[[], Any], error: Exception, retry: Retry) -> Any:
+    def _again(self, call: Callable[[], Any], error: BaseException, retry: Retry) -> Any:
         """Repeat a call that just failed, as `retry` says; return its value or its failure."""
         attempts = 1
         for wait_s in retry.waits_s():
@@ -243,7 +249,7 @@ class Caller:
                 return call()
             except MemoryError:
                 raise
-            except Exception as again:
+            except _FAILURES as again:
                 error = again
         return _Failure(error, attempts)
 
@@ -272,7 +278,7 @@ class Caller:
             values = attempt()
         except MemoryError:
             raise
-        except Exception as error:
+        except _FAILURES as error:
             values = self._again(attempt, error, retry)
             if isinstance(values, _Failure):
                 return values
@@ -356,12 +362,17 @@ class Caller:
         )
 
 
-def _caused(failed: RowFailed, cause: Exception) -> RowFailed:
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _caused(failed: RowFailed, cause: BaseException) -> RowFailed:
     failed.__cause__ = cause
     return failed
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     try:
         return str(error)
     except Exception as second:

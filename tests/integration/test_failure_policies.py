@@ -18,6 +18,7 @@ from geneva.errors import (
     GenevaError,
     JobTimeoutError,
     SettingError,
+    StorageError,
     TooManyFailuresError,
     UdfFailedError,
     WorkerDiedError,
@@ -607,3 +608,27 @@ def test_unknown_parameter_is_refused_before_any_work(table: geneva.Table, calls
 def test_max_failures_without_null_is_refused(picky: geneva.Table) -> None:
     with pytest.raises(SettingError, match="on_error='null'"):
         picky.backfill("y", executor="local", max_failures=3)
+
+
+def test_model_that_exits_when_it_is_built_leaves_the_job_waiting(table: geneva.Table) -> None:
+    @geneva.udf
+    class Model:
+        def __init__(self) -> None:
+            raise SystemExit("no licence")
+
+        def __call__(self, x: int) -> int:
+            return x
+
+    table.add_columns({"y": Model})
+    with pytest.raises(UdfFailedError, match=r"could not start.*SystemExit: no licence"):
+        table.backfill("y", executor="local", timeout=30)
+
+
+def test_udf_that_raises_what_ends_threads_leaves_the_job_waiting(table: geneva.Table) -> None:
+    @geneva.udf
+    def interrupt(x: int) -> int:
+        raise KeyboardInterrupt
+
+    table.add_columns({"y": interrupt})
+    with pytest.raises(StorageError, match="KeyboardInterrupt"):
+        table.backfill("y", executor="local", concurrency=1, timeout=30)

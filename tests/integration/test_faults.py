@@ -35,6 +35,8 @@ from geneva.errors import (
     UdfFailedError,
 )
 from geneva.execute import record
+from geneva.storage import lance as lance_storage
+from geneva.storage.lance import TableStorage
 from tests.support.backfills import Gate, until
 from tests.support.calls import CallLog
 from tests.support.crashing import Scene
@@ -438,6 +440,34 @@ def test_truncated_committed_file_is_named_and_can_be_computed_again(
     assert pairs(table, "x", "y") == {x: 2 * x for x in range(40)}
 
 
+def test_footer_that_could_not_be_read_once_makes_stale_values_trusted(
+    tmp_path: Path, calls: CallLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = stopped(tmp_path, calls)
+    table.backfill("y", where="x < 20", **ONE)
+
+    @geneva.udf
+    def triple(x: int) -> int:
+        return 3 * x
+
+    table.alter_columns({"path": "y", "udf": triple})
+    shutil.rmtree(table.storage.path / "_backfill" / "ledger")
+    (name,) = ours(table)
+    reader = lance_storage.LanceFileReader
+
+    def full(uri: str, **options: Any) -> Any:
+        if uri.endswith(name):  # what Lance says when the process has too many files open
+            raise OSError(f"Unable to open file {uri}: Too many open files (os error 24), x.rs:1:2")
+        return reader(uri, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lance_storage, "LanceFileReader", full)
+        with pytest.raises(StorageError, match=f"Too many open files.*{RESUME}"):
+            table.backfill("y", **ONE)
+    assert table.backfill("y", **ONE).rows_computed == 40
+    assert pairs(table, "x", "y") == {x: 3 * x for x in range(40)}
+
+
 @pytest.mark.parametrize("torn", [b"", b"\0" * 900, None], ids=["empty", "zeros", "half"])
 def test_torn_version_is_named_and_the_one_before_it_continues(
     tmp_path: Path, calls: CallLog, torn: bytes | None
@@ -502,6 +532,77 @@ def test_clean_takes_ages_from_the_clock(tmp_path: Path, calls: CallLog) -> None
     for age, taken in ((-3600, 0), (3600, 0), (8 * 24 * 3600, 1)):
         os.utime(path, (time.time() - age,) * 2)
         assert clean(table.storage, dry_run=True).logs == taken
+
+
+# --- clean beside jobs -----------------------------------------------------------------------
+
+
+def abandoned(table: geneva.Table) -> str:
+    """Leave a complete column file that was never committed, and make all of it old."""
+    with pytest.raises(StorageError):
+        geneva.Table(table, storage=NoCommits(table.storage.uri)).backfill("y", **ONE)
+    (name,) = ours(table)
+    for path in table.storage.path.rglob("*"):
+        os.utime(path, (0, 0))
+    return name
+
+
+@dataclass(frozen=True)
+class Cleaner(TableStorage):
+    """Has something else happen just before the first checkpoint is removed."""
+
+    meanwhile: Callable[[], Any] = lambda: None
+
+    @property
+    def objects(self) -> Any:
+        inner = super().objects
+        remove, happened = inner.delete, []
+
+        def delete(path: str) -> None:
+            if not happened:
+                happened.append(self.meanwhile())
+            remove(path)
+
+        inner.delete = delete  # type: ignore[method-assign]
+        return inner
+
+
+def test_file_that_is_committed_while_clean_runs_is_removed(tmp_path: Path, calls: CallLog) -> None:
+    table = stopped(tmp_path, calls)
+    name = abandoned(table)
+    cleaner = Cleaner(table.storage.uri, meanwhile=lambda: table.backfill("y", **ONE))
+    assert clean(cleaner).files == 0
+    assert calls.counts == {str(x): 1 for x in range(40)}
+    assert ours(table) == {name}
+    assert pairs(table, "x", "y") == {x: 2 * x for x in range(40)}
+    assert_table_invariants(table)
+
+
+def test_work_that_a_job_has_taken_up_is_removed(tmp_path: Path, calls: CallLog) -> None:
+    table = make_table(tmp_path, rows=40, fragments=2)
+    gate = Gate(tmp_path / "gate")
+    gate.open()
+
+    @geneva.udf
+    def double(x: int) -> int:
+        calls(x)
+        gate.wait()
+        return 2 * x
+
+    table.add_columns({"y": double})
+    name = abandoned(table)
+    Path(gate.path).unlink()
+    calls.clear()
+    job = table.backfill_async("y", **LOCAL, concurrency=1)
+    until(lambda: "20" in calls.keys)  # the first fragment is adopted, and not committed
+    for age_s in (0, 3600):
+        found = clean(table.storage, age_s)
+        assert (found.logs, found.files) == (0, 0)
+    gate.open()
+    assert job.wait(60).rows_replayed == 20
+    assert set(calls.keys) == {str(x) for x in range(20, 40)}
+    assert name in ours(table)
+    check_nothing_is_left(table)
 
 
 # --- what a job leaves -----------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 import geneva
 from geneva.errors import ConflictError, UdfFailedError
-from geneva.execute import group, state
+from geneva.execute import group, record, state
 from geneva.storage.lance import TableStorage
 from tests.support.backfills import times, watched, xs
 from tests.support.calls import CallLog
@@ -127,3 +127,76 @@ def test_group_that_cannot_be_read_at_once_is_read_one_by_one(
     table.backfill("y", **LOCAL)
     assert xs(calls) == list(range(ROWS))
     assert column(table, "y") == [10 * x for x in range(ROWS)]
+
+
+class _Unclosed:
+    """A log whose end cannot be written."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def close(self) -> None:
+        self._inner.close()
+        raise OSError("the store is away")
+
+
+@dataclass(frozen=True)
+class Losing(TableStorage):
+    """Cannot end the first log whose name holds a word."""
+
+    word: str = ""
+    lost: str = ""
+
+    @property
+    def objects(self) -> Any:
+        return _Losing(super().objects, self)
+
+
+class _Losing:
+    def __init__(self, inner: Any, storage: Losing) -> None:
+        self._inner, self._storage = inner, storage
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def create_log(self, path: str) -> Any:
+        log = self._inner.create_log(path)
+        if self._storage.word not in path or Path(self._storage.lost).exists():
+            return log
+        Path(self._storage.lost).touch()
+        return _Unclosed(log)
+
+
+def test_group_whose_log_cannot_be_written_is_computed_again(
+    table: geneva.Table, calls: CallLog, tmp_path: Path
+) -> None:
+    storage = Losing(table.storage.uri, word="shared", lost=str(tmp_path / "lost"))
+    result = geneva.Table(table, storage=storage).backfill("y", timeout=60, **LOCAL)
+    assert Path(storage.lost).exists()
+    assert result.rows_computed == ROWS
+    assert set(xs(calls)) == set(range(ROWS))
+    assert column(table, "y") == [10 * x for x in range(ROWS)]
+    assert_table_invariants(table, TENFOLD)
+
+
+def test_task_of_a_group_ends_only_once_when_its_records_cannot_be_written(
+    table: geneva.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "_HELD_S", 0.0)  # every task has records of its own
+    table.backfill("y", num_frags=1, **LOCAL)
+    storage = Losing(table.storage.uri, word=".log", lost=str(tmp_path / "lost"))
+    with_group = LOCAL | {"timeout": 60}
+    monkeypatch.setattr(state.Schedule, "next_group", _all_at_once)
+    result = geneva.Table(table, storage=storage).backfill("y", **with_group)
+    assert Path(storage.lost).exists()
+    assert result.rows_computed == ROWS - 2
+    assert result.notes == ()
+    assert column(table, "y") == [10 * x for x in range(ROWS)]
+    assert_table_invariants(table, TENFOLD)
+
+
+def _all_at_once(schedule: state.Schedule, appliers: int) -> tuple[Any, ...]:
+    return tuple(iter(schedule.next_task, None))

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import lance
+import pyarrow as pa
 import pytest
 
 import geneva
+from geneva.commit import remap
+from geneva.storage.lance import TableStorage
+from tests.support.backfills import times, xs
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, column, make_table
 
@@ -98,3 +104,63 @@ def test_two_compactions_in_a_row_recompute_nothing(tmp_path: Path, calls: CallL
     assert set(calls.counts.values()) == {1}
     assert column(table, "y") == [2 * x for x in range(120) if x not in (5, 77, 119)]
     assert_table_invariants(table, {"y": lambda row: 2 * row["x"]})
+
+
+def test_wide_results_of_a_compacted_fragment_are_all_read_at_once(
+    tmp_path: Path, calls: CallLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = make_table(tmp_path, rows=400, fragments=4)
+    uri, size = table.storage.uri, 10_000
+
+    @geneva.udf
+    def wide(x: int) -> str:
+        calls(x)
+        if x == 399 and calls.counts["399"] == 1:
+            import lance as other
+
+            other.dataset(uri).optimize.compact_files(target_rows_per_fragment=1000)
+        return f"{x:05}" * (size // 5)
+
+    table.add_columns({"y": wide})
+    monkeypatch.setattr(remap, "_BYTES", 10 * size)
+    read, read_rows = [], TableStorage.read_rows
+
+    def weighed(self: TableStorage, *args: Any) -> pa.Table:
+        read.append(read_rows(self, *args))
+        return read[-1]
+
+    monkeypatch.setattr(TableStorage, "read_rows", weighed)
+    table.backfill("y", executor="local", concurrency=1)
+    assert set(calls.counts.values()) == {1}
+    assert sum(t.num_rows for t in read) == 400
+    assert max(t.num_rows for t in read) == remap._FIRST_ROWS
+    assert column(table, "y") == [f"{x:05}" * (size // 5) for x in range(400)]
+
+
+@dataclass(frozen=True)
+class Unsynced(TableStorage):
+    """Has another writer compact, and fails, when the first commit is made durable."""
+
+    done: list[int] = field(default_factory=list)
+
+    def sync_version(self, snapshot: Any) -> None:
+        if not self.done:
+            self.done.append(snapshot.version)
+            lance.dataset(self.uri).optimize.compact_files(target_rows_per_fragment=1000)
+            raise OSError("not now")
+        super().sync_version(snapshot)
+
+
+def test_fragments_that_were_committed_and_compacted_at_once_count_as_lost(
+    tmp_path: Path, calls: CallLog
+) -> None:
+    table = make_table(tmp_path, rows=40, fragments=4)
+    table.add_columns({"y": times(calls)})
+    storage = Unsynced(table.storage.uri, table.storage.options)
+    result = geneva.Table(table, storage=storage).backfill("y", executor="local", concurrency=1)
+    assert storage.done
+    assert (result.rows_computed, result.fragments_committed, result.notes) == (40, 4, ())
+    assert xs(calls) == list(range(40))
+    assert column(table, "y") == [2 * x for x in range(40)]
+    assert not table.storage.objects.list("work")
+    assert_table_invariants(table)

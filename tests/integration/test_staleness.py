@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import lance
 import pyarrow as pa
 import pytest
 
 import geneva
+from geneva.column import moved
 from geneva.errors import StorageError
+from geneva.storage.lance import TableStorage
 from tests.support.backfills import run, times, watched, xs
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, column, make_table, pairs
@@ -329,3 +334,53 @@ def test_deleted_row_that_failed_is_still_reported(tmp_path: Path) -> None:
     assert run(table, "y", "local").rows_failed_before == 1
     lance.dataset(table.storage.uri).delete("x = 3")
     assert run(table, "y", "local").rows_failed_before == 0
+
+
+def test_zero_that_became_a_negative_one_is_taken_for_the_same(tmp_path: Path) -> None:
+    table = make_table(tmp_path, data=pa.table({"x": [0.0, 1.0, 2.0, None]}), fragments=1)
+
+    @geneva.udf
+    def sign(x: float | None) -> float:
+        return 0.0 if x is None else math.copysign(1.0, x)
+
+    table.add_columns({"y": sign})
+    assert run(table, "y", "local").rows_computed == 4
+    rewrite_column(table.storage.uri, "x", lambda v: -0.0 if v == 0 else v, [0], "update")
+    assert run(table, "y", "local").rows_computed == 1
+    assert column(table, "y")[0] == -1.0
+
+
+@dataclass(frozen=True)
+class Weighed(TableStorage):
+    """Notes the bytes of each batch that is read."""
+
+    seen: list[int] = field(default_factory=list)
+
+    def scan(self, *args: Any, **kwargs: Any) -> Iterator[pa.RecordBatch]:
+        for batch in super().scan(*args, **kwargs):
+            self.seen.append(batch.nbytes)
+            yield batch
+
+
+def test_wide_rows_that_an_update_moved_are_compared_all_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size, rows = 20_000, 200
+    texts = [f"{k:06}" * (size // 6) for k in range(rows)]
+    data = pa.table({"x": range(rows), "s": texts})
+    table = make_table(tmp_path, data=data, fragments=1)
+
+    @geneva.udf
+    def length(s: str) -> int:
+        return len(s)
+
+    table.add_columns({"n": length})
+    table.backfill("n", executor="local", concurrency=1)
+    monkeypatch.setattr(moved, "_BYTES", 20 * size)
+    table.update(where="x < 100", values={"x": -1})
+    seen: list[int] = []
+    plan = geneva.Table(
+        table, storage=Weighed(table.storage.uri, table.storage.options, seen=seen)
+    ).plan_backfill("n")
+    assert plan.rows_compute == 0
+    assert 0 < max(seen) < 80 * size

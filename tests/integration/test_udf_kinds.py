@@ -20,7 +20,7 @@ import pyarrow as pa
 import pytest
 
 import geneva
-from geneva.errors import UdfError
+from geneva.errors import UdfError, UdfFailedError
 from tests.support.backfills import CPUS, run
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, column, database, make_table, pairs
@@ -415,6 +415,29 @@ def test_dropping_one_of_a_group_spoils_the_other(
     make = str if left == "height" else (10).__mul__
     assert column(table, left) == [None if i % 5 == 4 else make(i) for i in range(24)]
     assert run(table, left, executor, where="x < 3", force=True).rows_computed == 3
+    assert_table_invariants(table)
+
+
+@pytest.mark.parametrize(("dropped", "left", "factor"), [("w", "h", -1), ("h", "w", 1)])
+def test_checkpoints_of_a_group_are_taken_for_those_of_the_column_that_is_left(
+    tmp_path: Path, executor: str, dropped: str, left: str, factor: int
+) -> None:
+    table = numbers(tmp_path)
+    mended = tmp_path / "mended"
+
+    @geneva.udf(num_cpus=CPUS, data_type=pa.struct([("w", pa.int64()), ("h", pa.int64())]))
+    def size(x: int) -> dict[str, Any]:
+        if x == 20 and not mended.exists():
+            raise KeyError(x)
+        return {"w": x, "h": -x}
+
+    table.add_columns({("w", "h"): size})
+    with pytest.raises(UdfFailedError):
+        table.backfill(["w", "h"], executor=executor, concurrency=1, batch_size=2)
+    table.drop_columns([dropped])
+    mended.touch()
+    table.backfill(left, executor=executor, concurrency=1, batch_size=2)
+    assert column(table, left) == [factor * i for i in range(24)]
     assert_table_invariants(table)
 
 

@@ -71,6 +71,3 @@ def test_mask_tests_every_row(case: tuple[RowMap, list[RowClass]], status: RowSt
 def test_row_set_is_its_mask(mask: list[bool]) -> None:
     rows = RowSet.from_mask(np.array(mask, np.bool_))
     assert rows.mask().tolist() == mask
-    assert rows.count == sum(mask)
-    assert rows.is_all == all(mask)
-    assert RowSet.all(len(mask)).mask().tolist() == [True] * len(mask)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ NODES = {"nodes": [{"CPU": 4.0, "memory": 1e9}, {"CPU": 2.0, "GPU": 1.0}], "grow
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_known", {})
+    monkeypatch.setattr(resources, "_known", OrderedDict())
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
@@ -91,3 +93,33 @@ def test_nodes_are_asked_for_once_a_minute(tmp_path: Path, monkeypatch: pytest.M
 def test_this_host_has_no_such_resource(tmp_path: Path):
     with pytest.raises(ResourceError, match=r"1 tpu_of_tests \(the largest node has 0\)"):
         admit(submission(tmp_path, resources={"tpu_of_tests": 1}))
+
+
+def test_cluster_that_does_not_answer_keeps_others_waiting(monkeypatch: pytest.MonkeyPatch):
+    asked, gate = threading.Event(), threading.Event()
+
+    def ask(question: str) -> Any:
+        if "slow" in question:
+            asked.set()
+            gate.wait(60)
+        return NODES
+
+    monkeypatch.setattr(resources, "_ask", ask)
+    check = resources.check_resources
+    slow = threading.Thread(target=check, args=({"GPU": 1}, None, {"address": "slow"}))
+    quick = threading.Thread(target=check, args=({"GPU": 1}, None, {}))
+    slow.start()
+    asked.wait(60)
+    quick.start()
+    quick.join(20)
+    waits = quick.is_alive()
+    gate.set()
+    slow.join()
+    assert not waits
+
+
+def test_answers_of_clusters_are_kept_without_bound(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(resources, "_ask", lambda _: NODES)
+    for k in range(200):
+        resources.check_resources({"GPU": 1}, None, {"num_cpus": k})
+    assert len(resources._known) < 100

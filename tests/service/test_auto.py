@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -461,6 +462,60 @@ def test_one_broken_table_does_not_hide_the_others(
         watcher.look()
     assert only_run(jobs).table == "t"
     assert len([r for r in caplog.records if "broken" in r.getMessage()]) == 1
+
+
+def test_tables_that_are_gone_and_declarations_taken_back_are_watched_still(
+    jobs: Store, table: Table, watcher: Watcher, tmp_path: Path, calls: CallLog
+):
+    other = make_table(tmp_path / "db", rows=4, fragments=1, name="u")
+    other.add_columns({"y": doubling(calls)}, auto_backfill=AT_ONCE)
+    watcher.look()
+    assert [w.table for w in Watches(jobs.database).all()] == ["t", "u"]
+    geneva.connect(str(tmp_path / "db")).drop_table("u")
+    watcher.look()
+    assert [w.table for w in Watches(jobs.database).all()] == ["t"]
+    table.alter_columns({"path": "y", "auto_backfill": False})
+    Watcher(settings(jobs, tmp_path / "db")).look()  # the service was away meanwhile
+    assert Watches(jobs.database).all() == []
+
+
+def test_storage_options_that_were_exchanged_are_used_still(
+    jobs: Store, table: Table, watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    options = tmp_path / "options.toml"
+    options.touch(0o600)
+    monkeypatch.setenv("GENEVA_STORAGE_OPTIONS", str(options))
+    for token in ("one", "two"):
+        options.write_text(f'["{watcher._db}"]\naws_session_token = "{token}"')
+        watcher.look()
+        [known] = watcher._known.values()
+        assert known.table.storage.options == {"aws_session_token": token}
+    assert len(runs(jobs)) == 1
+
+
+def test_trouble_that_comes_back_is_told_once(
+    jobs: Store, table: Table, watcher: Watcher, caplog: pytest.LogCaptureFixture
+):
+    for _ in range(2):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Watcher, "_tables", lambda *_: 1 / 0)
+            watcher.try_to_look()
+            watcher.try_to_look()
+        watcher.try_to_look()
+    assert len([r for r in caplog.records if "division" in r.getMessage()]) == 2
+
+
+def test_clock_that_was_ahead_keeps_a_schedule_waiting(jobs: Store, table: Table, watcher: Watcher):
+    table.alter_columns({"path": "y", "auto_backfill": AT_ONCE | {"schedule": "15m"}})
+    watcher.look()
+    end(jobs, JobState.FAILED, "no luck")
+    watcher.look()
+    with jobs.database.write() as session:
+        session.execute(text("UPDATE watches SET fired_s = fired_s + 1e8, not_before_s = 4e9"))
+    Watcher(settings(jobs, Path(table.storage.uri).parent)).look()
+    [watched] = Watches(jobs.database).all()
+    assert watched.fired_at is None
+    assert watched.not_before < datetime.now(UTC) + timedelta(hours=2)
 
 
 def _killed(url: str, db: str, after: bool) -> None:

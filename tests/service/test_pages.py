@@ -15,7 +15,7 @@ from geneva.jobs.control import Wanted
 from geneva.jobs.records import Submission
 from geneva.pages.site import install
 from geneva.service.app import create_app
-from geneva.service.logs import Log
+from geneva.service.logs import DRIVER, Log
 from geneva.service.settings import Settings
 from geneva.store.browse import Browser, RunQuery
 from geneva.store.models import Run, Task
@@ -143,7 +143,7 @@ def test_run_that_does_not_exist(web: TestClient):
 
 
 @pytest.mark.parametrize("piece", [False, True])
-def test_buttons_do_what_they_say(web: TestClient, jobs: Store, piece: bool):
+def test_buttons_do_what_they_say(web: TestClient, jobs: Store, tmp_path: Path, piece: bool):
     run = submit(jobs)
     headers = OURS | (PIECE if piece else {})
 
@@ -162,8 +162,12 @@ def test_buttons_do_what_they_say(web: TestClient, jobs: Store, piece: bool):
     press("retry")
     assert [j.state for j in jobs.run(run).jobs] == [JobState.CANCELLED, JobState.QUEUED]
     press("cancel")
+    logs = [tmp_path / "logs" / job.id for job in jobs.run(run).jobs]
+    for folder in logs:
+        Log(folder, DRIVER).append("said")
     press("delete")
     assert web.get(f"/runs/{run}").status_code == 404
+    assert not any(folder.exists() for folder in logs)
 
 
 def test_page_offers_what_can_be_done(web: TestClient, jobs: Store):
@@ -361,6 +365,13 @@ def test_button_that_another_site_presses(
     run = submit(jobs)
     assert http.post(f"/runs/{run}/cancel", headers=headers).status_code == 403
     assert jobs.run(run).state is JobState.QUEUED
+
+
+def test_address_that_is_none_is_no_failure_of_the_service(web: TestClient, guarded: TestClient):
+    assert web.get("/runs", headers={"Host": "[1"}).status_code == 403
+    assert web.get("/api/v1/runs", headers={"Origin": "http://[1"}).status_code == 403
+    assert web.post("/pools", headers={"Origin": "http://[1"}).status_code == 403
+    assert guarded.get("/login", params={"next": "//[1"}).status_code == 200
 
 
 def test_page_by_a_name_that_another_site_lets_point_here(web: TestClient):

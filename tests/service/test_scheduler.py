@@ -47,6 +47,17 @@ def test_records_and_logs_of_old_runs_are_deleted_now_and_then(jobs: Store, tmp_
     assert jobs.counts() == {}
 
 
+def test_logs_of_runs_that_another_host_has_forgotten_stay(jobs: Store, tmp_path: Path):
+    chosen = settings(jobs, tmp_path, keep_s=3600)
+    known = jobs.submit(ASKED, "db/t.lance", ["y"]).jobs[0].id
+    for name in (known, "forgotten", "young"):
+        (chosen.logs / name).mkdir(parents=True)
+        if name != "young":
+            os.utime(chosen.logs / name, (0, 0))
+    Scheduler(chosen)._forget()
+    assert {p.name for p in chosen.logs.iterdir()} == {known, "young"}
+
+
 def test_job_is_not_given_back_while_processes_of_its_driver_live(jobs: Store, tmp_path: Path):
     jobs.submit(ASKED, "db/t.lance", ["y"])
     ended = subprocess.Popen([sys.executable, "-c", ""])

@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 
 import geneva
 from geneva.service import catalog
+from geneva.store.past import Past
 from geneva.store.store import Store
 from tests.service.conftest import Scene
 from tests.service.test_rest import client_for
@@ -106,6 +107,46 @@ def test_table_that_was_made_anew_is_the_new_one(http: TestClient, scene: Scene)
     assert http.get(f"{TABLES}/t").status_code == 404
     db.create_table("t", [{"x": 1}])
     assert http.get(f"{TABLES}/t").json()["rows"] == 1
+
+
+def test_table_of_the_same_version_that_was_made_anew_is_the_old_one(
+    http: TestClient, scene: Scene
+):
+    db = geneva.connect(str(scene.path))
+    for names in (["a"], ["b", "c"]):
+        db.create_table("u", [dict.fromkeys(names, 1)])
+        assert [c["name"] for c in http.get(f"{TABLES}/u").json()["columns"]] == names
+        db.drop_table("u")
+
+
+def test_look_at_a_database_makes_one(http: TestClient, scene: Scene):
+    none = scene.path / "none"
+    for path, status in ((none, 404), ("none", 422)):
+        assert http.get(TABLES, params={"db": str(path)}).status_code == status
+    assert not none.exists()
+
+
+def test_coverage_remembers_files_that_are_used_no_more(http: TestClient, scene: Scene):
+    for k in range(4):
+        scene.table.backfill("y", executor="local", where=f"x % 5 = {k}")
+        http.get(f"{TABLES}/t/coverage")
+    app: Any = http.app
+    [entry] = app.state.places.catalog._covered._entries.values()
+    known = entry.value.ledger
+    assert len(known._maps | known._texts) == 4
+
+
+def test_storage_options_that_were_exchanged_are_used_still(
+    jobs: Store, scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    options = tmp_path / "options.toml"
+    options.touch(0o600)
+    monkeypatch.setenv("GENEVA_STORAGE_OPTIONS", str(options))
+    watched = catalog.Catalog(str(scene.path), Past(jobs.database))
+    for token in ("one", "two"):
+        options.write_text(f'["{scene.path}"]\naws_session_token = "{token}"')
+        storage, _ = watched.open(str(scene.path), "t")
+        assert storage.options == {"aws_session_token": token}
 
 
 def test_tables_and_plans_load_no_udf(http: TestClient, scene: Scene):

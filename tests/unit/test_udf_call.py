@@ -157,6 +157,29 @@ def test_interruption_is_no_failed_row(error: type[BaseException], form: str) ->
         caller(batch(x=[1]))
 
 
+@pytest.mark.parametrize("form", ["row", "batch", "async"])
+def test_call_that_awaits_something_cancelled_makes_nulls_of_later_rows(form: str) -> None:
+    def scalar(x: int) -> int:
+        if x == 3:
+            raise asyncio.CancelledError("not you")
+        return 10 * x
+
+    def arrays(x: pa.Array) -> pa.Array:
+        return pa.array([scalar(v) for v in x.to_pylist()])
+
+    async def awaited(x: int) -> int:
+        return scalar(x)
+
+    function: Any = {"row": scalar, "batch": arrays, "async": awaited}[form]
+    made = udf(function, data_type=pa.int64())
+    with Caller(made, "null") as caller:
+        applied = caller(batch(x=list(range(8))))
+    assert applied.values.to_pylist() == [0, 10, 20, None, 40, 50, 60, 70]
+    assert [(f.row, f.error) for f in applied.failures] == [(3, "CancelledError")]
+    with Caller(made, awaits=2) as caller, pytest.raises(RowFailed, match="CancelledError"):
+        caller(batch(x=list(range(8))))
+
+
 @pytest.mark.parametrize("on_error", ["fail", "null"])
 def test_result_of_wrong_length_is_an_error_even_where_failures_are_null(on_error: Any) -> None:
     @udf(data_type=pa.int64())
