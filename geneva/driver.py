@@ -338,15 +338,15 @@ class Driver:
         if allowed is None or not failed:
             return
         if allowed < 1:
-            planned = self._rows_total or sum(p.rows_compute for p in self._plans)
-            allowed = allowed * planned
+            at_most = sum(p.rows_compute for p in self._plans) + self.tally.counts.computed
+            allowed *= self._rows_total or at_most
         if failed > allowed:
+            last = [*(f for _, f in self.tally.failures), *self._schedule.failures][-1]
             self._fail(
                 TooManyFailuresError(
                     f"column {self._target.name!r}: the UDF failed on {failed} rows, more than "
                     f"max_failures={self._options.max_failures} allows; finished fragments are "
-                    f"committed. The last: {self._schedule.failures[-1].error}: "
-                    f"{self._schedule.failures[-1].message}"
+                    f"committed. The last: {last.error}: {last.message}"
                 )
             )
 

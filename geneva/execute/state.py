@@ -148,13 +148,8 @@ class Schedule:
         return len(self._running)
 
     @property
-    def left_over(self) -> int:
-        """Fragments that were not begun."""
-        return len(self._fragments)
-
-    @property
     def not_begun(self) -> list[int]:
-        """Their ids, in the order in which they will be begun."""
+        """Fragments that were not begun, in the order in which they will be."""
         return [pieces[0].fragment_id for pieces in self._fragments]
 
     def give_up(self, fragments: Collection[int]) -> None:

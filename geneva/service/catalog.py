@@ -16,7 +16,6 @@ from typing import Generic, TypeVar
 
 from geneva.column.binding import Binding, bindings_of, computed, group_of
 from geneva.column.ledger import Ledger
-from geneva.connection import connect
 from geneva.coverage import Coverage, coverage
 from geneva.errors import GenevaError, SettingError, TableChangedError
 from geneva.jobs.page import Page, decode_cursor, encode_cursor

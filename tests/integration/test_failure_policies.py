@@ -250,6 +250,21 @@ def test_max_failures_is_a_count_or_a_fraction(
     assert_table_invariants(table, DOUBLED)
 
 
+def test_share_of_failures_is_of_all_rounds_not_of_the_last(table: geneva.Table) -> None:
+    @geneva.udf
+    def double(x: int) -> int:
+        if x == 0:
+            table.add([{"x": ROWS, "s": "late"}])  # the next round has this one row
+        if 0 < x < 6:
+            raise ValueError(f"no {x}")
+        return 2 * x
+
+    table.add_columns({"y": double})
+    arguments: dict[str, Any] = {"on_error": "null", "include_new": True, **ONE_BY_ONE}
+    result = table.backfill("y", executor="local", where="x >= 0", max_failures=0.5, **arguments)
+    assert (result.rows_computed, result.rows_failed) == (ROWS + 1, 5)
+
+
 def test_failures_replayed_from_a_checkpoint_are_still_listed(
     table: geneva.Table, calls: CallLog, tmp_path: Path
 ) -> None:

@@ -170,11 +170,11 @@ class ScheduleMachine(RuleBasedStateMachine):
         wanted = set(range(len(self.counts))) - self.dropped - self.empty
         if self.limit is None or len(wanted) <= self.limit:
             assert set(self.finished) == wanted
-            assert self.schedule.left_over == 0 or len(self.finished) == self.limit
+            assert len(self.schedule.not_begun) == 0 or len(self.finished) == self.limit
         else:
             assert len(self.finished) == self.limit
         accounted = len(self.finished) + len(self.nothing) + len(self.dropped)
-        assert accounted + self.schedule.left_over == len(self.counts)
+        assert accounted + len(self.schedule.not_begun) == len(self.counts)
 
 
 class _First:
