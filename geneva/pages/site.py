@@ -5,7 +5,19 @@ from __future__ import annotations
 from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 
-from geneva.pages import failures, grid, login, logs, pools, run, runs, submit, tables, timeline
+from geneva.pages import (
+    docs,
+    failures,
+    grid,
+    login,
+    logs,
+    pools,
+    run,
+    runs,
+    submit,
+    tables,
+    timeline,
+)
 from geneva.pages.render import STATIC, Static
 
 _ROUTERS = (
@@ -19,6 +31,7 @@ _ROUTERS = (
     submit.router,
     failures.router,
     pools.router,
+    docs.router,
 )
 
 

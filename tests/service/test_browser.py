@@ -170,6 +170,7 @@ def test_pages_without_barriers(scene: Scene, service: Service, visit: Visit, lo
         f"/runs/{run}",
         f"/jobs/{job}/fragments",
         "/timeline",
+        "/docs",
         "/login",
     ]
     for path in paths:
