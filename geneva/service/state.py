@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from geneva.service.catalog import Catalog as _Catalog
 from geneva.service.settings import Settings
+from geneva.service.streams import Streams
 from geneva.store.failures import Failures as _Failures
 from geneva.store.lists import Lists as _Lists
 from geneva.store.past import Past
@@ -22,6 +23,7 @@ class _Places:
     lists: _Lists
     catalog: _Catalog
     past: Past
+    streams: Streams
     failures: _Failures
 
 
@@ -29,7 +31,15 @@ def places(settings: Settings, store: _Store) -> _Places:
     """Return what the requests of one service share."""
     past = Past(store.database)
     catalog = _Catalog(settings.db, past)
-    return _Places(settings, store, _Lists(store.database), catalog, past, _Failures(store))
+    return _Places(
+        settings,
+        store,
+        _Lists(store.database),
+        catalog,
+        past,
+        Streams(settings.max_streams),
+        _Failures(store),
+    )
 
 
 def _get(request: Request) -> _Places:

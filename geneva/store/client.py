@@ -169,26 +169,34 @@ class Client:
         seq, tries = 0, 0
         while True:
             try:
-                headers = {"Last-Event-ID": str(seq)}
-                path = f"/runs/{run_id}/stream"
-                with self._http.stream("GET", path, headers=headers, timeout=60) as answer:
-                    if answer.is_error:
-                        answer.read()
-                    _check(answer)
-                    for kind, text in _sent(answer.iter_lines()):
-                        tries = 0
-                        if kind == "run":
-                            run = _read(RunRecord, json.loads(text))
-                            yield run
-                            if run.state.ended:
-                                return
-                        else:
-                            event = _read(EventRecord, json.loads(text))
-                            seq = event.seq
-                            yield event
+                for kind, text in self._told(run_id, seq):
+                    tries = 0
+                    if kind == "run":
+                        run = _read(RunRecord, json.loads(text))
+                        yield run
+                        if run.state.ended:
+                            return
+                    else:
+                        event = _read(EventRecord, json.loads(text))
+                        seq = event.seq
+                        yield event
             except httpx.TransportError as error:
                 tries += 1
                 self._wait(tries, error)
+
+    def _told(self, run_id: str, after: int) -> Iterator[tuple[str, str]]:
+        """Open a stream, when the service has room for it, and yield what it sends."""
+        headers = {"Last-Event-ID": str(after)}
+        for tries in range(_TRIES + 1):
+            with self._http.stream("GET", f"/runs/{run_id}/stream", headers=headers) as answer:
+                wait_s = _asked_to_wait_s(answer) if tries < _TRIES else None
+                if wait_s is None:
+                    if answer.is_error:
+                        answer.read()
+                    _check(answer)
+                    yield from _sent(answer.iter_lines())
+                    return
+            time.sleep(wait_s)
 
     # --- requests ------------------------------------------------------------------------
 
@@ -206,9 +214,10 @@ class Client:
         while True:
             try:
                 answer = self._http.request(method, path, **options)
-                if answer.status_code == 429 and tries < _TRIES:  # it was not carried out
+                wait_s = _asked_to_wait_s(answer) if tries < _TRIES else None
+                if wait_s is not None:
                     tries += 1
-                    time.sleep(min(float(answer.headers.get("Retry-After", 1)), _MOST_WAIT_S))
+                    time.sleep(wait_s)
                     continue
                 _check(answer)
                 return answer
@@ -223,6 +232,13 @@ class Client:
                 "there? --url or GENEVA_URL names another"
             ) from error
         time.sleep(0.1 * 2**tries)
+
+
+def _asked_to_wait_s(answer: httpx.Response) -> float | None:
+    """Return how long to wait before a request is sent again that was not carried out."""
+    if answer.status_code not in (429, 503) or "Retry-After" not in answer.headers:
+        return None
+    return min(float(answer.headers["Retry-After"]), _MOST_WAIT_S)
 
 
 def _sent(lines: Iterator[str]) -> Iterator[tuple[str, str]]:

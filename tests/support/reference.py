@@ -39,7 +39,8 @@ page is made from. What it is for is in [the guide](../guides/jobs.md).
   `Last-Event-ID`: what came after it follows.
 - **Limits**: a body of {MAX_BODY_BYTES:,} bytes (413), headers of {MAX_HEADER_BYTES:,} (431), a
   URL of {MAX_URL_BYTES:,} (414), and `--rate-limit` requests a second from one client, with
-  bursts of twice as many (429 with `Retry-After`).
+  bursts of twice as many (429 with `Retry-After`). `--max-streams` streams may be open at
+  once (503), a quarter of them of one client (429); both with `Retry-After`.
 """
 _CLI = f"""# Command line
 
