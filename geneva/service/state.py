@@ -10,7 +10,6 @@ from fastapi import Depends, Request
 from geneva.service.catalog import Catalog as _Catalog
 from geneva.service.settings import Settings
 from geneva.service.streams import Streams
-from geneva.store.failures import Failures as _Failures
 from geneva.store.lists import Lists as _Lists
 from geneva.store.past import Past
 from geneva.store.store import Store as _Store
@@ -24,22 +23,14 @@ class _Places:
     catalog: _Catalog
     past: Past
     streams: Streams
-    failures: _Failures
 
 
 def places(settings: Settings, store: _Store) -> _Places:
     """Return what the requests of one service share."""
     past = Past(store.database)
     catalog = _Catalog(settings.db, past)
-    return _Places(
-        settings,
-        store,
-        _Lists(store.database),
-        catalog,
-        past,
-        Streams(settings.max_streams),
-        _Failures(store),
-    )
+    streams = Streams(settings.max_streams)
+    return _Places(settings, store, _Lists(store.database), catalog, past, streams)
 
 
 def _get(request: Request) -> _Places:
@@ -59,12 +50,7 @@ def _get_catalog(request: Request) -> _Catalog:
     return _get(request).catalog
 
 
-def _get_failures(request: Request) -> _Failures:
-    return _get(request).failures
-
-
 Places = Annotated[_Places, Depends(_get)]
 Store = Annotated[_Store, Depends(_get_store)]
 Lists = Annotated[_Lists, Depends(_get_lists)]
 Catalog = Annotated[_Catalog, Depends(_get_catalog)]
-Failures = Annotated[_Failures, Depends(_get_failures)]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, TypeVar, cast
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
@@ -21,7 +22,9 @@ from geneva.jobs.control import Wanted
 from geneva.jobs.page import MAX_LIMIT, Page, Wish
 from geneva.jobs.records import (
     EventRecord,
+    FailureGroups,
     FailureRecord,
+    FailureWish,
     JobRecord,
     LogPart,
     LogRecord,
@@ -79,6 +82,10 @@ class Client:
         """Queue what did not succeed again."""
         return self._run("POST", f"/runs/{run_id}/retry")
 
+    def retry_failures(self, wish: FailureWish, key: str) -> RunRecord:
+        """Queue a run limited to the rows of a group of failures."""
+        return self._run("POST", f"/failures/{quote(key, safe='')}/retry", params=_chosen(wish))
+
     def change(
         self, run_id: str, *, priority: int | None = None, max_active: int | None = None
     ) -> RunRecord:
@@ -131,6 +138,10 @@ class Client:
         asked = _given(limit=limit, cursor=cursor)
         found = self._ask("GET", f"/jobs/{job_id}/failures", params=asked)
         return _read(Page[FailureRecord], found)
+
+    def failure_groups(self, wish: FailureWish) -> FailureGroups:
+        """Return what UDFs failed on and nobody computed since, by column, error and message."""
+        return _read(FailureGroups, self._ask("GET", "/failures", params=_chosen(wish)))
 
     def events(self, run_id: str, after: int = 0, limit: int = MAX_LIMIT) -> Page[EventRecord]:
         """Return the events of a run that came after its n-th."""
@@ -290,6 +301,10 @@ def _body(asked: Submission) -> Mapping[str, Any]:
 def _query(wish: Wish) -> dict[str, Any]:
     facts = {"state": [s.value for s in wish.states], "db": wish.db, "table": wish.table}
     return _given(**facts, name=wish.name, sort=wish.sort, limit=wish.limit, cursor=wish.cursor)
+
+
+def _chosen(wish: FailureWish) -> dict[str, Any]:
+    return _given(run=wish.run_id, db=wish.db, table=wish.table, column=wish.column)
 
 
 def _given(**facts: Any) -> dict[str, Any]:
