@@ -26,10 +26,11 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 
 def program() -> str | None:
     """Return the path of a Chromium, which apt installs where it can."""
-    return found_or_installed(_found, "chromium")
+    return found_or_installed(present, "chromium")
 
 
-def _found() -> str | None:
+def present() -> str | None:
+    """Return the path of a Chromium that is here."""
     return next((path for name in _NAMES if (path := shutil.which(name))), None)
 
 
