@@ -19,6 +19,7 @@ from geneva.pages import (
     timeline,
 )
 from geneva.pages.render import STATIC, Static
+from geneva.pages.routes import install_missing
 
 _ROUTERS = (
     login.router,
@@ -37,6 +38,7 @@ _ROUTERS = (
 
 def install(app: FastAPI) -> None:
     """Add the pages and the files that they load."""
+    install_missing(app)
     for router in _ROUTERS:
         app.include_router(router)
     app.mount("/static", Static(directory=STATIC), name="static")

@@ -85,7 +85,7 @@ def columns(
 ) -> Response:
     """Offer the columns of another table."""
     found, wrong = _table(catalog, db, table)
-    return render(request, "_columns.html", facts=found, filled={}, wrong=wrong)
+    return render(request, "_columns.html", facts=found, filled={}, wrong_table=wrong)
 
 
 @router.post("/submit/plan")
@@ -141,7 +141,9 @@ def _page(
         names=names,
         pools=[p.name for p in places.lists.pools() if p.name],
         key=uuid4().hex,
-        wrong=wrong or wrong_db or wrong_table,
+        wrong=wrong or wrong_db,
+        wrong_table=wrong_table,
+        nowhere=not (db or catalog.db),
         default_pool=DEFAULT_POOL,
     )
 

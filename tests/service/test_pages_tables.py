@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -69,6 +70,14 @@ def test_page_of_what_is_not_there_says_so(web: TestClient, path: str, said: str
     answer = web.get(path)
     assert answer.status_code in (404, 422)
     assert said in answer.text
+
+
+def test_form_without_a_table_says_what_to_do(jobs: Store, tmp_path: Path):
+    folder = tmp_path / "empty"
+    (folder / "db").mkdir(parents=True)
+    with browser_for(jobs, folder) as web:
+        assert "There is no table in" in web.get("/submit").text
+        assert web.get("/submit?table=docs").text.count("no table &#39;docs&#39;") == 1
 
 
 def test_form_queues_one_run_also_when_it_is_sent_twice(web: TestClient, jobs: Store):
