@@ -96,6 +96,13 @@ def test_form_follows_the_table_that_is_chosen(scene: Scene, service: Service, v
     page.get_by_label(re.compile("^Fragments in")).fill("1")
     expect(plan(page, "Rows to compute")).to_contain_text("10")
     expect(page.locator("#plan")).to_contain_text("later")
+    appliers = page.get_by_label("Appliers")
+    appliers.fill("-3")
+    expect(page.locator("#plan")).to_contain_text("Appliers: concurrency=-3 must be at least 1")
+    expect(appliers).to_have_attribute("aria-invalid", "true")
+    appliers.fill("3")
+    expect(plan(page, "Rows to compute")).to_contain_text("10")
+    expect(appliers).not_to_have_attribute("aria-invalid", "true")
 
 
 def test_coverage_grows_while_somebody_looks(scene: Scene, service: Service, visit: Visit):

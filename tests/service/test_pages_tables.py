@@ -101,7 +101,7 @@ def test_form_queues_one_run_also_when_it_is_sent_twice(web: TestClient, jobs: S
         ({"table": ""}, "hoose a table"),
         ({"table": "nothing"}, "nothing"),
         ({"num_frags": "two"}, "num_frags=&#39;two&#39; must be a whole number"),
-        ({"num_frags": "0"}, "at least 1"),
+        ({"num_frags": "0"}, "Fragments in this run: num_frags=0 must be at least 1"),
         ({"max_failures": "5"}, "on_error"),
         ({"params": "{"}, "params is no JSON"),
         ({"params": "[1]"}, "must be a JSON object"),
@@ -127,7 +127,7 @@ def test_form_without_a_column_is_no_plan_and_no_run(web: TestClient, jobs: Stor
     fields = {"table": "t"}
     assert "Choose a column" in web.post("/submit/plan", data=fields, headers=OURS).text
     answer = web.post("/submit", data=fields, headers=OURS)
-    assert (answer.status_code, "choose a column" in answer.text) == (422, True)
+    assert (answer.status_code, "Choose a column" in answer.text) == (422, True)
     assert runs(jobs) == []
 
 
