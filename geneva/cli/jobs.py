@@ -21,6 +21,8 @@ from geneva.types import JobState
 if TYPE_CHECKING:
     from geneva.jobs.records import (
         EventRecord,
+        FailureGroup,
+        FailureRecord,
         JobRecord,
         LogPart,
         RunRecord,
@@ -251,11 +253,24 @@ for _verb, _help in {
 
 @app.command()
 def retry(
-    run_id: _RunId, url: _Url = _DEFAULT_URL, as_json: AsJson = False, debug: Debug = False
+    run_id: _RunId,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY", help="Only the rows of one group of `failures`, in a run of its own."
+        ),
+    ] = None,
+    url: _Url = _DEFAULT_URL,
+    as_json: AsJson = False,
+    debug: Debug = False,
 ) -> None:
     """Queue again what did not succeed, limited to what failed."""
     with answering(as_json, debug) as answer:
-        run = _client(url).retry(run_id)
+        from geneva.jobs.records import FailureWish
+
+        client = _client(url)
+        wish = FailureWish(run_id=run_id)
+        run = client.retry(run_id) if group is None else client.retry_failures(wish, group)
         answer(_line(run), _facts(run))
 
 
@@ -330,20 +345,46 @@ def _parts(client: Client, job_id: str, part: LogPart) -> Iterator[LogPart]:
 @app.command()
 def failures(
     run_id: _RunId,
-    limit: Annotated[int, typer.Option(help="At most so many of each job.")] = _FOUND,
+    rows: Annotated[
+        bool, typer.Option("--rows", help="List the rows of each job, as they failed.")
+    ] = False,
+    limit: Annotated[int, typer.Option(help="With --rows: at most so many of each job.")] = _FOUND,
     url: _Url = _DEFAULT_URL,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """List the rows on which the UDF failed."""
+    """List what UDFs failed on and nobody computed since, by exception and message."""
     with answering(as_json, debug) as answer:
+        from geneva.jobs.records import FailureWish
+
         client = _client(url)
-        found = [f for j in client.run(run_id).jobs for f in client.failures(j.id, limit).items]
-        lines = [
-            f"{f.column} fragment {f.fragment_id} row {f.row} ({f.input}): {f.error}: {f.message}"
-            for f in found
-        ]
-        answer("\n".join(lines) or "no failures", {"failures": [asdict(f) for f in found]})
+        if rows:
+            jobs = client.run(run_id).jobs
+            failed = [f for j in jobs for f in client.failures(j.id, limit).items]
+            text = "\n".join(f"{f.column} {_row(f, f'{f.error}: ')}" for f in failed)
+            answer(text or "no failures", {"failures": [asdict(f) for f in failed]})
+            return
+        found = client.failure_groups(FailureWish(run_id=run_id))
+        lines = [line for group in found.items for line in _group(run_id, group)]
+        if not found.complete:
+            lines.append("and more: this took as many rows as one look takes")
+        answer("\n".join(lines) or "no failures", asdict(found))
+
+
+def _group(run_id: str, group: FailureGroup) -> Iterator[str]:
+    """Return a group with its samples, and how to retry it."""
+    rows = "1 row" if group.rows == 1 else f"{group.rows:,} rows"
+    retrying = f", {group.retrying:,} of them in a retry" if group.retrying else ""
+    yield f"{group.error}: {group.shape}"
+    yield f"  {rows} of {group.table}.{group.column}{retrying}"
+    for sample in group.samples:
+        yield f"  {_row(sample.failure)}"
+    if group.retrying < group.rows:
+        yield f"  again: geneva jobs retry {run_id} --group {group.key}"
+
+
+def _row(found: FailureRecord, error: str = "") -> str:
+    return f"fragment {found.fragment_id} row {found.row} ({found.input}): {error}{found.message}"
 
 
 @app.command()

@@ -93,6 +93,9 @@ def serve(
     rate_limit: Annotated[
         float, typer.Option(min=0, help="Requests a second of one client; 0 for no limit.")
     ] = 500.0,
+    max_streams: Annotated[
+        int, typer.Option(min=1, help="Event streams at once; one client may have a quarter.")
+    ] = 200,
     debug: Debug = False,
 ) -> None:
     """Serve jobs over HTTP and schedule them; they outlive this command."""
@@ -102,7 +105,8 @@ def serve(
         from geneva.service.serve import serve as run
 
         settings = _settings(db, jobs, state, keep_days, grace, watch, host, port)
-        run(replace(settings, requests_per_s=rate_limit), schedule=schedule, pages=pages)
+        settings = replace(settings, requests_per_s=rate_limit, max_streams=max_streams)
+        run(settings, schedule=schedule, pages=pages)
 
 
 def scheduler(

@@ -199,6 +199,68 @@ class FailureRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class FailureWish:
+    """Which failures are wanted; an empty filter matches all."""
+
+    run_id: str | None = None
+    db: str | None = None
+    table: str | None = None
+    column: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FailureSample:
+    """One row of a group, with the job that failed on it."""
+
+    run_id: str
+    job_id: str
+    failure: FailureRecord
+
+
+@dataclass(frozen=True, slots=True)
+class FailureGroup:
+    """Rows of one column on which a UDF failed in the same way.
+
+    Attributes
+    ----------
+    key
+        Names the group in a request to retry it.
+    shape
+        The message, with numbers, paths and what is quoted left out.
+    rows, retrying
+        Rows that failed and were not computed since, and those of them in a retry that is queued
+        or runs.
+    runs
+        Those that failed on them, the latest first; at most 20.
+    first_at, last_at
+        When the first and the last of these jobs was submitted.
+    """
+
+    key: str
+    db: str
+    table: str
+    column: str
+    error: str
+    shape: str
+    rows: int
+    retrying: int
+    fragments: int
+    runs: tuple[str, ...]
+    first_at: datetime
+    last_at: datetime
+    samples: tuple[FailureSample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FailureGroups:
+    """Groups, the largest first; not ``complete`` if there are more rows than one look takes."""
+
+    items: tuple[FailureGroup, ...]
+    rows: int
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
 class StageRecord:
     """What the fragments of one column of a job add up to.
 

@@ -7,10 +7,10 @@ from typing import Annotated
 from fastapi import Query, Request, Response
 from fastapi.responses import RedirectResponse
 
+from geneva.jobs.records import FailureWish
 from geneva.pages.render import render
 from geneva.pages.routes import Form, Operator, pages
-from geneva.service.state import Failures
-from geneva.store.failures import FailureWish
+from geneva.service.state import Store
 
 router = pages()
 
@@ -21,7 +21,7 @@ _NAMES = ("run", "db", "table", "column")
 @router.get("/failures")
 def failures(
     request: Request,
-    failures: Failures,
+    store: Store,
     run: _Text = "",
     db: _Text = "",
     table: _Text = "",
@@ -29,15 +29,15 @@ def failures(
 ) -> Response:
     """List groups of failures."""
     chosen = dict(zip(_NAMES, (run, db, table, column), strict=True))
-    found = failures.groups(_wish(chosen))
+    found = store.failure_groups(_wish(chosen))
     given = {k: v for k, v in chosen.items() if v}
     return render(request, "failures.html", found=found, given=given)
 
 
 @router.post("/failures/{key}/retry", dependencies=[Operator])
-def retry(key: str, failures: Failures, form: Form) -> Response:
+def retry(key: str, store: Store, form: Form) -> Response:
     """Try the rows of a group again, and go to the run that does."""
-    run = failures.retry(_wish(form), key)
+    run = store.retry_failures(_wish(form), key)
     return RedirectResponse(f"/runs/{run.id}", 303)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from urllib.parse import parse_qsl, urlencode
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
@@ -18,6 +19,7 @@ from geneva.errors import GenevaError
 from geneva.pages.access import LoginNeededError, check
 from geneva.pages.render import is_piece, render
 from geneva.service.access import Role
+from geneva.service.metrics import API
 from geneva.service.problems import status_of
 
 _LOG = logging.getLogger("geneva.pages")
@@ -45,6 +47,25 @@ class _PageRoute(APIRoute):
             return response
 
         return answer
+
+
+def install_missing(app: FastAPI) -> None:
+    """Answer an address that nothing has with a page, if a browser asks and not a program."""
+    otherwise: Any = app.exception_handlers[HTTPException]
+
+    async def answer(request: Request, error: Exception) -> Response:
+        wants_page = "text/html" in request.headers.get("accept", "")
+        missing = isinstance(error, HTTPException) and error.status_code == 404
+        if not (wants_page and missing) or request.url.path.startswith(API):
+            return cast(Response, otherwise(request, error))
+        with contextlib.suppress(LoginNeededError, HTTPException):  # who may see no other pages?
+            request.state.role = check(request)
+        told = HTTPException(404, f"there is no page {request.url.path}")
+        response = _explain(request, told)
+        response.headers.update(_SAFETY)
+        return response
+
+    app.add_exception_handler(HTTPException, answer)
 
 
 def _explain(request: Request, error: Exception) -> Response:

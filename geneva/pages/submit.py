@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,6 +40,19 @@ _COUNTS = (
 )
 _AMOUNTS = ("max_failures", "timeout")
 _CHOICES = ("on_error", "inputs", "unverified", "foreign", "executor")
+_LABELS: Mapping[str, str] = {
+    "max_failures": "At most so many failures",
+    "concurrency": "Appliers",
+    "num_frags": "Fragments in this run",
+    "pool": "Pool",
+    "priority": "Priority",
+    "name": "Name",
+    "intra_applier_concurrency": "Calls at once",
+    "batch_size": "Rows per call",
+    "commit_granularity": "Fragments per commit",
+    "timeout": "Seconds at most",
+    "params": "Parameters of the UDF",
+}
 _REDO: Mapping[str, Mapping[str, bool]] = {
     "": {},
     "failed": {"retry_failed": True},
@@ -48,17 +62,22 @@ _REDO: Mapping[str, Mapping[str, bool]] = {
 
 @dataclass(frozen=True, slots=True)
 class Wrong:
-    """Why a request cannot be accepted; of a filter also where."""
+    """Why a request cannot be accepted, by which field; of a filter also where."""
 
     text: str
     where: bool = False
     span: tuple[int, int] | None = None
+    field: str = ""
 
     @classmethod
     def of(cls, error: GenevaError) -> Wrong:
-        """Return what a person must know."""
+        """Return what a person must know, with the name that a field has on the page."""
         span = error.span if isinstance(error, WhereError) else None
-        return cls(str(error), isinstance(error, WhereError), span)
+        text = str(error)
+        field = re.split(r"\W", text, maxsplit=1)[0]
+        if field in _LABELS:
+            return cls(f"{_LABELS[field]}: {text}", field=field)
+        return cls(text, isinstance(error, WhereError), span)
 
 
 @router.get("/submit")
@@ -85,7 +104,7 @@ def columns(
 ) -> Response:
     """Offer the columns of another table."""
     found, wrong = _table(catalog, db, table)
-    return render(request, "_columns.html", facts=found, filled={}, wrong=wrong)
+    return render(request, "_columns.html", facts=found, filled={}, wrong_table=wrong)
 
 
 @router.post("/submit/plan")
@@ -141,8 +160,11 @@ def _page(
         names=names,
         pools=[p.name for p in places.lists.pools() if p.name],
         key=uuid4().hex,
-        wrong=wrong or wrong_db or wrong_table,
+        wrong=wrong or wrong_db,
+        wrong_table=wrong_table,
+        nowhere=not (db or catalog.db),
         default_pool=DEFAULT_POOL,
+        labels=_LABELS,
     )
 
 
@@ -173,10 +195,10 @@ def _asked(catalog: Catalog, form: Mapping[str, str]) -> Submission:
         A field does not hold what it should.
     """
     if not form.get("table"):
-        raise SettingError("choose a table")
+        raise SettingError("Choose a table")
     chosen = [k.removeprefix(_COLUMN) for k in form if k.startswith(_COLUMN)]
     if not chosen:
-        raise SettingError("choose a column")
+        raise SettingError("Choose a column")
     new = checked(
         NewRun,
         db=form.get("db") or None,

@@ -31,7 +31,7 @@ def duration(seconds: float | None) -> str:
     """Return a duration by its two largest units: 0.4 s, 12 s, 3m 20s, 2d 4h."""
     if seconds is None:
         return NOTHING
-    if seconds < 10:
+    if seconds < 9.95:
         return f"{seconds:.1f} s"
     rest = round(seconds)
     if rest < 60:
@@ -61,7 +61,9 @@ def ago(at: datetime | None, now: datetime) -> str:
     if at is None:
         return NOTHING
     seconds = (now - at).total_seconds()
-    return "just now" if seconds < 5 else f"{duration(seconds).replace(' s', 's')} ago"
+    if seconds < 5:
+        return "just now"
+    return f"{round(seconds)}s ago" if seconds < 59.5 else f"{duration(seconds)} ago"
 
 
 def type_name(arrow: str) -> str:

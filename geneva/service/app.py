@@ -28,6 +28,8 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
         description="Backfills of computed columns as jobs.",
         responses={"default": {"model": Problem}},
         generate_unique_id_function=operation_id,
+        docs_url=None,  # FastAPI's own pages load from elsewhere; geneva.pages.docs is ours
+        redoc_url=None,
     )
     describe(app)
     app.state.settings = settings

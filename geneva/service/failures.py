@@ -7,10 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Response
 from fastapi import Path as InPath
 
-from geneva.jobs.records import RunRecord
+from geneva.jobs.records import FailureGroups, FailureWish, RunRecord
 from geneva.service.access import Operator, Viewer
-from geneva.service.state import Failures
-from geneva.store.failures import FailureGroups, FailureWish
+from geneva.service.state import Store
 
 router = APIRouter(prefix="/failures", tags=["failures"])
 
@@ -27,19 +26,19 @@ _Wish = Annotated[FailureWish, Depends(_wish)]
 
 
 @router.get("", dependencies=[Viewer])
-def groups(failures: Failures, wish: _Wish) -> FailureGroups:
+def groups(store: Store, wish: _Wish) -> FailureGroups:
     """List what UDFs failed on and nobody computed since, by column, exception and message."""
-    return failures.groups(wish)
+    return store.failure_groups(wish)
 
 
 @router.post("/{key}/retry", status_code=201, dependencies=[Operator])
 def retry(
     key: Annotated[str, InPath(max_length=100)],
-    failures: Failures,
+    store: Store,
     wish: _Wish,
     response: Response,
 ) -> RunRecord:
     """Queue a run that tries the rows of one group again, and no others."""
-    run = failures.retry(wish, key)
+    run = store.retry_failures(wish, key)
     response.headers["Location"] = f"/api/v1/runs/{run.id}"
     return run

@@ -51,10 +51,10 @@ STATUSES = {
     413: "The body is too large.",
     414: "The URL is too long.",
     422: "The request is wrong.",
-    429: "Too many requests; Retry-After says how long to wait.",
+    429: "Too many requests, or streams of one client; Retry-After says how long to wait.",
     431: "The headers are too large.",
     500: "The service failed, or somebody must mend the cluster or the files.",
-    503: "The database of jobs, or the table's storage, does not answer.",
+    503: "The database of jobs or the table's storage does not answer, or all streams are taken.",
 }
 """What the status of an error means."""
 

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.encoders import jsonable_encoder
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
@@ -20,11 +19,11 @@ from geneva.service import admission
 from geneva.service.access import Operator, Viewer
 from geneva.service.schemas import NewRun, RunChange
 from geneva.service.state import Lists, Places, Store
+from geneva.service.streams import Stream
 from geneva.types import JobState
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 
-_LOOK_S = 0.3
 _SENT = {
     "type": "object",
     "required": ["event", "data"],
@@ -143,18 +142,18 @@ async def stream(
     last_event_id: Annotated[int | None, Header(ge=0, le=2**53)] = None,
 ) -> EventSourceResponse:
     """Send what happens to a run as it happens, and its progress; ends with the run."""
-    await run_in_threadpool(places.store.run, run_id)
+    await places.streams.look(places.store.run, run_id)
     follow = _follow(run_id, request, places, last_event_id or after)
-    return EventSourceResponse(follow)
+    return Stream(follow, places.streams)
 
 
 async def _follow(
-    run_id: str, request: Request, places: Any, seq: int
+    run_id: str, request: Request, places: Places, seq: int
 ) -> AsyncIterator[ServerSentEvent]:
     shown = ""
     while not await request.is_disconnected():
-        now = await run_in_threadpool(places.store.run, run_id)
-        page = await run_in_threadpool(places.lists.events, run_id, seq)
+        now = await places.streams.look(places.store.run, run_id)
+        page = await places.streams.look(places.lists.events, run_id, seq)
         for event in page.items:
             seq = event.seq
             yield ServerSentEvent(_text(event), event=event.kind, id=str(seq))
@@ -165,7 +164,7 @@ async def _follow(
             yield ServerSentEvent(text, event="run")
         if now.state.ended:
             return
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(places.streams.pause_s)
 
 
 def _text(record: Any) -> str:

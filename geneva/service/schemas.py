@@ -64,7 +64,24 @@ class _Strict(BaseModel):
 class NewRun(_Strict):
     """A backfill to submit.
 
-    ``arguments`` are those of ``geneva.Table.backfill``, by name.
+    Attributes
+    ----------
+    columns
+        Computed columns of the table.
+    db
+        Absolute path or URI, as the service sees it; by default the service's own.
+    arguments
+        Of ``geneva.Table.backfill``, by name.
+    ray
+        Of ``geneva.connect``: ``address`` and ``runtime_env``, say.
+    name
+        To find the run again.
+    pool
+        Whose slots it takes.
+    priority
+        Higher starts earlier.
+    max_active
+        At most so many jobs of the run at once.
     """
 
     table: Annotated[_Name, Field(min_length=1, max_length=240)]

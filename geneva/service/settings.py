@@ -32,6 +32,8 @@ class Settings:
         Seconds between two looks of the scheduler, and that a driver has to stop as is wanted.
     requests_per_s
         That one client may send, with bursts of twice as many; 0 for no limit.
+    max_streams
+        Streams of events that are open at once; one client may have a quarter of them.
     watch_s
         Seconds between two looks at the tables of ``db`` for columns that are kept filled; 0 for
         never.
@@ -49,6 +51,7 @@ class Settings:
     tick_s: float = 0.25
     grace_s: float = 15.0
     requests_per_s: float = 500.0
+    max_streams: int = 200
     watch_s: float = 1.0
     keep_s: float | None = None
 

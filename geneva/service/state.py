@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from geneva.service.catalog import Catalog as _Catalog
 from geneva.service.logs import forget
 from geneva.service.settings import Settings
-from geneva.store.failures import Failures as _Failures
+from geneva.service.streams import Streams
 from geneva.store.lists import Lists as _Lists
 from geneva.store.past import Past
 from geneva.store.store import Store as _Store
@@ -23,7 +23,7 @@ class _Places:
     lists: _Lists
     catalog: _Catalog
     past: Past
-    failures: _Failures
+    streams: Streams
 
     def delete_run(self, run_id: str) -> None:
         """Remove the records and logs of a run that has ended."""
@@ -37,7 +37,8 @@ def places(settings: Settings, store: _Store) -> _Places:
     """Return what the requests of one service share."""
     past = Past(store.database)
     catalog = _Catalog(settings.db, past)
-    return _Places(settings, store, _Lists(store.database), catalog, past, _Failures(store))
+    streams = Streams(settings.max_streams)
+    return _Places(settings, store, _Lists(store.database), catalog, past, streams)
 
 
 def _get(request: Request) -> _Places:
@@ -57,12 +58,7 @@ def _get_catalog(request: Request) -> _Catalog:
     return _get(request).catalog
 
 
-def _get_failures(request: Request) -> _Failures:
-    return _get(request).failures
-
-
 Places = Annotated[_Places, Depends(_get)]
 Store = Annotated[_Store, Depends(_get_store)]
 Lists = Annotated[_Lists, Depends(_get_lists)]
 Catalog = Annotated[_Catalog, Depends(_get_catalog)]
-Failures = Annotated[_Failures, Depends(_get_failures)]

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, TypeVar, cast
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
@@ -21,7 +22,9 @@ from geneva.jobs.control import Wanted
 from geneva.jobs.page import MAX_LIMIT, Page, Wish
 from geneva.jobs.records import (
     EventRecord,
+    FailureGroups,
     FailureRecord,
+    FailureWish,
     JobRecord,
     LogPart,
     LogRecord,
@@ -79,6 +82,10 @@ class Client:
         """Queue what did not succeed again."""
         return self._run("POST", f"/runs/{run_id}/retry")
 
+    def retry_failures(self, wish: FailureWish, key: str) -> RunRecord:
+        """Queue a run limited to the rows of a group of failures."""
+        return self._run("POST", f"/failures/{quote(key, safe='')}/retry", params=_chosen(wish))
+
     def change(
         self, run_id: str, *, priority: int | None = None, max_active: int | None = None
     ) -> RunRecord:
@@ -132,6 +139,10 @@ class Client:
         found = self._ask("GET", f"/jobs/{job_id}/failures", params=asked)
         return _read(Page[FailureRecord], found)
 
+    def failure_groups(self, wish: FailureWish) -> FailureGroups:
+        """Return what UDFs failed on and nobody computed since, by column, error and message."""
+        return _read(FailureGroups, self._ask("GET", "/failures", params=_chosen(wish)))
+
     def events(self, run_id: str, after: int = 0, limit: int = MAX_LIMIT) -> Page[EventRecord]:
         """Return the events of a run that came after its n-th."""
         asked = {"after": after, "limit": limit}
@@ -169,26 +180,34 @@ class Client:
         seq, tries = 0, 0
         while True:
             try:
-                headers = {"Last-Event-ID": str(seq)}
-                path = f"/runs/{run_id}/stream"
-                with self._http.stream("GET", path, headers=headers, timeout=60) as answer:
-                    if answer.is_error:
-                        answer.read()
-                    _check(answer)
-                    for kind, text in _sent(answer.iter_lines()):
-                        tries = 0
-                        if kind == "run":
-                            run = _read(RunRecord, json.loads(text))
-                            yield run
-                            if run.state.ended:
-                                return
-                        else:
-                            event = _read(EventRecord, json.loads(text))
-                            seq = event.seq
-                            yield event
+                for kind, text in self._told(run_id, seq):
+                    tries = 0
+                    if kind == "run":
+                        run = _read(RunRecord, json.loads(text))
+                        yield run
+                        if run.state.ended:
+                            return
+                    else:
+                        event = _read(EventRecord, json.loads(text))
+                        seq = event.seq
+                        yield event
             except httpx.TransportError as error:
                 tries += 1
                 self._wait(tries, error)
+
+    def _told(self, run_id: str, after: int) -> Iterator[tuple[str, str]]:
+        """Open a stream, when the service has room for it, and yield what it sends."""
+        headers = {"Last-Event-ID": str(after)}
+        for tries in range(_TRIES + 1):
+            with self._http.stream("GET", f"/runs/{run_id}/stream", headers=headers) as answer:
+                wait_s = _asked_to_wait_s(answer) if tries < _TRIES else None
+                if wait_s is None:
+                    if answer.is_error:
+                        answer.read()
+                    _check(answer)
+                    yield from _sent(answer.iter_lines())
+                    return
+            time.sleep(wait_s)
 
     # --- requests ------------------------------------------------------------------------
 
@@ -206,9 +225,10 @@ class Client:
         while True:
             try:
                 answer = self._http.request(method, path, **options)
-                if answer.status_code == 429 and tries < _TRIES:  # it was not carried out
+                wait_s = _asked_to_wait_s(answer) if tries < _TRIES else None
+                if wait_s is not None:
                     tries += 1
-                    time.sleep(min(float(answer.headers.get("Retry-After", 1)), _MOST_WAIT_S))
+                    time.sleep(wait_s)
                     continue
                 _check(answer)
                 return answer
@@ -223,6 +243,13 @@ class Client:
                 "there? --url or GENEVA_URL names another"
             ) from error
         time.sleep(0.1 * 2**tries)
+
+
+def _asked_to_wait_s(answer: httpx.Response) -> float | None:
+    """Return how long to wait before a request is sent again that was not carried out."""
+    if answer.status_code not in (429, 503) or "Retry-After" not in answer.headers:
+        return None
+    return min(float(answer.headers["Retry-After"]), _MOST_WAIT_S)
 
 
 def _sent(lines: Iterator[str]) -> Iterator[tuple[str, str]]:
@@ -274,6 +301,10 @@ def _body(asked: Submission) -> Mapping[str, Any]:
 def _query(wish: Wish) -> dict[str, Any]:
     facts = {"state": [s.value for s in wish.states], "db": wish.db, "table": wish.table}
     return _given(**facts, name=wish.name, sort=wish.sort, limit=wish.limit, cursor=wish.cursor)
+
+
+def _chosen(wish: FailureWish) -> dict[str, Any]:
+    return _given(run=wish.run_id, db=wish.db, table=wish.table, column=wish.column)
 
 
 def _given(**facts: Any) -> dict[str, Any]:

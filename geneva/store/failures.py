@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from enum import IntEnum
 from typing import Any
 
@@ -14,10 +13,9 @@ from sqlalchemy import select, tuple_
 from sqlalchemy.orm import Session
 
 from geneva.errors import JobStateError, NoSuchJobError
-from geneva.jobs.records import FailureRecord, RunRecord
+from geneva.jobs.records import FailureGroup, FailureGroups, FailureSample, FailureWish
 from geneva.store.found import failure_record, moment
 from geneva.store.models import Failure, Job, Run
-from geneva.store.store import Picked, Store
 from geneva.types import JobState
 
 _SCANNED = 200_000  # rows that one look goes through, those of the latest jobs first
@@ -34,65 +32,20 @@ _KEPT = (JobState.SUCCEEDED.value, JobState.PARTIAL.value)
 
 
 @dataclass(frozen=True, slots=True)
-class FailureWish:
-    """Which failures are wanted; an empty filter matches all."""
-
-    run_id: str | None = None
-    db: str | None = None
-    table: str | None = None
-    column: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FailureSample:
-    """One row of a group, with the job that failed on it."""
-
-    run_id: str
-    job_id: str
-    failure: FailureRecord
-
-
-@dataclass(frozen=True, slots=True)
-class FailureGroup:
-    """Rows of one column on which a UDF failed in the same way.
+class Picked:
+    """Rows of a job that are tried again.
 
     Attributes
     ----------
-    key
-        Names the group in a request to retry it.
-    shape
-        The message, with numbers, paths and what is quoted left out.
-    rows, retrying
-        Rows that failed and were not computed since, and those of them in a retry that is queued
-        or runs.
-    runs
-        Those that failed on them, the latest first; at most 20.
-    first_at, last_at
-        When the first and the last of these jobs was submitted.
+    columns
+        Those that are filled together and whose UDF failed.
+    only
+        (fragment, start, stop), physical rows, half-open.
     """
 
-    key: str
-    db: str
-    table: str
-    column: str
-    error: str
-    shape: str
-    rows: int
-    retrying: int
-    fragments: int
-    runs: tuple[str, ...]
-    first_at: datetime
-    last_at: datetime
-    samples: tuple[FailureSample, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class FailureGroups:
-    """Groups, the largest first; not ``complete`` if there are more rows than one look takes."""
-
-    items: tuple[FailureGroup, ...]
-    rows: int
-    complete: bool
+    job_id: str
+    columns: tuple[str, ...]
+    only: tuple[tuple[int, int, int], ...]
 
 
 def shape_of(message: str) -> str:
@@ -102,67 +55,60 @@ def shape_of(message: str) -> str:
     return shape if len(shape) <= _SHAPE_CHARS else shape[: _SHAPE_CHARS - 1] + "…"
 
 
-class Failures:
-    """Groups the failures of a store, and retries groups."""
+def groups_of(session: Session, wish: FailureWish) -> FailureGroups:
+    """Return the groups of what failed and was not computed since.
 
-    def __init__(self, store: Store) -> None:
-        self._store, self._database = store, store.database
+    Raises
+    ------
+    NoSuchJobError
+        There is no such run.
+    """
+    if wish.run_id is not None and session.get(Run, wish.run_id) is None:
+        raise NoSuchJobError(f"there is no run {wish.run_id!r}")
+    groups, complete = _look(session, wish)
+    found = [_group(session, key, g) for key, g in groups.items()]
+    found.sort(key=lambda g: (-g.rows, g.column, g.error, g.shape))
+    return FailureGroups(tuple(found), sum(g.rows for g in found), complete)
 
-    def groups(self, wish: FailureWish) -> FailureGroups:
-        """Return the groups of what failed and was not computed since.
 
-        Raises
-        ------
-        NoSuchJobError
-            There is no such run.
-        """
-        with self._database.read() as session:
-            if wish.run_id is not None and session.get(Run, wish.run_id) is None:
-                raise NoSuchJobError(f"there is no run {wish.run_id!r}")
-            groups, complete = self._look(session, wish)
-            found = [_group(session, key, g) for key, g in groups.items()]
-        found.sort(key=lambda g: (-g.rows, g.column, g.error, g.shape))
-        return FailureGroups(tuple(found), sum(g.rows for g in found), complete)
+def picked_of(session: Session, wish: FailureWish, key: str) -> tuple[str, list[Picked]]:
+    """Return the error of a group, and its rows that no retry has.
 
-    def retry(self, wish: FailureWish, key: str) -> RunRecord:
-        """Queue a run limited to the rows of a group; jobs that failed on them stay as they are.
+    Raises
+    ------
+    NoSuchJobError
+        There is no such group.
+    JobStateError
+        All of its rows are being retried already.
+    """
+    group = _look(session, wish)[0].get(key)
+    if group is None:
+        raise NoSuchJobError(
+            f"there is no group of failures {key!r} (any more): its rows were computed since, "
+            "or the records of their runs were deleted; look at the list again"
+        )
+    picked = _picked(group)
+    if not picked:
+        raise JobStateError("all rows of this group are being retried already")
+    return group.error, picked
 
-        Raises
-        ------
-        NoSuchJobError
-            There is no such group.
-        JobStateError
-            All of its rows are being retried already.
-        """
-        with self._database.read() as session:
-            groups, _ = self._look(session, wish)
-        group = groups.get(key)
-        if group is None:
-            raise NoSuchJobError(
-                f"there is no group of failures {key!r} (any more): its rows were computed since, "
-                "or the records of their runs were deleted; look at the list again"
-            )
-        picked = _picked(group)
-        if not picked:
-            raise JobStateError("all rows of this group are being retried already")
-        return self._store.retry_rows(picked, f"{group.error} again")
 
-    def _look(self, session: Session, wish: FailureWish) -> tuple[dict[str, _Group], bool]:
-        retries = _Retries(session)
-        groups: dict[str, _Group] = {}
-        known: set[tuple[str, str, int, int]] = set()
-        scanned = 0
-        for f in session.execute(_wanted(wish).limit(_SCANNED + 1)):
-            scanned += 1
-            place = (f.table_uri, f.column, f.fragment_id, f.row)
-            state = retries.state(f.job_id, f.fragment_id, f.row)
-            if place in known or state is _Retry.DONE:
-                continue
-            known.add(place)
-            group = _Group(f.db, f.table, f.column, f.error, shape_of(f.message))
-            row = _Row(f.job_id, f.run_id, f.fragment_id, f.row, f.created_s, state is _Retry.LIVE)
-            groups.setdefault(group.key, group).rows.append(row)
-        return groups, scanned <= _SCANNED
+def _look(session: Session, wish: FailureWish) -> tuple[dict[str, _Group], bool]:
+    retries = _Retries(session)
+    groups: dict[str, _Group] = {}
+    known: set[tuple[str, str, int, int]] = set()
+    scanned = 0
+    for f in session.execute(_wanted(wish).limit(_SCANNED + 1)):
+        scanned += 1
+        place = (f.table_uri, f.column, f.fragment_id, f.row)
+        state = retries.state(f.job_id, f.fragment_id, f.row)
+        if place in known or state is _Retry.DONE:
+            continue
+        known.add(place)
+        group = _Group(f.db, f.table, f.column, f.error, shape_of(f.message))
+        row = _Row(f.job_id, f.run_id, f.fragment_id, f.row, f.created_s, state is _Retry.LIVE)
+        groups.setdefault(group.key, group).rows.append(row)
+    return groups, scanned <= _SCANNED
 
 
 class _Retry(IntEnum):

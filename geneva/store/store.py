@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from uuid import uuid4
 
 from sqlalchemy import delete, select
@@ -14,32 +14,23 @@ from sqlalchemy.orm import Session
 from geneva.errors import JobStateError, NoSuchJobError, SettingError
 from geneva.jobs.control import Wanted
 from geneva.jobs.process import ProcessId
-from geneva.jobs.records import JobRecord, Mode, RunRecord, Submission
+from geneva.jobs.records import (
+    FailureGroups,
+    FailureWish,
+    JobRecord,
+    Mode,
+    RunRecord,
+    Submission,
+)
 from geneva.jobs.states import when_asked
 from geneva.storage.secrets import HIDDEN, without_secrets
 from geneva.store.change import jobs_of, locked_job, locked_run, move, note, settle
+from geneva.store.failures import Picked, groups_of, picked_of
 from geneva.store.found import job_record, run_record
 from geneva.store.lists import Lists
 from geneva.store.models import Job, Run
 from geneva.store.queue import Claim
 from geneva.types import JobState
-
-
-@dataclass(frozen=True, slots=True)
-class Picked:
-    """Rows of a job that are tried again.
-
-    Attributes
-    ----------
-    columns
-        Those that are filled together and whose UDF failed.
-    only
-        (fragment, start, stop), physical rows, half-open.
-    """
-
-    job_id: str
-    columns: tuple[str, ...]
-    only: tuple[tuple[int, int, int], ...]
 
 
 class Store(Lists):
@@ -196,19 +187,33 @@ class Store(Lists):
             settle(session, run, now)
             return run_record(run, jobs_of(session, run))
 
-    def retry_rows(self, picked: Sequence[Picked], name: str) -> RunRecord:
-        """Queue a run of one child for each job, limited to rows that its UDF failed on.
-
-        Parameters
-        ----------
-        picked
-            Rows of at least one job, all of one table.
+    def failure_groups(self, wish: FailureWish) -> FailureGroups:
+        """Return what UDFs failed on and nobody computed since, by column, error and message.
 
         Raises
         ------
         NoSuchJobError
-            The records of one of the jobs were deleted meanwhile.
+            There is no such run.
         """
+        with self.database.read() as session:
+            return groups_of(session, wish)
+
+    def retry_failures(self, wish: FailureWish, key: str) -> RunRecord:
+        """Queue a run limited to the rows of a group; jobs that failed on them stay as they are.
+
+        Raises
+        ------
+        NoSuchJobError
+            There is no such group, or the records of one of its jobs were deleted meanwhile.
+        JobStateError
+            All of its rows are being retried already.
+        """
+        with self.database.read() as session:
+            error, picked = picked_of(session, wish, key)
+        return self._retry_rows(picked, f"{error} again")
+
+    def _retry_rows(self, picked: Sequence[Picked], name: str) -> RunRecord:
+        """Queue a run of one child for each job, all of one table."""
         with self.database.write() as session:
             now = self.database.now_s(session)
             parents = [_present(session.get(Job, p.job_id), p.job_id) for p in picked]

@@ -14,7 +14,9 @@ from geneva.jobs.control import Wanted
 from geneva.jobs.page import MAX_LIMIT, Page, Wish
 from geneva.jobs.records import (
     EventRecord,
+    FailureGroups,
     FailureRecord,
+    FailureWish,
     JobRecord,
     RunRecord,
     TaskRecord,
@@ -53,6 +55,12 @@ class Source(Protocol):
         self, job_id: str, limit: int = 100, cursor: str | None = None
     ) -> Page[FailureRecord]:
         """Return a page of the rows on which a UDF failed."""
+
+    def failure_groups(self, wish: FailureWish) -> FailureGroups:
+        """Return groups of rows on which a UDF failed and that nobody computed since."""
+
+    def retry_failures(self, wish: FailureWish, key: str) -> RunRecord:
+        """Queue a run limited to the rows of a group."""
 
     def events(self, run_id: str, after: int = 0, limit: int = MAX_LIMIT) -> Page[EventRecord]:
         """Return events of a run."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from geneva.jobs.control import Wanted
 from geneva.jobs.page import Wish
-from geneva.jobs.records import JobRecord, RunRecord
+from geneva.jobs.records import FailureGroups, FailureWish, JobRecord, RunRecord
 from geneva.store.tables import Source, all_jobs, all_runs, as_table
 from geneva.types import JobState
 
@@ -69,9 +69,23 @@ class RunHandle:
         """Stop for good: finished fragments are committed, checkpoints are kept."""
         self._source.want(self.id, Wanted.CANCEL)
 
-    def retry(self) -> None:
-        """Queue again what did not succeed, limited to what failed."""
-        self._source.retry(self.id)
+    def failures(self) -> FailureGroups:
+        """Return the rows on which a UDF failed and that nobody computed since, by cause."""
+        return self._source.failure_groups(FailureWish(run_id=self.id))
+
+    def retry(self, group: str | None = None) -> RunHandle:
+        """Queue again what did not succeed, limited to what failed; return the run that does.
+
+        Parameters
+        ----------
+        group
+            ``key`` of one of `failures`: a run of its own tries its rows, and this one stays as
+            it is.
+        """
+        if group is None:
+            return RunHandle(self._source, self._source.retry(self.id).id)
+        found = self._source.retry_failures(FailureWish(run_id=self.id), group)
+        return RunHandle(self._source, found.id)
 
     def __repr__(self) -> str:
         return f"<Run {self.id} {self.state.value}>"

@@ -15,6 +15,7 @@ from geneva.jobs.control import Wanted
 from geneva.store.failures import shape_of
 from geneva.store.store import Store
 from tests.service.conftest import Scene
+from tests.service.test_jobs_cli import call
 from tests.service.test_rest import client_for
 from tests.support.backfills import Gate
 from tests.support.calls import CallLog
@@ -138,15 +139,35 @@ def test_group_that_is_gone_is_not_retried(http: TestClient):
     assert "look at the list again" in answer.json()["detail"]
 
 
+def test_handle_shows_its_failures_and_retries_a_group(jobs: Store, scene: Scene):
+    run = fail(jobs, scene)
+    handle = geneva.connect(str(scene.path), jobs=jobs.database.url).jobs()[run]
+    found = handle.failures()
+    assert [(g.error, g.rows) for g in found.items] == [("ValueError", 4), ("OverflowError", 3)]
+    retry = handle.retry(found.items[1].key)
+    assert retry.id != run
+    assert retry.record().jobs[0].arguments["only"] == [[3, 7, 10]]
+    assert [g.retrying for g in handle.failures().items] == [0, 3]
+    assert handle.retry().id == run  # as a whole, it goes on itself
+
+
 def test_served_retry_computes_its_rows_and_no_others(service: Service, scene: Scene):
     arguments = {"executor": "local", "on_error": "null"}
     run = service.submit(arguments=arguments)
     service.until(run, "PARTIAL")
-    groups = {g["error"]: g for g in service.ask("GET", f"{FAILURES}?run={run}")["items"]}
+    groups = {g["error"]: g for g in call(service, "failures", run)["items"]}
+    shown = call(service, "failures", run, as_json=False)
+    assert "ValueError: odd row # in '…'\n  4 rows of t.y\n  fragment 0 row 3 (x=3): odd" in shown
+    rows = call(service, "failures", run, "--rows", as_json=False).splitlines()
+    assert len(rows) == 7
+    assert "y fragment 3 row 9 (x=39): OverflowError: too large" in rows
     scene.gate.open()
     scene.calls.clear()
-    retry = service.ask("POST", f"{FAILURES}/{groups['ValueError']['key']}/retry?run={run}", 201)
+    key = groups["ValueError"]["key"]
+    assert f"geneva jobs retry {run} --group {key}" in shown
+    retry = call(service, "retry", run, "--group", key)
     service.until(retry["id"], "SUCCEEDED")
+    call(service, "retry", run, "--group", key, code=2)
     assert sorted(int(k) for k in scene.calls.keys) == ODD
     assert column(scene.table, "y") == [None if x in LARGE else 2 * x for x in range(40)]
     left = service.ask("GET", f"{FAILURES}?run={run}")["items"]

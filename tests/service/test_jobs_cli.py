@@ -56,7 +56,9 @@ def test_verbs_of_the_shell_do_what_they_say(scene: Scene, service: Service):
     followed = call(service, "logs", run, "--follow", as_json=False)
     assert followed == call(service, "logs", run, as_json=False)
     call(service, "logs", run, "--applier", "0", code=2)
-    assert call(service, "failures", run) == {"failures": []}
+    assert call(service, "failures", run) == {"items": [], "rows": 0, "complete": True}
+    assert call(service, "failures", run, "--rows") == {"failures": []}
+    call(service, "failures", "none", code=2)
     call(service, "cancel", run, code=2)
     call(service, "retry", run, code=2)
     call(service, "show", "none", code=2)

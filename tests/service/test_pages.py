@@ -398,3 +398,15 @@ def test_files_are_kept_by_their_addresses(web: TestClient):
     assert "immutable" not in web.get("/static/geneva.css").headers.get("Cache-Control", "")
     assert web.get("/static/../site.py").status_code == 404
     assert web.get("/static/%2e%2e/site.py").status_code == 404
+
+
+def test_address_that_nothing_has_is_a_page_for_people_only(web: TestClient, guarded: TestClient):
+    person = {"Accept": "text/html,*/*;q=0.8"}
+    page = web.get("/nothing", headers=person)
+    assert (page.status_code, "there is no page /nothing" in page.text) == (404, True)
+    assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+    assert 'href="/pools"' in page.text
+    assert 'href="/pools"' not in guarded.get("/nothing", headers=person).text
+    for path, headers in (("/nothing", {}), ("/api/v1/nothing", person)):
+        answer = web.get(path, headers=headers)
+        assert (answer.status_code, answer.json()["type"]) == (404, "NotFound")

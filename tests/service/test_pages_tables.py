@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -71,6 +72,14 @@ def test_page_of_what_is_not_there_says_so(web: TestClient, path: str, said: str
     assert said in answer.text
 
 
+def test_form_without_a_table_says_what_to_do(jobs: Store, tmp_path: Path):
+    folder = tmp_path / "empty"
+    (folder / "db").mkdir(parents=True)
+    with browser_for(jobs, folder) as web:
+        assert "There is no table in" in web.get("/submit").text
+        assert web.get("/submit?table=docs").text.count("no table &#39;docs&#39;") == 1
+
+
 def test_form_queues_one_run_also_when_it_is_sent_twice(web: TestClient, jobs: Store):
     for _ in range(2):
         answer = web.post(
@@ -92,7 +101,7 @@ def test_form_queues_one_run_also_when_it_is_sent_twice(web: TestClient, jobs: S
         ({"table": ""}, "hoose a table"),
         ({"table": "nothing"}, "nothing"),
         ({"num_frags": "two"}, "num_frags=&#39;two&#39; must be a whole number"),
-        ({"num_frags": "0"}, "at least 1"),
+        ({"num_frags": "0"}, "Fragments in this run: num_frags=0 must be at least 1"),
         ({"max_failures": "5"}, "on_error"),
         ({"params": "{"}, "params is no JSON"),
         ({"params": "[1]"}, "must be a JSON object"),
@@ -118,7 +127,7 @@ def test_form_without_a_column_is_no_plan_and_no_run(web: TestClient, jobs: Stor
     fields = {"table": "t"}
     assert "Choose a column" in web.post("/submit/plan", data=fields, headers=OURS).text
     answer = web.post("/submit", data=fields, headers=OURS)
-    assert (answer.status_code, "choose a column" in answer.text) == (422, True)
+    assert (answer.status_code, "Choose a column" in answer.text) == (422, True)
     assert runs(jobs) == []
 
 

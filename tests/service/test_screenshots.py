@@ -81,6 +81,7 @@ def served(tmp_path: Path) -> Iterator[Service]:
     gate = Gate(tmp_path / "gate")
     make_tables(tmp_path / "data", gate)
     running = Service(tmp_path / "state", "data", cwd=tmp_path).start()
+    running.db = tmp_path / "data"  # requests name it whole
     yield running
     gate.open()
     running.stop()

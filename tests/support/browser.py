@@ -26,10 +26,11 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 
 def program() -> str | None:
     """Return the path of a Chromium, which apt installs where it can."""
-    return found_or_installed(_found, "chromium")
+    return found_or_installed(present, "chromium")
 
 
-def _found() -> str | None:
+def present() -> str | None:
+    """Return the path of a Chromium that is here."""
     return next((path for name in _NAMES if (path := shutil.which(name))), None)
 
 
@@ -79,14 +80,36 @@ class Visitor:
         self.context.close()
 
 
-def barriers(page: Page) -> list[str]:
-    """Return what axe finds against WCAG 2.2 AA, each with the first element that has it."""
-    page.evaluate(_AXE.read_text())
-    found = page.evaluate(
-        "() => axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21aa', 'wcag22aa',"
-        " 'best-practice']})"
-    )
+def barriers(page: Page, *rules: str) -> list[str]:
+    """Return what axe finds against WCAG 2.2 AA, each with the first element that has it.
+
+    Parameters
+    ----------
+    rules
+        Only these, if any.
+    """
+    if page.evaluate("typeof axe === 'undefined'"):
+        page.evaluate(_AXE.read_text())
+    tags = ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa", "best-practice"]
+    found = page.evaluate("only => axe.run(document, {runOnly: only})", [*rules] or tags)
     return [
         f"{v['id']}: {v['help']}: {v['nodes'][0]['html'][:160]} {v['nodes'][0]['failureSummary']}"
         for v in found["violations"]
     ]
+
+
+def barriers_of_looks(page: Page) -> dict[str, list[str]]:
+    """Return the barriers of a page in light and dark, and on a phone, which it must fit."""
+    found = {"light": barriers(page)}
+    page.emulate_media(color_scheme="dark")  # other colours and nothing else
+    found["dark"] = barriers(page, "color-contrast")
+    page.emulate_media(color_scheme="light")
+    desk = page.viewport_size
+    page.set_viewport_size(LOOKS["phone"]["viewport"])
+    found["phone"] = barriers(page)
+    wide, shown = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    if wide > shown:
+        found["phone"].append(f"{wide} px wide, of which {shown} are shown")
+    assert desk is not None
+    page.set_viewport_size(desk)
+    return {look: barred for look, barred in found.items() if barred}

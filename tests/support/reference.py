@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from geneva.cli.commands import app as cli
 from geneva.service.app import create_app
+from geneva.service.described import Content, Field, Kind, Model, Operation, Type, described
 from geneva.service.limits import MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_URL_BYTES
 from geneva.service.settings import Settings
 from geneva.store.place import open_store
@@ -38,7 +39,8 @@ page is made from. What it is for is in [the guide](../guides/jobs.md).
   `Last-Event-ID`: what came after it follows.
 - **Limits**: a body of {MAX_BODY_BYTES:,} bytes (413), headers of {MAX_HEADER_BYTES:,} (431), a
   URL of {MAX_URL_BYTES:,} (414), and `--rate-limit` requests a second from one client, with
-  bursts of twice as many (429 with `Retry-After`).
+  bursts of twice as many (429 with `Retry-After`). `--max-streams` streams may be open at
+  once (503), a quarter of them of one client (429); both with `Retry-After`.
 """
 _CLI = f"""# Command line
 
@@ -66,88 +68,58 @@ def rest() -> str:
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(f"sqlite:///{folder}/jobs.db", Path(folder))
         store = open_store(settings.url)
-        schema = create_app(settings, store).openapi()
+        found = described(create_app(settings, store).openapi())
         store.database.close()
-    operations = [
-        (verb, path, operation)
-        for path, verbs in schema["paths"].items()
-        for verb, operation in verbs.items()
-    ]
     parts = [_REST]
-    for tag in schema["tags"]:
-        chosen = [o for o in operations if tag["name"] in o[2]["tags"]]
-        if chosen:
-            parts.append(f"## {tag['name'].capitalize()}\n\n{tag['description']}\n")
-            parts += ["\n".join(_operation(*o)) for o in chosen]
+    for tag in found.tags:
+        parts.append(f"## {tag.name.capitalize()}\n\n{tag.text}\n")
+        parts += ["\n".join(_operation(o)) for o in tag.operations]
     parts.append("## Models\n")
-    models = sorted(schema["components"]["schemas"].items())
-    parts += ["\n".join(_model(name, model)) for name, model in models]
+    parts += ["\n".join(_model(m)) for m in found.models]
     return "\n".join(parts)
 
 
-def _operation(verb: str, path: str, operation: dict[str, Any]) -> Iterator[str]:
-    yield f"### `{verb.upper()} {path}`\n"
-    yield f"{operation['summary']}.\n"
-    rows = [
-        (p["name"], p["in"], p["schema"], p.get("required", False), p.get("description", ""))
-        for p in operation.get("parameters", ())
-    ]
-    if rows:
+def _operation(found: Operation) -> Iterator[str]:
+    yield f"### `{found.verb} {found.path}`\n"
+    yield f"{found.summary}\n"
+    if found.parameters:
         yield "| parameter | in | type | |\n|---|---|---|---|"
-        for name, where, kind, required, text in rows:
-            note = "required" if required else _default(kind)
-            yield f"| `{name}` | {where} | {_type(kind)} | {_cell(note, text)} |"
+        for p in found.parameters:
+            yield f"| `{p.name}` | {p.place} | {_type(p.type)} | {_note(p)} |"
         yield ""
-    if "requestBody" in operation:
-        yield f"Body: {_content(operation['requestBody'])}\n"
-    good = [(s, r) for s, r in operation["responses"].items() if int(s) < 400]
-    yield "; ".join(f"{s}: {_content(r)}" for s, r in good) + "\n"
+    if found.body is not None:
+        yield f"Body: {_content(found.body)}\n"
+    good = [(status, content) for status, content in found.answers.items() if status < 400]
+    yield "; ".join(f"{status}: {_content(content)}" for status, content in good) + "\n"
 
 
-def _content(found: dict[str, Any]) -> str:
-    kinds = found.get("content", {})
-    return (
-        ", ".join(f"{_type(c.get('schema', {}))} ({kind})" for kind, c in kinds.items()) or "empty"
-    )
+def _content(found: Content) -> str:
+    return ", ".join(f"{_type(kind)} ({media})" for media, kind in found.types) or "empty"
 
 
-def _model(name: str, model: dict[str, Any]) -> Iterator[str]:
-    yield f"### {name}\n"
-    if "description" in model:
-        yield f"{model['description'].strip()}\n"
-    if "enum" in model:
-        yield ", ".join(f"`{v}`" for v in model["enum"]) + "\n"
-    if "properties" in model:
+def _model(found: Model) -> Iterator[str]:
+    yield f"### {found.name}\n"
+    if found.text:
+        yield f"{found.text}\n"
+    if found.values:
+        yield ", ".join(f"`{v}`" for v in found.values) + "\n"
+    if found.fields:
         yield "| field | type | |\n|---|---|---|"
-        required = model.get("required", ())
-        for field, kind in model["properties"].items():
-            note = "" if field in required else _default(kind)
-            yield f"| `{field}` | {_type(kind)} | {_cell(note, kind.get('description', ''))} |"
+        for f in found.fields:
+            yield f"| `{f.name}` | {_type(f.type)} | {_note(f)} |"
         yield ""
 
 
-def _type(kind: dict[str, Any]) -> str:
-    if "$ref" in kind:
-        name = kind["$ref"].rpartition("/")[2]
-        return f"[{name}](#{name.lower()})"
-    if "anyOf" in kind:
-        return " or ".join(_type(k) for k in kind["anyOf"])
-    if "enum" in kind:
-        return " or ".join(f"`{v}`" for v in kind["enum"])
-    if kind.get("type") == "array":
-        return f"list of {_type(kind.get('items', {}))}"
-    if kind.get("format") == "date-time":
-        return "moment"
-    return str(kind.get("type", "any"))
+def _type(words: Type) -> str:
+    forms = {Kind.MODEL: lambda t: f"[{t}](#{t.lower()})", Kind.VALUE: lambda t: f"`{t}`"}
+    return "".join(forms.get(w.kind, str)(w.text) for w in words)
 
 
-def _default(kind: dict[str, Any]) -> str:
-    value = kind.get("default")
-    return "" if value is None or value in ("", {}, []) else f"default `{value}`"
-
-
-def _cell(*texts: str) -> str:
-    return "; ".join(" ".join(t.split()).replace("|", "\\|") for t in texts if t)
+def _note(found: Field) -> str:
+    needed = "required" if found.required and found.place else ""
+    default = f"default `{found.default}`" if found.default else ""
+    texts = (needed, default, " ".join(found.text.split()).replace("|", "\\|"))
+    return "; ".join(t for t in texts if t)
 
 
 # -------------------------------------------------------------------------------------------- CLI

@@ -5,5 +5,10 @@
 document.addEventListener("htmx:after:swap", (event) => {
   const field = document.getElementById("where");
   field?.setAttribute("aria-invalid", String(document.getElementById("where-wrong") !== null));
+  const wrong = document.querySelector("#plan [data-wrong]")?.dataset.wrong;
+  for (const input of document.querySelectorAll("#submit input[name]")) {
+    if (wrong && input.name === wrong) input.setAttribute("aria-invalid", "true");
+    else input.removeAttribute("aria-invalid");
+  }
   if (event.detail.ctx?.target?.id === "columns") htmx.trigger("#submit", "replan");
 });

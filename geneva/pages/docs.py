@@ -1,0 +1,40 @@
+"""The page of the REST interface, made from its schema; it loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import json
+
+from fastapi import Request, Response
+
+from geneva.pages.render import render
+from geneva.pages.routes import pages
+from geneva.service.described import Operation, described
+from geneva.service.problems import STATUSES
+from geneva.service.settings import Settings
+
+router = pages()
+
+
+@router.get("/docs")
+def docs(request: Request) -> Response:
+    """Show every operation and every model."""
+    found = described(request.app.openapi())
+    settings: Settings = request.app.state.settings
+    base = str(request.base_url).rstrip("/")
+    guarded = settings.operator_token is not None
+    calls = {o.verb + o.path: _call(o, base, guarded) for tag in found.tags for o in tag.operations}
+    return render(request, "docs.html", found=found, calls=calls, statuses=STATUSES)
+
+
+def _call(operation: Operation, base: str, guarded: bool) -> str:
+    """Return a command for a shell; what is in braces is to be filled in."""
+    words = ["curl"]
+    if operation.verb != "GET":
+        words.append(f"-X {operation.verb}")
+    words.append(f"'{base}{operation.path}'")
+    if guarded:
+        words.append('-H "Authorization: Bearer $GENEVA_TOKEN"')
+    if operation.body is not None:
+        body = json.dumps(operation.example)
+        words += ["-H 'Content-Type: application/json'", f"-d '{body}'"]
+    return " ".join(words)
