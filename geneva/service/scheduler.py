@@ -19,7 +19,7 @@ import time
 from collections.abc import Hashable, Iterator
 
 from geneva.errors import GenevaError
-from geneva.jobs.process import ProcessId, identify, marked, this_process
+from geneva.jobs.process import ProcessId, end_marked, identify, this_process
 from geneva.jobs.records import Mode
 from geneva.service.logs import DRIVER, Log
 from geneva.service.settings import DRIVER_CLAIM, DRIVER_LOGS, DRIVER_URL, Settings
@@ -147,13 +147,10 @@ class Scheduler:
 
         Its own Ray, and the appliers of that, know themselves by the claim in their environment.
         """
-        left = marked(DRIVER_CLAIM, f"{job.job_id}:{job.epoch}")
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        left = end_marked(DRIVER_CLAIM, f"{job.job_id}:{job.epoch}")
         if left:
-            _LOG.info("job %s: killed %s processes that its driver left", job.job_id, len(left))
-        return bool(left)
+            _LOG.info("job %s: killed %s processes that its driver left", job.job_id, left)
+        return left > 0
 
     def _kill(self, job: Held, how: str) -> None:
         """Kill a driver of this host with its whole group; it is buried when it is gone."""

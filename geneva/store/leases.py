@@ -171,16 +171,23 @@ class Leases:
             else:
                 job.reason = reason
 
-    def check(self, claim: Claim) -> None:
-        """Raise `LeaseLostError` if the job is another driver's by now."""
+    def check(self, claim: Claim) -> Wanted:
+        """Return what is wanted; nothing is written.
+
+        Raises
+        ------
+        LeaseLostError
+            The job was given to another driver.
+        """
         with self._database.read() as session:
-            mine = session.scalar(
-                select(Job.epoch).where(
+            wanted = session.scalar(
+                select(Job.wanted).where(
                     Job.id == claim.job_id, Job.epoch == claim.epoch, Job.owner.is_not(None)
                 )
             )
-        if mine is None:
+        if wanted is None:
             raise _lost(claim)
+        return Wanted(wanted)
 
     def stop(self, claim: Claim, progress: Progress) -> None:
         """Say that the driver stopped as was wanted and is about to exit."""

@@ -33,12 +33,13 @@ from geneva.types import (
 
 LEASE_S = 30.0
 BEAT_S = 0.5
+_LOOK_S = 0.15  # between two looks at what is wanted: a person waits for it
 _STAGES = STAGES[:-1]  # that an applier counts
 _LOG = logging.getLogger("geneva.jobs")
 
 
 class StoreRecorder(Recorder):
-    """The record of one driver, kept by a thread that beats twice a second.
+    """The record of one driver, kept by a thread that writes twice a second and looks more often.
 
     Parameters
     ----------
@@ -46,6 +47,9 @@ class StoreRecorder(Recorder):
         A pause ends the driver, as the scheduler starts another one; else it waits.
     keep
         Is given what UDFs print.
+    leave
+        Is called when the job is to stop and no task was handed out: the driver may be where it
+        does not look, such as in the start of Ray.
     """
 
     def __init__(
@@ -56,11 +60,12 @@ class StoreRecorder(Recorder):
         pause_ends: bool,
         lease_s: float = LEASE_S,
         keep: Callable[[Printed], None] = lambda _: None,
+        leave: Callable[[], None] = lambda: None,
     ) -> None:
         self._database = store.database
         self._leases = Leases(store.database)
         self._claim, self._pause_ends, self._lease_s = claim, pause_ends, lease_s
-        self._keep = keep
+        self._keep, self._leave = keep, leave
         self._lock = threading.Lock()
         self._news = News()
         self._tasks: dict[tuple[str, int], dict[str, Any]] = {}
@@ -71,6 +76,7 @@ class StoreRecorder(Recorder):
         self._ended = threading.Event()
         self._news_due = threading.Event()  # wakes the thread before its time
         self._state: JobState | None = None
+        self._begun = False  # a task was handed out
         self._thread: threading.Thread | None = None
         self.lost = False  # another driver has the job
 
@@ -121,6 +127,7 @@ class StoreRecorder(Recorder):
 
     def began(self, task: Task) -> None:
         """Note a fragment that is worked on."""
+        self._begun = True
         self._change(task.fragment_id, state=TaskState.RUNNING.value, reason="")
 
     def took(self, event: ExecutorEvent) -> None:
@@ -240,18 +247,30 @@ class StoreRecorder(Recorder):
         """Begin to beat for a job."""
 
         def beat() -> None:
+            due_s = 0.0
             while not self._ended.is_set():
-                self._news_due.wait(BEAT_S)
+                told = self._news_due.wait(_LOOK_S)
                 self._news_due.clear()
-                self._beat(control)
+                if told or time.monotonic() >= due_s:
+                    due_s = time.monotonic() + BEAT_S
+                    self._follow(control, self._beat)
+                else:
+                    self._follow(control, self._look)
 
         self._thread = threading.Thread(target=beat, name="geneva-lease", daemon=True)
         self._thread.start()
 
-    def _beat(self, control: Control) -> None:
+    def _beat(self, control: Control) -> Wanted:
+        self._flush()
+        return self._leases.beat(self._claim, control.progress, self._lease_s)
+
+    def _look(self, _: Control) -> Wanted:
+        return self._leases.check(self._claim)
+
+    def _follow(self, control: Control, ask: Callable[[Control], Wanted]) -> None:
+        """Do what is wanted, as it is told."""
         try:
-            self._flush()
-            wanted = self._leases.beat(self._claim, control.progress, self._lease_s)
+            wanted = ask(control)
         except LeaseLostError:
             self.lost = True
             control.want(Wanted.CANCEL)
@@ -263,6 +282,8 @@ class StoreRecorder(Recorder):
                 self._wanted = wanted
                 stops = wanted is Wanted.PAUSE and self._pause_ends
                 control.want(Wanted.CANCEL if stops else wanted)
+                if wanted is not Wanted.RUN and not self._begun:
+                    self._leave()
 
     def _flush(self) -> None:
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import lance
@@ -10,21 +11,24 @@ from sqlalchemy import text
 
 import geneva
 from geneva.errors import LeaseLostError, ServiceError
-from geneva.jobs.control import Control
+from geneva.jobs.control import Control, Wanted
 from geneva.jobs.page import Wish
 from geneva.jobs.process import ProcessId
 from geneva.jobs.records import Submission
+from geneva.rows import RowClass, RowStatus
 from geneva.store import recorder as recording
 from geneva.store.database import Database
 from geneva.store.leases import Leases
 from geneva.store.place import open_store
 from geneva.store.recorder import StoreRecorder
-from geneva.types import JobState, Progress
+from geneva.types import JobState, Progress, Task
 from tests.service.conftest import Scene
 from tests.support.backfills import until
 from tests.support.tables import assert_table_invariants
 
 ASKED = Submission(db="db", table="t", columns=("y",))
+CLASS = RowClass(RowStatus.COMPUTED)
+TASK = Task("key", 1, 0, 1, 0, 0, 1, (), None, None, None, CLASS)
 ELSEWHERE = ProcessId("elsewhere", "another-boot", 1, "then")
 
 
@@ -73,6 +77,24 @@ def test_publication_waits_for_a_database_that_is_away_for_a_moment(
     recorder._leases = Away(store.database)
     recorder.may_publish()
     assert next(faults, "none left") == "none left"
+
+
+def test_driver_leaves_at_once_only_before_its_first_task(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    store = open_store(url)
+    for first in (None, TASK):
+        job_id = f"job-{first is None}"
+        claim = store.begin_direct(ASKED, "t", ["y"], ELSEWHERE, 30, job_id)
+        left = threading.Event()
+        recorder = StoreRecorder(store, claim, pause_ends=True, leave=left.set)
+        control = Control(job_id, ("y",), None, recorder)
+        if first is not None:
+            recorder.began(first)
+        store.want_job(job_id, Wanted.PAUSE)
+        recorder.start(control)
+        until(lambda control=control: control.wanted is Wanted.CANCEL)
+        recorder.close()
+        assert left.is_set() == (first is None)
 
 
 def test_lost_lease_stops_the_driver_at_its_next_beat(tmp_path: Path):
