@@ -95,10 +95,9 @@ class _Applier:
                 "disk that all nodes mount at the same path, or on an object store"
             )
 
-    def run(self, tasks: Sequence[Task]) -> tuple[list[TaskEvent], str]:
-        """Carry out tasks that go together; return what was printed as well."""
-        ended = self._applier.carry_out(tasks)
-        return ended, self._applier.output.take()
+    def run(self, tasks: Sequence[Task]) -> tuple[list[TaskEvent], int, str]:
+        """Carry out tasks that go together; return what `progress` does as well."""
+        return self._applier.carry_out(tasks), *self.progress()
 
     def progress(self) -> tuple[int, str]:
         """Return the rows done since `begin`, and what was printed since the last call."""
@@ -260,7 +259,7 @@ class RayExecutor:
             actor.progress, (actor.rows_done, text) = None, value
             self._printed(actor, text)
         else:
-            events, text = value
+            events, actor.rows_done, text = value
             self._printed(actor, text)
             del actor.tasks[reference]
             self._events += [self._ended(actor, event) for event in events]
@@ -318,7 +317,7 @@ class RayExecutor:
     ) -> list[TaskEvent]:
         """Return how a dead applier's tasks ended: they may have been done, and the next not."""
         try:
-            events, text = ray.get(reference, timeout=0)
+            events, _, text = ray.get(reference, timeout=0)
         except (GetTimeoutError, RayActorError, ObjectLostError):
             if self._cancelled:
                 return [TaskStopped(task) for task in tasks]

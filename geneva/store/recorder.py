@@ -261,8 +261,9 @@ class StoreRecorder(Recorder):
         self._thread.start()
 
     def _beat(self, control: Control) -> Wanted:
+        progress = control.progress  # looked at before the plan that it counts on is written
         self._flush()
-        return self._leases.beat(self._claim, control.progress, self._lease_s)
+        return self._leases.beat(self._claim, progress, self._lease_s)
 
     def _look(self, _: Control) -> Wanted:
         return self._leases.check(self._claim)

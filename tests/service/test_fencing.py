@@ -45,12 +45,14 @@ def test_driver_whose_job_was_given_to_another_publishes_nothing(scene: Scene, t
     options = {"commit_granularity": 64, "concurrency": 1, "batch_size": 1}
     job = table.backfill_async("y", executor="local", progress=False, **options)
     until(lambda: len(scene.calls) == 25)  # two fragments are finished, none is committed
+    store = open_store(url)
+    until(lambda: store.jobs(Wish()).items[0].state is JobState.RUNNING)
     give_up_and_start_again(url)
     scene.gate.open()
     with pytest.raises(LeaseLostError, match="epoch 1"):
         job.wait(60)
     assert lance.dataset(table.storage.uri).version == before
-    [record] = open_store(url).jobs(Wish()).items
+    [record] = store.jobs(Wish()).items
     assert (record.state, record.rows_computed) == (JobState.RUNNING, -7)
     scene.calls.clear()
     result = scene.table.backfill("y", executor="local", progress=False)

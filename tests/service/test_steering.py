@@ -31,8 +31,12 @@ def test_pause_frees_the_process_and_resume_repeats_nothing(scene: Scene, servic
     paused = service.until(run, "PAUSED")
     assert not is_running(driver)
     assert (paused["jobs"][0]["process"], len(scene.calls)) == ("", 26)
+    assert paused["jobs"][0]["rows_computed"] == 26
     assert "checkpointed" in paused["reason"]
     service.steer(run, "resume")
+    seen = [26]
+    until(lambda: seen.append(service.job(run)["rows_computed"]) or service.run(run)["ended_at"])
+    assert seen == sorted(seen)
     service.until(run, "SUCCEEDED")
     assert_done_once(scene)
 
@@ -46,7 +50,7 @@ def test_cancel_leaves_nothing_running_and_keeps_checkpoints(scene: Scene, servi
     scene.gate.open()
     service.until(run, "CANCELLED")
     assert not is_running(driver)
-    assert len(scene.calls) == 26
+    assert len(scene.calls) == service.job(run)["rows_computed"] == 26
     assert column(scene.table, "y")[:20] == [2 * i for i in range(20)]  # what was finished
     assert TableStorage(scene.table.storage.uri).objects.list("work") != []
 

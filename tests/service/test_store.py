@@ -341,6 +341,39 @@ def test_rows_of_a_job_that_ends_before_its_first_report_count_once(jobs: Store)
     assert seconds == [0.1, 0.1]
 
 
+def test_progress_of_a_job_that_is_taken_over_never_goes_backwards(jobs: Store):
+    leases = Leases(jobs.database)
+    run, claimed = running(jobs)
+
+    def shown() -> tuple[int, int | None, int]:
+        [job] = jobs.run(run.id).jobs
+        return job.rows_computed, job.rows_total, job.fragments_done
+
+    recorder = StoreRecorder(jobs, claimed, pause_ends=True)
+    fresh = recorder._fresh(FragmentPlan(0, 9, Action.COMPUTE, "missing", 9), TaskState.COMMITTED)
+    done = fresh | {"column": "y", "rows_computed": 10}
+    report(jobs.database, claimed, News(tasks=[done]))
+    planned = progress(rows_total=40, fragments_total=4)
+    leases.stop(claimed, replace(planned, rows_computed=26, fragments_done=2))
+    jobs.want(run.id, Wanted.PAUSE)
+    [held] = leases.held()
+    assert leases.bury(held, "it is gone") is JobState.PAUSED
+    assert shown() == (26, 40, 2)
+    jobs.want(run.id, Wanted.RUN)
+    [claimed] = claim(jobs.database, this_process())
+    leases.attach(claimed, this_process(), 30)
+    leases.beat(claimed, progress(JobState.STARTING), 30)  # nothing is planned yet
+    assert shown() == (26, 40, 2)
+    assert jobs.run(run.id).jobs[0].eta_s is None
+    report(jobs.database, claimed, News(first_plan=True, mine=frozenset({("y", 1)})))
+    planned = progress(rows_total=30, fragments_total=3)
+    for here, there in ((0, 26), (16, 26), (17, 27)):
+        leases.beat(claimed, replace(planned, rows_computed=here), 30)
+        assert shown() == (there, 40, 2)
+    leases.finish(claimed, replace(planned, rows_computed=12), JobState.SUCCEEDED)
+    assert shown() == (22, 40, 1)  # at the end, what it came to: others have filled the rest
+
+
 def test_only_what_ended_is_forgotten(jobs: Store):
     run, claimed = running(jobs)
     with pytest.raises(JobStateError, match="cancel it before"):
