@@ -97,7 +97,7 @@ def _drive(store: Store, leases: Leases, claim: Claim, job: Job, recorder: Store
     except BaseException as error:
         return _failed(leases, claim, progress, error, recorder)
     state, reason = result_state(result)
-    leases.finish(claim, progress, state, reason, result_columns(result))
+    leases.finish(claim, progress, state, reason, result_columns(result, recorder.appliers))
     _LOG.info("%s", result)
     return 0
 

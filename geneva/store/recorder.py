@@ -79,6 +79,7 @@ class StoreRecorder(Recorder):
         self._begun = False  # a task was handed out
         self._thread: threading.Thread | None = None
         self.lost = False  # another driver has the job
+        self.appliers = 0  # that worked at once, at most
 
     # --- what the driver tells -----------------------------------------------------------
 
@@ -237,6 +238,7 @@ class StoreRecorder(Recorder):
 
     def observe(self, progress: Progress) -> None:
         """Have a change of state reported at once; all else can wait for the next beat."""
+        self.appliers = max(self.appliers, progress.appliers_ready)
         if progress.state is not self._state:
             self._state = progress.state
             self._news_due.set()
