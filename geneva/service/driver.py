@@ -12,12 +12,13 @@ import os
 import signal
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from geneva.errors import GenevaError, LeaseLostError, ServiceError
 from geneva.execute.output import keep_prints
-from geneva.jobs.control import Wanted
+from geneva.jobs.control import Control, Wanted
 from geneva.jobs.process import end_marked, this_process
 from geneva.service.logs import DRIVER, Log, Printer, bounded
 from geneva.service.settings import DRIVER_CLAIM, DRIVER_LOGS, DRIVER_URL
@@ -80,24 +81,26 @@ def main() -> int:
 
 
 def _drive(store: Store, leases: Leases, claim: Claim, job: Job, recorder: StoreRecorder) -> int:
-    progress = Progress(job.id, tuple(job.columns), JobState.STARTING)
+    control = Control(job.id, tuple(job.columns), None)
+    control.report(replace(control.progress, reason="loading the table and the UDF"))
+    recorder.start(control)  # a UDF that imports much may take longer than a lease
     try:
-        table = open_table(job.db, job.table, job.ray)
-        call = table.prepare_backfill(job.columns, job.arguments, job.id)
-        control = call.control
-        control.recorder = recorder
-        recorder.start(control)
         try:
+            table = open_table(job.db, job.table, job.ray)
+            call = table.prepare_backfill(job.columns, job.arguments, job.id)
+            control = call.control
+            control.recorder = recorder
+            recorder.start(control)
             result = call.run(recorder.observe)
         finally:
-            progress = control.progress
             recorder.close()
     except LeaseLostError:
         raise
     except BaseException as error:
-        return _failed(leases, claim, progress, error, recorder)
+        return _failed(leases, claim, control.progress, error, recorder)
     state, reason = result_state(result)
-    leases.finish(claim, progress, state, reason, result_columns(result, recorder.appliers))
+    facts = result_columns(result, recorder.appliers)
+    leases.finish(claim, control.progress, state, reason, facts)
     _LOG.info("%s", result)
     return 0
 

@@ -150,12 +150,12 @@ class Leases:
                 update(Job)
                 .where(Job.id == claim.job_id, Job.epoch == claim.epoch, Job.owner.is_not(None))
                 .values(lease_until_s=now + lease_s, **_progress(progress))
-                .returning(Job.wanted, Job.state, Job.reason)
+                .returning(Job.wanted, Job.state, Job.reason, Job.mode)
             ).first()
             if found is None:
                 raise _lost(claim)
             wanted, state = Wanted(found[0]), JobState(found[1])
-        reported = observed(state, progress.state, wanted)
+        reported = observed(state, progress.state, wanted, direct=found[3] == Mode.DIRECT)
         if reported is not state or found[2] != progress.reason:
             self._report(claim, reported, progress.reason)
         return wanted

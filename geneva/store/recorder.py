@@ -78,6 +78,7 @@ class StoreRecorder(Recorder):
         self._state: JobState | None = None
         self._begun = False  # a task was handed out
         self._thread: threading.Thread | None = None
+        self._control: Control
         self.lost = False  # another driver has the job
         self.appliers = 0  # that worked at once, at most
 
@@ -246,47 +247,53 @@ class StoreRecorder(Recorder):
     # --- the thread ----------------------------------------------------------------------
 
     def start(self, control: Control) -> None:
-        """Begin to beat for a job."""
+        """Begin to beat for a job, or go on with another control of it."""
+        with self._lock:
+            self._control = control
+            if self._wanted is not Wanted.RUN:
+                self._pass_on(control)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="geneva-lease", daemon=True)
+            self._thread.start()
 
-        def beat() -> None:
-            due_s = 0.0
-            while not self._ended.is_set():
-                told = self._news_due.wait(_LOOK_S)
-                self._news_due.clear()
-                if told or time.monotonic() >= due_s:
-                    due_s = time.monotonic() + BEAT_S
-                    self._follow(control, self._beat)
-                else:
-                    self._follow(control, self._look)
+    def _run(self) -> None:
+        due_s = 0.0
+        while not self._ended.is_set():
+            told = self._news_due.wait(_LOOK_S)
+            self._news_due.clear()
+            if told or time.monotonic() >= due_s:
+                due_s = time.monotonic() + BEAT_S
+                self._follow(self._beat)
+            else:
+                self._follow(lambda: self._leases.check(self._claim))
 
-        self._thread = threading.Thread(target=beat, name="geneva-lease", daemon=True)
-        self._thread.start()
-
-    def _beat(self, control: Control) -> Wanted:
-        progress = control.progress  # looked at before the plan that it counts on is written
+    def _beat(self) -> Wanted:
+        progress = self._control.progress  # before the plan that it counts on is written
         self._flush()
         return self._leases.beat(self._claim, progress, self._lease_s)
 
-    def _look(self, _: Control) -> Wanted:
-        return self._leases.check(self._claim)
-
-    def _follow(self, control: Control, ask: Callable[[Control], Wanted]) -> None:
+    def _follow(self, ask: Callable[[], Wanted]) -> None:
         """Do what is wanted, as it is told."""
         try:
-            wanted = ask(control)
+            wanted = ask()
         except LeaseLostError:
             self.lost = True
-            control.want(Wanted.CANCEL)
+            wanted = Wanted.CANCEL
             self._ended.set()
         except Exception as error:  # whatever it is, the work goes on: its values are not here
             _LOG.warning("the record of job %s is late: %s", self._claim.job_id, error)
-        else:
-            if wanted is not self._wanted:  # what its own process wants stands till then
-                self._wanted = wanted
-                stops = wanted is Wanted.PAUSE and self._pause_ends
-                control.want(Wanted.CANCEL if stops else wanted)
-                if wanted is not Wanted.RUN and not self._begun:
-                    self._leave()
+            return
+        with self._lock:
+            if wanted is self._wanted:
+                return  # what its own process wants stands
+            self._wanted = wanted
+            self._pass_on(self._control)
+        if wanted is not Wanted.RUN and not self._begun and not self.lost:
+            self._leave()
+
+    def _pass_on(self, control: Control) -> None:
+        stops = self._wanted is Wanted.PAUSE and self._pause_ends
+        control.want(Wanted.CANCEL if stops else self._wanted)
 
     def _flush(self) -> None:
         with self._lock:

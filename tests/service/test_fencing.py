@@ -10,16 +10,18 @@ import pytest
 from sqlalchemy import text
 
 import geneva
-from geneva.errors import LeaseLostError, ServiceError
+from geneva.errors import LeaseLostError, ServiceError, SettingError
 from geneva.jobs.control import Control, Wanted
 from geneva.jobs.page import Wish
-from geneva.jobs.process import ProcessId
+from geneva.jobs.process import ProcessId, this_process
 from geneva.jobs.records import Submission
 from geneva.rows import RowClass, RowStatus
+from geneva.service import driver
 from geneva.store import recorder as recording
 from geneva.store.database import Database
 from geneva.store.leases import Leases
 from geneva.store.place import open_store
+from geneva.store.queue import claim
 from geneva.store.recorder import StoreRecorder
 from geneva.types import JobState, Progress, Task
 from tests.service.conftest import Scene
@@ -79,6 +81,26 @@ def test_publication_waits_for_a_database_that_is_away_for_a_moment(
     recorder._leases = Away(store.database)
     recorder.may_publish()
     assert next(faults, "none left") == "none left"
+
+
+def test_lease_of_a_driver_that_loads_its_udf_for_long_is_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = open_store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    leases = Leases(store.database)
+    run = store.submit(ASKED, "t", ["y"])
+    [claimed] = claim(store.database, this_process())
+    job = leases.attach(claimed, this_process(), 0.0)
+
+    def load(*_: object) -> None:
+        until(lambda: not leases.held()[0].expired)
+        until(lambda: "loading" in store.run(run.id).reason)
+        raise SettingError("there is no such table")
+
+    monkeypatch.setattr(driver, "open_table", load)
+    recorder = StoreRecorder(store, claimed, pause_ends=True)
+    assert driver._drive(store, leases, claimed, job, recorder) == 1
+    assert store.run(run.id).state is JobState.FAILED
 
 
 def test_driver_leaves_at_once_only_before_its_first_task(tmp_path: Path):
