@@ -95,6 +95,7 @@ class Driver:
         self._vanished: list[ColumnFile] = []  # of fragments that were compacted away
         self._error: GenevaError | None = None
         self._live = Workers(0, 0, 0)
+        self._rows_seen = 0  # done or checkpointed; what was said is not taken back
         self.paused = False
         self.committed: list[ColumnFile] = []  # by the last round
         self._waiting: set[int] = set()
@@ -207,15 +208,16 @@ class Driver:
     def _wind_up(self) -> None:
         """Let running tasks stop, commit what is finished, release the appliers."""
         schedule = self._schedule
-        stuck = False
         if schedule.running:
-            self.report(JobState.PAUSING if self.paused else JobState.CANCELLING)
+            stopping = JobState.PAUSING if self.paused else JobState.CANCELLING
+            self.report(stopping)
             self._executor.cancel()
             deadline = time.monotonic() + _GRACE_S
             while schedule.running and time.monotonic() < deadline:
                 for event in self._executor.wait(_TICK_S):
                     self._take(event)
-            stuck = bool(schedule.running)
+            self.report(stopping)  # with all that was checkpointed, while the appliers can tell
+        stuck = bool(schedule.running)
         try:
             self._commit()
         finally:
@@ -456,14 +458,16 @@ class Driver:
         """Tell whoever watches how the job stands."""
         self._live = self._executor.workers()
         counts = self.tally.counts + self._schedule.counts
-        in_memory = self._live.rows_done if self._schedule.running else 0
+        here = self._live.rows_done - self._schedule.rows_twice
+        seen = max(counts.computed, here + self.tally.counts.computed, self._rows_seen)
+        self._rows_seen = seen if self._rows_total is None else min(seen, self._rows_total)
         progress = Progress(
             job_id=self._control.job_id,
             columns=self._target.columns,
             state=state,
             reason=self.waits_for or self._live.waiting_for,
             rows_total=self._rows_total,
-            rows_computed=max(counts.computed, in_memory + self.tally.counts.computed),
+            rows_computed=counts.computed if state is JobState.SUCCEEDED else self._rows_seen,
             rows_replayed=counts.replayed,
             rows_failed=counts.failed,
             fragments_total=self._fragments_total,
@@ -478,11 +482,9 @@ class Driver:
 
     def how_to_continue(self, what: str) -> str:
         """Return the message of a job that was stopped."""
-        counts = self.tally.counts + self._schedule.counts
-        done = max(counts.computed, self._live.rows_done)
         return (
-            f"backfill of {self._target.name!r} was {what} after {done:,} rows; finished "
-            "fragments are committed and every finished batch is checkpointed: the same "
+            f"backfill of {self._target.name!r} was {what} after {self._rows_seen:,} rows; "
+            "finished fragments are committed and every finished batch is checkpointed: the same "
             "command continues there"
         )
 

@@ -171,7 +171,8 @@ class _Recorded:
                 leases.finish(claim, control.progress, error_state(error), reason, facts)
             raise
         state, reason = result_state(result)
-        leases.finish(claim, control.progress, state, reason, result_columns(result))
+        facts = result_columns(result, recorder.appliers)
+        leases.finish(claim, control.progress, state, reason, facts)
         return result
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import threading
 from collections import deque
@@ -20,6 +22,19 @@ class Output:
         self._most = most_chars
         self._pieces: deque[str] = deque()
         self._held = self._dropped = 0
+        self._file: int | None = None
+        self._in_file = 0
+
+    def keep_in(self, path: str) -> None:
+        """Have what nobody took in a file too, for a driver that outlives this process.
+
+        There is none where its folder is not: on another host.
+        """
+        with self._lock, contextlib.suppress(OSError):
+            file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            if self._file is not None:
+                os.close(self._file)
+            self._file, self._in_file = file, 0
 
     def write(self, text: str) -> None:
         """Add text; the oldest is dropped when it is more than is held."""
@@ -32,6 +47,18 @@ class Output:
                 gone = len(self._pieces.popleft())
                 self._held -= gone
                 self._dropped += gone
+            if self._file is not None:
+                self._keep(self._file, kept.encode(errors="replace"))
+
+    def _keep(self, file: int, data: bytes) -> None:
+        with contextlib.suppress(OSError):  # a disk that is full loses last words only
+            if self._in_file > self._most:
+                self._empty(file)
+            self._in_file += os.write(file, data)
+
+    def _empty(self, file: int) -> None:
+        os.ftruncate(file, 0)
+        self._in_file = 0
 
     def take(self) -> str:
         """Return what was printed since the last call, and forget it."""
@@ -39,6 +66,9 @@ class Output:
             text, dropped = "".join(self._pieces), self._dropped
             self._pieces.clear()
             self._held = self._dropped = 0
+            if self._file is not None:
+                with contextlib.suppress(OSError):
+                    self._empty(self._file)
         return f"[{dropped:,} characters were not kept]\n{text}" if dropped else text
 
 

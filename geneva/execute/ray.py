@@ -15,9 +15,14 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any
+from uuid import uuid4
 
 import ray
 from ray.exceptions import (
@@ -75,13 +80,14 @@ class _Applier:
         assert self._made is not None, "begin comes first"
         return self._made
 
-    def begin(self, settings: JobSettings, names: Mapping[str, str]) -> str:
+    def begin(self, settings: JobSettings, names: Mapping[str, str], output: str) -> str:
         """Build the UDF's instance; return the id of the node."""
         if self._made is None:
             self._check_path()
             pickled = self._pickled
             self._made = SharedApplier(self._storage, lambda name: UDF.loads(pickled[name]))
             keep_prints(self._made.output)
+        self._made.output.keep_in(output)
         host = f"process {os.getpid()} on {ray.util.get_node_ip_address()}"
         self._made.output.write(f"--- {host} begins with {settings.target.name}\n")
         self._made.begin(settings, names)
@@ -95,10 +101,9 @@ class _Applier:
                 "disk that all nodes mount at the same path, or on an object store"
             )
 
-    def run(self, tasks: Sequence[Task]) -> tuple[list[TaskEvent], str]:
-        """Carry out tasks that go together; return what was printed as well."""
-        ended = self._applier.carry_out(tasks)
-        return ended, self._applier.output.take()
+    def run(self, tasks: Sequence[Task]) -> tuple[list[TaskEvent], int, str]:
+        """Carry out tasks that go together; return what `progress` does as well."""
+        return self._applier.carry_out(tasks), *self.progress()
 
     def progress(self) -> tuple[int, str]:
         """Return the rows done since `begin`, and what was printed since the last call."""
@@ -132,6 +137,7 @@ class RayExecutor:
         self._polled_at = self._watched_at = 0.0
         self._missing, self._missing_since = "", 0.0
         self._start_deaths = 0  # in a row
+        self._outputs = ""  # folder of what appliers of this host printed last
 
     # --- starting ----------------------------------------------------------------------
 
@@ -159,6 +165,7 @@ class RayExecutor:
         self._probe = ensure_probe(storage)
         self._actor_options = actor_options(udf)
         self._key = applier_key(storage, self._names.values(), udf)
+        self._outputs = mkdtemp(prefix="geneva-")
         self._actors = POOL.take(self._key, appliers)
         for number, actor in enumerate(self._actors):
             actor.number, actor.ready, actor.rows_done = number, False, 0
@@ -186,8 +193,9 @@ class RayExecutor:
         return actor
 
     def _begin(self, actor: Actor) -> Any:
+        actor.output = f"{self._outputs}/{uuid4().hex}"
         begin = actor.handle.begin.options(concurrency_group="work")
-        return begin.remote(self._settings, self._names)
+        return begin.remote(self._settings, self._names, actor.output)
 
     # --- running -----------------------------------------------------------------------
 
@@ -260,7 +268,7 @@ class RayExecutor:
             actor.progress, (actor.rows_done, text) = None, value
             self._printed(actor, text)
         else:
-            events, text = value
+            events, actor.rows_done, text = value
             self._printed(actor, text)
             del actor.tasks[reference]
             self._events += [self._ended(actor, event) for event in events]
@@ -302,12 +310,14 @@ class RayExecutor:
         if not actor.node and not innocent:
             self._dead_at_start(error)
         for reference, tasks in reversed(actor.tasks.items()):  # the first is to be the next again
-            self._events += self._last_words(actor, reference, tasks, error, started=not innocent)
+            self._events += self._last_events(actor, reference, tasks, error, started=not innocent)
+        with suppress(OSError):  # it began nothing, or on another host
+            self._printed(actor, Path(actor.output).read_text(errors="replace"))
         _LOG.info("an applier died: %s", error)
         if not self._cancelled and not actor.leaving:
             self._ask_for(min(self._wanted, self._staying + 1))
 
-    def _last_words(
+    def _last_events(
         self,
         actor: Actor,
         reference: Any,
@@ -318,7 +328,7 @@ class RayExecutor:
     ) -> list[TaskEvent]:
         """Return how a dead applier's tasks ended: they may have been done, and the next not."""
         try:
-            events, text = ray.get(reference, timeout=0)
+            events, _, text = ray.get(reference, timeout=0)
         except (GetTimeoutError, RayActorError, ObjectLostError):
             if self._cancelled:
                 return [TaskStopped(task) for task in tasks]
@@ -402,6 +412,7 @@ class RayExecutor:
             actor.progress = actor.beginning = None
         POOL.give(keep)
         self._actors, self._wanted = [], 0
+        rmtree(self._outputs, ignore_errors=True)
         self._events.clear()
         self._suspects.clear()
 

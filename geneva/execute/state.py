@@ -81,6 +81,7 @@ class Schedule:
         self._group_rows = group_rows
         self._task_s: float | None = None  # that a whole fragment took of late
         self.hits = 0
+        self.rows_twice = 0  # that appliers count again as they assemble what spans computed
         self.fragments_done = 0
         self.counts = Counts()
         self.failures: list[Failure] = []
@@ -210,6 +211,7 @@ class Schedule:
         )
         if not fragment.left:
             rows = fragment.rows
+            self.rows_twice += rows
             self._queue.appendleft(replace(fragment.base, resume=fragment.logs, checkpointed=rows))
 
     def lost(self, event: TaskLost, logs: tuple[str, ...], *, isolate: bool) -> bool:

@@ -35,6 +35,8 @@ class Actor:
         Whether it has begun the present job.
     leaving
         Whether its node is being drained: it gets no more tasks.
+    output
+        File of what it printed and its driver has not seen, if it is on the driver's host.
     tasks
         By call, in the order in which they were handed out; one that an applier died with is alone.
     """
@@ -49,6 +51,7 @@ class Actor:
     tasks: dict[Any, tuple[Task, ...]] = field(default_factory=dict)
     progress: Any = None
     rows_done: int = 0
+    output: str = ""
     idle_since: float = 0.0
 
     @property

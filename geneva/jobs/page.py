@@ -18,7 +18,7 @@ T = TypeVar("T")
 Sort = Literal["created", "-created", "priority", "-priority", "name", "-name"]
 """What comes first: the least, or with a minus the greatest."""
 MAX_LIMIT = 1000
-_UNFIT = re.compile("[\0\ud800-\udfff]")  # no database takes NUL or half a surrogate pair
+UNFIT = re.compile("[\0\ud800-\udfff]")  # no database takes NUL or half a surrogate pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def _fits(value: object, kind: type) -> bool:
     """Whether a value is of a kind, and one that a database takes."""
     match value:
         case str():
-            return kind is str and not _UNFIT.search(value)
+            return kind is str and not UNFIT.search(value)
         case int():
             return type(value) is kind and abs(value) < 2**63
         case float():

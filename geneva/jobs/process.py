@@ -7,8 +7,10 @@ namespace), and together with the moment at which the process started.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import signal
 import subprocess
 import sys
 import uuid
@@ -92,6 +94,15 @@ def marked(name: str, value: str) -> list[int]:
         if wanted in held and pid != os.getpid() and _started(pid) not in ("", "ended"):
             found.append(pid)
     return found
+
+
+def end_marked(name: str, value: str) -> int:
+    """Kill the processes that `marked` returns; return how many there were."""
+    found = marked(name, value)
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return len(found)
 
 
 @lru_cache(maxsize=1)

@@ -32,9 +32,7 @@ _NEXT: dict[JobState, frozenset[JobState]] = {
     _S.STARTING: _ENDS | _STOPPING | {_S.RUNNING},
     _S.RUNNING: _ENDS | _STOPPING | {_S.STARTING},
     _S.PAUSING: _ENDS | _STOPPING | {_S.RUNNING, _S.STARTING},
-    _S.PAUSED: frozenset(
-        {_S.QUEUED, _S.CANCELLED, _S.CANCELLING, _S.RUNNING, _S.STARTING, _S.FAILED}
-    ),
+    _S.PAUSED: _ENDS | {_S.QUEUED, _S.CANCELLING, _S.RUNNING, _S.STARTING, _S.PAUSING},
     _S.CANCELLING: _ENDS | {_S.RECOVERING},
     _S.RECOVERING: frozenset({_S.QUEUED, _S.PAUSED, _S.CANCELLED, _S.FAILED}),
 }
@@ -74,12 +72,20 @@ def when_asked(
             return JobState.QUEUED if state is JobState.PAUSED else state
 
 
-def observed(state: JobState, engine: JobState, wanted: Wanted) -> JobState:
-    """Return what a driver's own report means for the record, before its process has ended."""
+def observed(state: JobState, engine: JobState, wanted: Wanted, *, direct: bool) -> JobState:
+    """Return what a driver's own report means for the record, before its process has ended.
+
+    Parameters
+    ----------
+    direct
+        It runs in the process of its caller, who may have cancelled it there.
+    """
     if engine.ended or state.ended:
         return state
     if engine is JobState.CANCELLING and wanted is Wanted.PAUSE:
         return JobState.PAUSING
+    if engine is JobState.CANCELLING and wanted is Wanted.RUN and not direct:
+        return state  # it winds up for a pause that was taken back, or after a failure
     if engine is JobState.PENDING:
         return state
     return engine

@@ -6,17 +6,20 @@ what it was told by the scheduler is in its environment, as a database's URL may
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from geneva.errors import GenevaError, LeaseLostError
+from geneva.errors import GenevaError, LeaseLostError, ServiceError
 from geneva.execute.output import keep_prints
-from geneva.jobs.process import this_process
+from geneva.jobs.control import Control, Wanted
+from geneva.jobs.process import end_marked, this_process
 from geneva.service.logs import DRIVER, Log, Printer, bounded
 from geneva.service.settings import DRIVER_CLAIM, DRIVER_LOGS, DRIVER_URL
 from geneva.service.tables import open_table
@@ -58,7 +61,17 @@ def main() -> int:
         return 3
     _LOG.info("job %s, driver %s: %s of %s", job.id, claim.epoch, job.columns, job.table_uri)
     folder = Path(os.environ[DRIVER_LOGS])
-    recorder = StoreRecorder(store, claim, pause_ends=True, keep=Printer(folder))
+
+    def leave() -> None:
+        _LOG.info("stopped, as was wanted, before the first task")
+        with contextlib.suppress(ServiceError):  # untold, it is found gone all the same
+            leases.stop(claim, Progress(job.id, tuple(job.columns), JobState.STARTING))
+        _exit(0)
+
+    if Wanted(job.wanted) is not Wanted.RUN:
+        leave()
+    keep = Printer(folder)
+    recorder = StoreRecorder(store, claim, pause_ends=True, keep=keep, leave=leave)
     try:
         with bounded(Log(folder, DRIVER)):
             return _drive(store, leases, claim, job, recorder)
@@ -68,24 +81,26 @@ def main() -> int:
 
 
 def _drive(store: Store, leases: Leases, claim: Claim, job: Job, recorder: StoreRecorder) -> int:
-    progress = Progress(job.id, tuple(job.columns), JobState.STARTING)
+    control = Control(job.id, tuple(job.columns), None)
+    control.report(replace(control.progress, reason="loading the table and the UDF"))
+    recorder.start(control)  # a UDF that imports much may take longer than a lease
     try:
-        table = open_table(job.db, job.table, job.ray)
-        call = table.prepare_backfill(job.columns, job.arguments, job.id)
-        control = call.control
-        control.recorder = recorder
-        recorder.start(control)
         try:
+            table = open_table(job.db, job.table, job.ray)
+            call = table.prepare_backfill(job.columns, job.arguments, job.id)
+            control = call.control
+            control.recorder = recorder
+            recorder.start(control)
             result = call.run(recorder.observe)
         finally:
-            progress = control.progress
             recorder.close()
     except LeaseLostError:
         raise
     except BaseException as error:
-        return _failed(leases, claim, progress, error, recorder)
+        return _failed(leases, claim, control.progress, error, recorder)
     state, reason = result_state(result)
-    leases.finish(claim, progress, state, reason, result_columns(result))
+    facts = result_columns(result, recorder.appliers)
+    leases.finish(claim, control.progress, state, reason, facts)
     _LOG.info("%s", result)
     return 0
 
@@ -113,11 +128,20 @@ def _failed(
     return 1
 
 
-if __name__ == "__main__":
-    code = main()
+def _exit(code: int) -> NoReturn:
+    """End this process with its own Ray, or leave the cluster that it was connected to.
+
+    Ray takes more than a second to end its processes politely, and whoever paused or cancelled the
+    job waits for that. Nothing is in their hands by now, so those that are known are killed.
+    """
     logging.shutdown()
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
-        ray.shutdown()
     sys.stdout.flush()
+    if not end_marked(DRIVER_CLAIM, os.environ[DRIVER_CLAIM]):
+        ray = sys.modules.get("ray")
+        if ray is not None and ray.is_initialized():
+            ray.shutdown()
     os._exit(code)  # threads that are stuck in a UDF end with the process
+
+
+if __name__ == "__main__":
+    _exit(main())

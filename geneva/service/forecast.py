@@ -141,7 +141,7 @@ def forecast(table: Table, asked: Submission, past: Past, within_s: float = math
         found: list[ColumnForecast] = []
         for name in _one_of_each_group(snapshot, bindings, asked.columns):
             planned = _planned(storage, name, asked, within_s / len(asked.columns))
-            pace = _pace(past, canonical(storage.uri), bindings, planned.columns)
+            pace = _pace(past, canonical(storage.uri), bindings, planned.columns, asked)
             before = [f for f in found if f.rows_compute and _reads(snapshot, bindings, name, f)]
             found.append(_column(storage, planned, pace, before))
     seconds = [f.estimate.seconds if f.estimate else None for f in found if f.rows_compute]
@@ -184,17 +184,26 @@ def _reads(
 
 
 def _pace(
-    past: Past, uri: str, bindings: dict[str, Binding], columns: Sequence[str]
+    past: Past,
+    uri: str,
+    bindings: dict[str, Binding],
+    columns: Sequence[str],
+    asked: Submission,
 ) -> tuple[Pace, str] | None:
     """Return how quick the column is, or another one of the table with the same UDF."""
-    name = ", ".join(columns)
-    if (own := past.pace(uri, columns)) is not None:
-        return own, f"{own.jobs} earlier {_plural(own.jobs, 'job')} of {name}"
+    concurrency = with_defaults(Table.backfill, dict(asked.arguments))["concurrency"]
+    if (own := past.pace(uri, columns, concurrency)) is not None:
+        return own, _basis(own, ", ".join(columns), concurrency)
     digest = bindings[columns[0]].digest
     twins = [n for n, b in bindings.items() if b.digest == digest and n not in columns]
-    if twins and (other := past.pace(uri, twins)) is not None:
-        return other, f"{other.jobs} earlier {_plural(other.jobs, 'job')} of the same UDF"
+    if twins and (other := past.pace(uri, twins, concurrency)) is not None:
+        return other, _basis(other, "the same UDF", concurrency)
     return None
+
+
+def _basis(pace: Pace, of: str, concurrency: int) -> str:
+    scaled = f", scaled to concurrency {concurrency}" if pace.scaled else ""
+    return f"{pace.jobs} earlier {_plural(pace.jobs, 'job')} of {of}{scaled}"
 
 
 def _plural(count: int, word: str) -> str:

@@ -17,8 +17,8 @@ import threading
 import time
 from collections.abc import Hashable, Iterator
 
-from geneva.errors import GenevaError
-from geneva.jobs.process import ProcessId, identify, marked, this_process
+from geneva.errors import GenevaError, ServiceError
+from geneva.jobs.process import ProcessId, end_marked, identify, marked, this_process
 from geneva.jobs.records import Mode
 from geneva.service.logs import DRIVER, Log, forget
 from geneva.service.settings import DRIVER_CLAIM, DRIVER_LOGS, DRIVER_URL, Settings
@@ -89,12 +89,25 @@ class Scheduler:
         self._children = [c for c in self._children if c.poll() is None]
         held = self._leases.held()
         for job in held:
-            self._look_at(job)
+            with self._going_on(job.job_id):
+                self._look_at(job)
         known = {(job.job_id, job.epoch) for job in held}
         self._silent = {k: s for k, s in self._silent.items() if k in known}
         for claimed in self._claims():
-            self._start(claimed)
+            with self._going_on(claimed.job_id):
+                self._start(claimed)
         self._forget()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def _going_on(job_id: str) -> Iterator[None]:
+        """Let nothing that goes wrong with one job keep the scheduler from the others."""
+        try:
+            yield
+        except ServiceError:
+            raise  # the database is away, for all of them
+        except Exception:
+            _LOG.exception("job %s", job_id)
 
     def _forget(self) -> None:
         """Delete records of runs that ended long ago, and old logs of this host without records.
@@ -153,23 +166,32 @@ class Scheduler:
 
         Its own Ray, and the appliers of that, know themselves by the claim in their environment.
         """
-        left = marked(DRIVER_CLAIM, f"{job.job_id}:{job.epoch}")
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        left = end_marked(DRIVER_CLAIM, f"{job.job_id}:{job.epoch}")
         if left:
-            _LOG.info("job %s: killed %s processes that its driver left", job.job_id, len(left))
-        return bool(left)
+            _LOG.info("job %s: killed %s processes that its driver left", job.job_id, left)
+        return left > 0
 
     def _kill(self, job: Held, how: str) -> None:
-        """Kill a driver of this host with its whole group; it is buried when it is gone."""
+        """Kill a driver of this host with its whole group; it is buried when it is gone.
+
+        A claim that another scheduler has not made a driver of is taken from it instead.
+        """
         if not job.owner.here:
+            return
+        if self._is_scheduler(job):
+            self._bury(job, f"{job.owner} started no driver")
             return
         _LOG.warning("job %s: %s; killing it", job.job_id, how)
         try:
             os.killpg(job.owner.pid, signal.SIGKILL)
         except ProcessLookupError:
             _LOG.info("it is gone already")
+
+    @staticmethod
+    def _is_scheduler(job: Held) -> bool:
+        """Whether a claim's owner is certainly not its driver, which has the claim's mark."""
+        claims = marked(DRIVER_CLAIM, f"{job.job_id}:{job.epoch}")
+        return sys.platform.startswith("linux") and job.owner.pid not in claims
 
     def _start(self, claimed: Claim) -> None:
         log = Log(self._settings.logs / claimed.job_id, DRIVER)

@@ -32,8 +32,8 @@ def _moment(seconds: float | None) -> datetime | None:
 
 def job_record(job: Job) -> JobRecord:
     """Return a job."""
-    now_computed = job.rows_computed - job.rows_before
-    rate = now_computed / job.seconds if job.seconds > 0 else 0.0
+    here = job.rows_computed - job.rows_before if job.advanced else 0  # by the present driver
+    rate = here / job.seconds if job.seconds > 0 else 0.0
     live = not JobState(job.state).ended
     known = live and job.rows_total is not None and rate > 0
     left = max((job.rows_total or 0) - job.rows_computed, 0)

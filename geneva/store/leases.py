@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import case, select, update
 from sqlalchemy.orm import Session
 
 from geneva.errors import LeaseLostError
@@ -150,12 +150,12 @@ class Leases:
                 update(Job)
                 .where(Job.id == claim.job_id, Job.epoch == claim.epoch, Job.owner.is_not(None))
                 .values(lease_until_s=now + lease_s, **_progress(progress))
-                .returning(Job.wanted, Job.state, Job.reason)
+                .returning(Job.wanted, Job.state, Job.reason, Job.mode)
             ).first()
             if found is None:
                 raise _lost(claim)
             wanted, state = Wanted(found[0]), JobState(found[1])
-        reported = observed(state, progress.state, wanted)
+        reported = observed(state, progress.state, wanted, direct=found[3] == Mode.DIRECT)
         if reported is not state or found[2] != progress.reason:
             self._report(claim, reported, progress.reason)
         return wanted
@@ -171,16 +171,23 @@ class Leases:
             else:
                 job.reason = reason
 
-    def check(self, claim: Claim) -> None:
-        """Raise `LeaseLostError` if the job is another driver's by now."""
+    def check(self, claim: Claim) -> Wanted:
+        """Return what is wanted; nothing is written.
+
+        Raises
+        ------
+        LeaseLostError
+            The job was given to another driver.
+        """
         with self._database.read() as session:
-            mine = session.scalar(
-                select(Job.epoch).where(
+            wanted = session.scalar(
+                select(Job.wanted).where(
                     Job.id == claim.job_id, Job.epoch == claim.epoch, Job.owner.is_not(None)
                 )
             )
-        if mine is None:
+        if wanted is None:
             raise _lost(claim)
+        return Wanted(wanted)
 
     def stop(self, claim: Claim, progress: Progress) -> None:
         """Say that the driver stopped as was wanted and is about to exit."""
@@ -210,7 +217,8 @@ class Leases:
             run, job = locked_job(session, claim.job_id)
             if job.epoch != claim.epoch or job.owner is None:
                 raise _lost(claim)
-            for name, value in {**_progress(progress), **(facts or {})}.items():
+            counts = _progress(progress, exact=state in (JobState.SUCCEEDED, JobState.PARTIAL))
+            for name, value in {**counts, **(facts or {})}.items():
                 setattr(job, name, value)
             move(session, run, job, state, reason, self._database.now_s(session))
 
@@ -258,16 +266,27 @@ def _lost(claim: Claim) -> LeaseLostError:
     )
 
 
-def _progress(progress: Progress) -> dict[str, Any]:
-    """Return what a report changes; what earlier drivers committed counts too."""
+def _progress(progress: Progress, *, exact: bool = False) -> dict[str, Any]:
+    """Return what a report changes; what earlier drivers committed counts too.
+
+    What was shown stays until a driver that takes a job over is as far as the one before, whose
+    checkpoints it finds again; at the end, that it came to is ``exact``.
+    """
+    names: tuple[str, ...] = ("appliers_ready", "appliers_wanted", "seconds")
+    facts: dict[str, Any] = {n: getattr(progress, n) for n in names}
     total = progress.rows_total
-    facts: dict[str, Any] = {
+    if total is None and not (progress.fragments_total or progress.rows_computed):
+        return facts  # nothing was planned yet
+    facts |= {
         "rows_total": None if total is None else Job.rows_before + total,
-        "rows_computed": Job.rows_before + progress.rows_computed,
         "fragments_total": Job.fragments_before + progress.fragments_total,
-        "fragments_done": Job.fragments_before + progress.fragments_done,
-        "fragments_committed": Job.fragments_before + progress.fragments_committed,
         "advanced": progress.rows_computed > progress.rows_replayed,
+        "rows_replayed": progress.rows_replayed,
+        "rows_failed": progress.rows_failed,
     }
-    names = ("rows_replayed", "rows_failed", "appliers_ready", "appliers_wanted", "seconds")
-    return facts | {n: getattr(progress, n) for n in names}
+    for name in ("rows_computed", "fragments_done", "fragments_committed"):
+        shown = getattr(Job, name)
+        before = Job.rows_before if name == "rows_computed" else Job.fragments_before
+        now = before + getattr(progress, name)
+        facts[name] = now if exact else case((shown > now, shown), else_=now)
+    return facts

@@ -7,8 +7,20 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Text
+from sqlalchemy import JSON, BigInteger, Dialect, ForeignKey, Index, Text, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from geneva.jobs.page import UNFIT
+
+
+class _Fit(TypeDecorator[str]):
+    """Text as it may come, also from a UDF's exception; what cannot be kept is marked."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else UNFIT.sub("\ufffd", value)
 
 
 class Base(DeclarativeBase):
@@ -18,7 +30,7 @@ class Base(DeclarativeBase):
         dict[str, Any]: JSON,
         list[Any]: JSON,
         list[str]: JSON,
-        str: Text,
+        str: _Fit,
     }
 
 

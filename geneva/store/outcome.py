@@ -19,8 +19,8 @@ def result_state(result: BackfillResult) -> tuple[JobState, str]:
     return JobState.SUCCEEDED, ""
 
 
-def result_columns(result: BackfillResult) -> dict[str, Any]:
-    """Return what a record keeps of a result."""
+def result_columns(result: BackfillResult, appliers: int) -> dict[str, Any]:
+    """Return what a record keeps of a result, and of how many appliers worked at once."""
     outputs: dict[str, Any] = {f"rows_{n}": getattr(result, f"rows_{n}") for n in _COUNTED}
     outputs |= {
         "rows_failed_before": result.rows_failed_before,
@@ -36,6 +36,7 @@ def result_columns(result: BackfillResult) -> dict[str, Any]:
     metrics |= {
         "seconds": result.seconds,
         "rows_per_s": rate,
+        "appliers": appliers,
         "peak_applier_bytes": result.peak_applier_bytes,
         "peak_driver_bytes": result.peak_driver_bytes,
     }

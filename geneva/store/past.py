@@ -12,21 +12,33 @@ from geneva.jobs.records import JobRecord
 from geneva.store.database import Database
 from geneva.store.found import job_record
 from geneva.store.models import Job
+from geneva.types import Options
 
 _JOBS = 5  # the latest ones say how quick the present UDF is
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How quickly rows were computed by some jobs; ``rows`` without those replayed."""
+    """How quickly rows were computed by some jobs.
+
+    Attributes
+    ----------
+    rows
+        Without those replayed.
+    seconds
+        That they took, from their start; as many appliers as are asked for would have.
+    scaled
+        Whether they had another number of appliers.
+    """
 
     jobs: int
     rows: int
     seconds: float
+    scaled: bool
 
     @property
     def rows_per_s(self) -> float:
-        """Rows per second of a job's wall time; large jobs count more."""
+        """Rows per second of wall time; large jobs count more."""
         return self.rows / self.seconds
 
 
@@ -42,16 +54,36 @@ class Past:
             job = session.scalar(_of(table_uri, [column]).limit(1))
             return None if job is None else job_record(job)
 
-    def pace(self, table_uri: str, columns: Sequence[str]) -> Pace | None:
-        """Return how quickly the latest jobs of some columns went, ``None`` if there are none."""
+    def pace(self, table_uri: str, columns: Sequence[str], concurrency: int) -> Pace | None:
+        """Return how quickly the latest jobs of some columns went, ``None`` if there are none.
+
+        Parameters
+        ----------
+        concurrency
+            That is asked for.
+        """
         computed = Job.rows_computed - Job.rows_before - Job.rows_replayed
-        wanted = _of(table_uri, columns).where(computed > 0, Job.seconds > 0).limit(_JOBS)
+        wanted = _of(table_uri, columns).where(computed > 0, Job.seconds > 0, Job.advanced)
         with self._database.read() as session:
-            found = list(session.scalars(wanted))
+            found = list(session.scalars(wanted.limit(_JOBS)))
         if not found:
             return None
         rows = sum(j.rows_computed - j.rows_before - j.rows_replayed for j in found)
-        return Pace(len(found), rows, sum(j.seconds for j in found))
+        factors = [_factor(job, concurrency) for job in found]
+        seconds = sum(job.seconds * f for job, f in zip(found, factors, strict=True))
+        return Pace(len(found), rows, seconds, any(f != 1 for f in factors))
+
+
+def _factor(job: Job, concurrency: int) -> float:
+    """Return how much longer a job would have taken with another concurrency.
+
+    One that had fewer appliers than it asked for had all that there was place or work for.
+    """
+    had = job.metrics.get("appliers") or 0
+    if not had:
+        return 1.0
+    limited = had < job.arguments.get("concurrency", Options().concurrency)
+    return float(had / (min(concurrency, had) if limited else concurrency))
 
 
 def _of(table_uri: str, columns: Sequence[str]) -> Select[Job]:

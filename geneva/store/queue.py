@@ -69,8 +69,8 @@ def claim(database: Database, owner: ProcessId, limit: int | None = None) -> lis
         ]
         reasons = {c.id: reason for c, reason in queued.items()}
         news = [{"id": k, "reason": r} for k, r in choice.waiting.items() if r != reasons[k]]
-        if news:
-            session.execute(update(Job), news)
+        if news:  # in the order in which others lock the jobs of a run
+            session.execute(update(Job), sorted(news, key=lambda told: told["id"]))
         return claims
 
 

@@ -33,12 +33,13 @@ from geneva.types import (
 
 LEASE_S = 30.0
 BEAT_S = 0.5
+_LOOK_S = 0.15  # between two looks at what is wanted: a person waits for it
 _STAGES = STAGES[:-1]  # that an applier counts
 _LOG = logging.getLogger("geneva.jobs")
 
 
 class StoreRecorder(Recorder):
-    """The record of one driver, kept by a thread that beats twice a second.
+    """The record of one driver, kept by a thread that writes twice a second and looks more often.
 
     Parameters
     ----------
@@ -46,6 +47,9 @@ class StoreRecorder(Recorder):
         A pause ends the driver, as the scheduler starts another one; else it waits.
     keep
         Is given what UDFs print.
+    leave
+        Is called when the job is to stop and no task was handed out: the driver may be where it
+        does not look, such as in the start of Ray.
     """
 
     def __init__(
@@ -56,11 +60,12 @@ class StoreRecorder(Recorder):
         pause_ends: bool,
         lease_s: float = LEASE_S,
         keep: Callable[[Printed], None] = lambda _: None,
+        leave: Callable[[], None] = lambda: None,
     ) -> None:
         self._database = store.database
         self._leases = Leases(store.database)
         self._claim, self._pause_ends, self._lease_s = claim, pause_ends, lease_s
-        self._keep = keep
+        self._keep, self._leave = keep, leave
         self._lock = threading.Lock()
         self._news = News()
         self._tasks: dict[tuple[str, int], dict[str, Any]] = {}
@@ -71,8 +76,11 @@ class StoreRecorder(Recorder):
         self._ended = threading.Event()
         self._news_due = threading.Event()  # wakes the thread before its time
         self._state: JobState | None = None
+        self._begun = False  # a task was handed out
         self._thread: threading.Thread | None = None
+        self._control: Control
         self.lost = False  # another driver has the job
+        self.appliers = 0  # that worked at once, at most
 
     # --- what the driver tells -----------------------------------------------------------
 
@@ -121,6 +129,7 @@ class StoreRecorder(Recorder):
 
     def began(self, task: Task) -> None:
         """Note a fragment that is worked on."""
+        self._begun = True
         self._change(task.fragment_id, state=TaskState.RUNNING.value, reason="")
 
     def took(self, event: ExecutorEvent) -> None:
@@ -230,6 +239,7 @@ class StoreRecorder(Recorder):
 
     def observe(self, progress: Progress) -> None:
         """Have a change of state reported at once; all else can wait for the next beat."""
+        self.appliers = max(self.appliers, progress.appliers_ready)
         if progress.state is not self._state:
             self._state = progress.state
             self._news_due.set()
@@ -237,32 +247,53 @@ class StoreRecorder(Recorder):
     # --- the thread ----------------------------------------------------------------------
 
     def start(self, control: Control) -> None:
-        """Begin to beat for a job."""
+        """Begin to beat for a job, or go on with another control of it."""
+        with self._lock:
+            self._control = control
+            if self._wanted is not Wanted.RUN:
+                self._pass_on(control)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="geneva-lease", daemon=True)
+            self._thread.start()
 
-        def beat() -> None:
-            while not self._ended.is_set():
-                self._news_due.wait(BEAT_S)
-                self._news_due.clear()
-                self._beat(control)
+    def _run(self) -> None:
+        due_s = 0.0
+        while not self._ended.is_set():
+            told = self._news_due.wait(_LOOK_S)
+            self._news_due.clear()
+            if told or time.monotonic() >= due_s:
+                due_s = time.monotonic() + BEAT_S
+                self._follow(self._beat)
+            else:
+                self._follow(lambda: self._leases.check(self._claim))
 
-        self._thread = threading.Thread(target=beat, name="geneva-lease", daemon=True)
-        self._thread.start()
+    def _beat(self) -> Wanted:
+        progress = self._control.progress  # before the plan that it counts on is written
+        self._flush()
+        return self._leases.beat(self._claim, progress, self._lease_s)
 
-    def _beat(self, control: Control) -> None:
+    def _follow(self, ask: Callable[[], Wanted]) -> None:
+        """Do what is wanted, as it is told."""
         try:
-            self._flush()
-            wanted = self._leases.beat(self._claim, control.progress, self._lease_s)
+            wanted = ask()
         except LeaseLostError:
             self.lost = True
-            control.want(Wanted.CANCEL)
+            wanted = Wanted.CANCEL
             self._ended.set()
         except Exception as error:  # whatever it is, the work goes on: its values are not here
             _LOG.warning("the record of job %s is late: %s", self._claim.job_id, error)
-        else:
-            if wanted is not self._wanted:  # what its own process wants stands till then
-                self._wanted = wanted
-                stops = wanted is Wanted.PAUSE and self._pause_ends
-                control.want(Wanted.CANCEL if stops else wanted)
+            return
+        with self._lock:
+            if wanted is self._wanted:
+                return  # what its own process wants stands
+            self._wanted = wanted
+            self._pass_on(self._control)
+        if wanted is not Wanted.RUN and not self._begun and not self.lost:
+            self._leave()
+
+    def _pass_on(self, control: Control) -> None:
+        stops = self._wanted is Wanted.PAUSE and self._pause_ends
+        control.want(Wanted.CANCEL if stops else self._wanted)
 
     def _flush(self) -> None:
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from dataclasses import replace
 
@@ -150,9 +151,9 @@ def test_wish_leads_to_a_state_that_may_follow(
         assert after is state
 
 
-@given(states, states, wishes)
-def test_report_never_ends_a_job(state: JobState, engine: JobState, wanted: Wanted):
-    after = observed(state, engine, wanted)
+@given(states, states, wishes, st.booleans())
+def test_report_never_ends_a_job(state: JobState, engine: JobState, wanted: Wanted, direct: bool):
+    after = observed(state, engine, wanted, direct=direct)
     assert after is state or not after.ended
 
 
@@ -169,6 +170,32 @@ def test_nothing_is_left_running_without_a_process(
         JobState.RECOVERING,
     }
     assert not (direct and not after.ended)
+
+
+_ENGINE = st.sampled_from(
+    [s for s in JobState if not s.ended and s not in (JobState.QUEUED, JobState.RECOVERING)]
+)
+
+
+@given(st.lists(st.one_of(wishes, _ENGINE), max_size=8), st.booleans(), st.booleans())
+def test_process_that_ends_after_anything_leaves_a_state_that_may_follow(
+    steps: list[Wanted | JobState], direct: bool, stopped: bool
+):
+    """A scheduler that could not bury one job would look at no other."""
+    state, wanted = JobState.STARTING, Wanted.RUN
+    for step in steps:
+        if isinstance(step, JobState):
+            if step is JobState.PAUSED and not direct:
+                continue  # a pause ends a driver of the service
+            reported = observed(state, step, wanted, direct=direct)
+            state = reported if may_follow(state, reported) else state
+            continue
+        with contextlib.suppress(JobStateError):
+            assert when_asked(state, wanted, step, has_process=True) is state
+            wanted = step
+    assert may_follow(state, after_exit(state, wanted, direct=direct, stopped=stopped))
+    for end in (JobState.SUCCEEDED, JobState.PARTIAL, JobState.FAILED):
+        assert may_follow(state, end)
 
 
 @given(st.lists(states, min_size=1, max_size=5))

@@ -55,7 +55,11 @@ def jobs_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of jobs: what holds in one kind must hold in the other."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'jobs.db'}"
-    base = request.getfixturevalue("postgres")
+    return new_database(request.getfixturevalue("postgres"))
+
+
+def new_database(base: str) -> str:
+    """Make an empty database of a PostgreSQL server; return its URL."""
     name = f"t{uuid4().hex[:12]}"
     with psycopg.connect(f"{base}/postgres", autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
@@ -94,9 +98,30 @@ def shared_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service
     running.stop()
 
 
+BOTH_STORES = pytest.mark.parametrize(
+    "service_url", ["sqlite", pytest.param("postgres", marks=pytest.mark.crash)], indirect=True
+)
+"""For tests that start processes: on PostgreSQL they run with the crash tests only."""
+
+
 @pytest.fixture
-def service(shared_service: Service, scene: Scene) -> Iterator[Service]:
-    """The service of this test run, for a test's own table."""
+def service_url(request: pytest.FixtureRequest) -> str | None:
+    """The database of a service, or ``None`` for a file of its own."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return None
+    url = new_database(request.getfixturevalue("postgres"))
+    upgrade(Database(url))
+    return url
+
+
+@pytest.fixture
+def service(request: pytest.FixtureRequest, scene: Scene, service_url: str | None) -> Any:
+    """The service of this test run, for a test's own table; on PostgreSQL one of its own."""
+    return request.getfixturevalue("lent_service" if service_url is None else "own_service")
+
+
+@pytest.fixture
+def lent_service(shared_service: Service, scene: Scene) -> Iterator[Service]:
     shared_service.db = scene.path
     yield shared_service
     scene.gate.open()
@@ -104,9 +129,9 @@ def service(shared_service: Service, scene: Scene) -> Iterator[Service]:
 
 
 @pytest.fixture
-def own_service(tmp_path: Path, scene: Scene) -> Iterator[Service]:
+def own_service(tmp_path: Path, scene: Scene, service_url: str | None) -> Iterator[Service]:
     """A service that a test may kill."""
-    running = Service(tmp_path / "state", scene.path).start()
+    running = Service(tmp_path / "state", scene.path, jobs=service_url).start()
     yield running
     scene.gate.open()
     running.stop()

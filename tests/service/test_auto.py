@@ -78,7 +78,7 @@ def finish(jobs: Store, table: Table, run: RunRecord) -> None:
     assert claimed.job_id == run.jobs[0].id
     result = table.backfill(list(run.columns), progress=False, **run.jobs[0].arguments)
     counts = Progress(claimed.job_id, run.columns, JobState.RUNNING, rows_computed=1)
-    facts = result_columns(result)
+    facts = result_columns(result, 1)
     Leases(jobs.database).finish(claimed, counts, JobState.SUCCEEDED, "", facts)
 
 

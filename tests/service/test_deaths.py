@@ -7,10 +7,12 @@ import signal
 
 import pytest
 
-from tests.service.conftest import Scene
+from tests.service.conftest import BOTH_STORES, Scene
 from tests.support.backfills import until
 from tests.support.services import Service
 from tests.support.tables import assert_table_invariants, pairs
+
+pytestmark = BOTH_STORES
 
 # One row per call and per checkpoint: the row that a kill interrupts was not computed.
 SLOWLY = {"executor": "local", "concurrency": 1, "batch_size": 1, "checkpoint_size": 1}

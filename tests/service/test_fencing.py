@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import lance
@@ -9,22 +10,27 @@ import pytest
 from sqlalchemy import text
 
 import geneva
-from geneva.errors import LeaseLostError, ServiceError
-from geneva.jobs.control import Control
+from geneva.errors import LeaseLostError, ServiceError, SettingError
+from geneva.jobs.control import Control, Wanted
 from geneva.jobs.page import Wish
-from geneva.jobs.process import ProcessId
+from geneva.jobs.process import ProcessId, this_process
 from geneva.jobs.records import Submission
+from geneva.rows import RowClass, RowStatus
+from geneva.service import driver
 from geneva.store import recorder as recording
 from geneva.store.database import Database
 from geneva.store.leases import Leases
 from geneva.store.place import open_store
+from geneva.store.queue import claim
 from geneva.store.recorder import StoreRecorder
-from geneva.types import JobState, Progress
+from geneva.types import JobState, Progress, Task
 from tests.service.conftest import Scene
 from tests.support.backfills import until
 from tests.support.tables import assert_table_invariants
 
 ASKED = Submission(db="db", table="t", columns=("y",))
+CLASS = RowClass(RowStatus.COMPUTED)
+TASK = Task("key", 1, 0, 1, 0, 0, 1, (), None, None, None, CLASS)
 ELSEWHERE = ProcessId("elsewhere", "another-boot", 1, "then")
 
 
@@ -41,12 +47,14 @@ def test_driver_whose_job_was_given_to_another_publishes_nothing(scene: Scene, t
     options = {"commit_granularity": 64, "concurrency": 1, "batch_size": 1}
     job = table.backfill_async("y", executor="local", progress=False, **options)
     until(lambda: len(scene.calls) == 25)  # two fragments are finished, none is committed
+    store = open_store(url)
+    until(lambda: store.jobs(Wish()).items[0].state is JobState.RUNNING)
     give_up_and_start_again(url)
     scene.gate.open()
     with pytest.raises(LeaseLostError, match="epoch 1"):
         job.wait(60)
     assert lance.dataset(table.storage.uri).version == before
-    [record] = open_store(url).jobs(Wish()).items
+    [record] = store.jobs(Wish()).items
     assert (record.state, record.rows_computed) == (JobState.RUNNING, -7)
     scene.calls.clear()
     result = scene.table.backfill("y", executor="local", progress=False)
@@ -73,6 +81,44 @@ def test_publication_waits_for_a_database_that_is_away_for_a_moment(
     recorder._leases = Away(store.database)
     recorder.may_publish()
     assert next(faults, "none left") == "none left"
+
+
+def test_lease_of_a_driver_that_loads_its_udf_for_long_is_renewed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store = open_store(f"sqlite:///{tmp_path / 'jobs.db'}")
+    leases = Leases(store.database)
+    run = store.submit(ASKED, "t", ["y"])
+    [claimed] = claim(store.database, this_process())
+    job = leases.attach(claimed, this_process(), 0.0)
+
+    def load(*_: object) -> None:
+        until(lambda: not leases.held()[0].expired)
+        until(lambda: "loading" in store.run(run.id).reason)
+        raise SettingError("there is no such table")
+
+    monkeypatch.setattr(driver, "open_table", load)
+    recorder = StoreRecorder(store, claimed, pause_ends=True)
+    assert driver._drive(store, leases, claimed, job, recorder) == 1
+    assert store.run(run.id).state is JobState.FAILED
+
+
+def test_driver_leaves_at_once_only_before_its_first_task(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    store = open_store(url)
+    for first in (None, TASK):
+        job_id = f"job-{first is None}"
+        claim = store.begin_direct(ASKED, "t", ["y"], ELSEWHERE, 30, job_id)
+        left = threading.Event()
+        recorder = StoreRecorder(store, claim, pause_ends=True, leave=left.set)
+        control = Control(job_id, ("y",), None, recorder)
+        if first is not None:
+            recorder.began(first)
+        store.want_job(job_id, Wanted.PAUSE)
+        recorder.start(control)
+        until(lambda control=control: control.wanted is Wanted.CANCEL)
+        recorder.close()
+        assert left.is_set() == (first is None)
 
 
 def test_lost_lease_stops_the_driver_at_its_next_beat(tmp_path: Path):

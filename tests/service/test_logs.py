@@ -91,6 +91,22 @@ def test_output_that_nobody_takes_holds_the_latest():
     assert output.take() == "[3 characters were not kept]\n3456789xyz"
 
 
+def test_what_nobody_took_outlives_the_process(tmp_path: Path):
+    output, file = Output(most_chars=100), tmp_path / "output"
+    output.keep_in(str(tmp_path / "another host" / "output"))
+    output.write("unheard")
+    output.keep_in(str(file))
+    output.write("taken\n")
+    output.take()
+    output.write("last ")
+    output.write("words \udcff\n")
+    assert file.read_text() == "last words ?\n"
+    for _ in range(100):
+        output.write("x" * 40)
+    assert file.stat().st_size <= 200
+    assert file.read_text().endswith("x" * 40)
+
+
 # ---------------------------------------------------------------------------------------- service
 
 
@@ -158,6 +174,32 @@ def test_what_a_job_leaves_behind(talkative: Scene, service: Service, executor: 
     assert folder.is_dir()
     service.ask("DELETE", f"/api/v1/runs/{run}", 204)
     assert not folder.exists()
+
+
+@pytest.mark.crash
+@pytest.mark.ray
+def test_last_words_of_an_applier_that_dies(scene: Scene, service: Service, tmp_path: Path):
+    died = tmp_path / "died"
+
+    @geneva.udf(num_cpus=0.5)
+    def dies(x: int) -> int:
+        import os
+
+        print(f"row {x}")
+        if x == 25 and not died.exists():
+            died.touch()
+            print("these were its last words")
+            os.abort()
+        return x
+
+    scene.table.add_columns({"a": dies})
+    options = {"executor": "ray", "concurrency": 1, "batch_size": 1, "checkpoint_size": 1}
+    run = service.submit("a", arguments=options, ray={"num_cpus": 1})
+    service.until(run, "SUCCEEDED", timeout_s=120)
+    job = f"/api/v1/jobs/{service.job(run)['id']}"
+    text = service.ask("GET", f"{job}/logs/applier-0")["text"]
+    assert text.count("these were its last words") == 1
+    assert [text.count(f"row {x}\n") for x in range(40)] == [1] * 25 + [2] + [1] * 14
 
 
 def assert_printed(text: str) -> None:

@@ -13,11 +13,13 @@ import geneva
 from geneva.jobs.process import marked
 from geneva.service.settings import DRIVER_CLAIM
 from geneva.storage.lance import TableStorage
-from tests.service.conftest import Scene
+from tests.service.conftest import BOTH_STORES, Scene
 from tests.service.test_deaths import SLOWLY, assert_done_once, until_row_25
 from tests.support.backfills import until
 from tests.support.services import Service, is_running
 from tests.support.tables import column, pairs
+
+pytestmark = BOTH_STORES
 
 
 @pytest.mark.crash
@@ -31,8 +33,12 @@ def test_pause_frees_the_process_and_resume_repeats_nothing(scene: Scene, servic
     paused = service.until(run, "PAUSED")
     assert not is_running(driver)
     assert (paused["jobs"][0]["process"], len(scene.calls)) == ("", 26)
+    assert paused["jobs"][0]["rows_computed"] == 26
     assert "checkpointed" in paused["reason"]
     service.steer(run, "resume")
+    seen = [26]
+    until(lambda: seen.append(service.job(run)["rows_computed"]) or service.run(run)["ended_at"])
+    assert seen == sorted(seen)
     service.until(run, "SUCCEEDED")
     assert_done_once(scene)
 
@@ -46,7 +52,7 @@ def test_cancel_leaves_nothing_running_and_keeps_checkpoints(scene: Scene, servi
     scene.gate.open()
     service.until(run, "CANCELLED")
     assert not is_running(driver)
-    assert len(scene.calls) == 26
+    assert len(scene.calls) == service.job(run)["rows_computed"] == 26
     assert column(scene.table, "y")[:20] == [2 * i for i in range(20)]  # what was finished
     assert TableStorage(scene.table.storage.uri).objects.list("work") != []
 
@@ -67,8 +73,8 @@ def test_retry_of_a_cancelled_job_takes_up_its_checkpoints(scene: Scene, service
 
 
 @pytest.mark.crash
-def test_driver_that_does_not_stop_is_killed(tmp_path: Path, scene: Scene):
-    service = Service(tmp_path / "strict", scene.path, "--grace", "1").start()
+def test_driver_that_does_not_stop_is_killed(tmp_path: Path, scene: Scene, service_url: str | None):
+    service = Service(tmp_path / "strict", scene.path, "--grace", "1", jobs=service_url).start()
     try:
         run = service.submit(arguments=SLOWLY)
         until_row_25(scene)
@@ -252,9 +258,9 @@ def test_how_long_a_pause_or_a_cancel_takes(
 @pytest.mark.crash
 @pytest.mark.ray
 def test_workers_of_a_driver_that_is_killed_are_gone_before_anybody_is_told(
-    tmp_path: Path, scene: Scene
+    tmp_path: Path, scene: Scene, service_url: str | None
 ):
-    service = Service(tmp_path / "strict", scene.path, "--grace", "1").start()
+    service = Service(tmp_path / "strict", scene.path, "--grace", "1", jobs=service_url).start()
     try:
         arguments = SLOWLY | {"executor": "ray"}
         run = service.submit(arguments=arguments, ray={"num_cpus": 1})

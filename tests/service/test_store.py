@@ -19,7 +19,7 @@ from geneva.errors import (
     ServiceError,
     SettingError,
 )
-from geneva.jobs.control import Wanted
+from geneva.jobs.control import Control, Wanted
 from geneva.jobs.page import Wish
 from geneva.jobs.process import ProcessId, this_process
 from geneva.jobs.records import RunRecord, Submission, TaskState
@@ -33,7 +33,7 @@ from geneva.store.queue import Claim, claim, outlook
 from geneva.store.recorder import StoreRecorder
 from geneva.store.report import News, report
 from geneva.store.store import Store
-from geneva.types import Counts, JobState, Progress, TaskDone
+from geneva.types import Counts, Failure, JobState, Progress, TaskDone
 
 ASKED = Submission(db="db", table="t", columns=("y",), arguments={"where": "x > 1"})
 DEAD = ProcessId("elsewhere", "another-boot", 1, "then")
@@ -339,6 +339,88 @@ def test_rows_of_a_job_that_ends_before_its_first_report_count_once(jobs: Store)
     assert jobs.run(run.id).jobs[0].rows_computed == 20
     seconds = [t.seconds_commit for t in Lists(jobs.database).tasks(claimed.job_id).items]
     assert seconds == [0.1, 0.1]
+
+
+def test_progress_of_a_job_that_is_taken_over_never_goes_backwards(jobs: Store):
+    leases = Leases(jobs.database)
+    run, claimed = running(jobs)
+
+    def shown() -> tuple[int, int | None, int]:
+        [job] = jobs.run(run.id).jobs
+        return job.rows_computed, job.rows_total, job.fragments_done
+
+    recorder = StoreRecorder(jobs, claimed, pause_ends=True)
+    fresh = recorder._fresh(FragmentPlan(0, 9, Action.COMPUTE, "missing", 9), TaskState.COMMITTED)
+    done = fresh | {"column": "y", "rows_computed": 10}
+    report(jobs.database, claimed, News(tasks=[done]))
+    planned = progress(rows_total=40, fragments_total=4)
+    leases.stop(claimed, replace(planned, rows_computed=26, fragments_done=2))
+    jobs.want(run.id, Wanted.PAUSE)
+    [held] = leases.held()
+    assert leases.bury(held, "it is gone") is JobState.PAUSED
+    assert shown() == (26, 40, 2)
+    jobs.want(run.id, Wanted.RUN)
+    [claimed] = claim(jobs.database, this_process())
+    leases.attach(claimed, this_process(), 30)
+    leases.beat(claimed, progress(JobState.STARTING), 30)  # nothing is planned yet
+    assert shown() == (26, 40, 2)
+    assert jobs.run(run.id).jobs[0].eta_s is None
+    report(jobs.database, claimed, News(first_plan=True, mine=frozenset({("y", 1)})))
+    planned = progress(rows_total=30, fragments_total=3)
+    for here, there in ((0, 26), (16, 26), (17, 27)):
+        leases.beat(claimed, replace(planned, rows_computed=here), 30)
+        assert shown() == (there, 40, 2)
+    leases.finish(claimed, replace(planned, rows_computed=12), JobState.SUCCEEDED)
+    assert shown() == (22, 40, 1)  # at the end, what it came to: others have filled the rest
+
+
+def test_pause_that_is_taken_back_while_the_driver_stops(jobs: Store):
+    run, claimed = running(jobs)
+    leases = Leases(jobs.database)
+    leases.beat(claimed, progress(), 30)
+    jobs.want(run.id, Wanted.PAUSE)
+    leases.beat(claimed, progress(JobState.CANCELLING), 30)
+    assert jobs.run(run.id).state is JobState.PAUSING
+    jobs.want(run.id, Wanted.RUN)
+    leases.beat(claimed, progress(JobState.CANCELLING), 30)
+    leases.stop(claimed, progress(JobState.CANCELLED))
+    [held] = leases.held()
+    assert leases.bury(held, "it is gone") is JobState.QUEUED
+    assert [c.job_id for c in claim(jobs.database, this_process())] == [claimed.job_id]
+
+
+@pytest.mark.parametrize("wanted", [Wanted.PAUSE, Wanted.CANCEL])
+def test_driver_that_dies_while_it_winds_up_after_a_failure(jobs: Store, wanted: Wanted):
+    run, claimed = running(jobs)
+    leases = Leases(jobs.database)
+    leases.beat(claimed, progress(JobState.CANCELLING), 30)
+    jobs.want(run.id, wanted)
+    leases.give_back(claimed, progress(), "the disk is full")
+    [held] = leases.held()
+    ended = {Wanted.PAUSE: JobState.PAUSED, Wanted.CANCEL: JobState.CANCELLED}[wanted]
+    assert leases.bury(held, "it is gone") is ended
+
+
+def test_call_that_ends_before_it_said_that_it_was_resumed(jobs: Store):
+    claimed = jobs.begin_direct(ASKED, "t", ["y"], this_process(), 30, "job")
+    leases = Leases(jobs.database)
+    leases.beat(claimed, progress(JobState.PAUSED), 30)
+    leases.finish(claimed, progress(JobState.SUCCEEDED), JobState.SUCCEEDED)
+    assert jobs.job("job").state is JobState.SUCCEEDED
+
+
+def test_text_that_no_database_takes_does_not_keep_a_driver_from_beating(jobs: Store):
+    run, claimed = running(jobs)
+    recorder = StoreRecorder(jobs, claimed, pause_ends=True)
+    text = "a file named \udcff holds a \0"
+    recorder._failures([Failure(0, 1, 1, "OSError", text, text, 1, text)])
+    recorder._control = Control(claimed.job_id, ("y",), None)
+    assert recorder._beat() is Wanted.RUN
+    [failure] = Lists(jobs.database).failures(claimed.job_id).items
+    assert failure.message == "a file named \ufffd holds a \ufffd"
+    facts = {"error": text, "error_type": "OSError"}
+    Leases(jobs.database).finish(claimed, progress(), JobState.FAILED, text, facts)
+    assert jobs.run(run.id).reason == failure.message
 
 
 def test_only_what_ended_is_forgotten(jobs: Store):

@@ -10,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import geneva
+from geneva.jobs.page import Wish
 from geneva.service import catalog
 from geneva.store.past import Past
 from geneva.store.store import Store
@@ -206,6 +207,13 @@ def test_plan_guesses_the_time_from_earlier_jobs(http: TestClient, scene: Scene,
     estimate = planned["columns"][0]["estimate"]
     assert estimate["basis"] == "1 earlier job of y"
     assert planned["seconds"] == pytest.approx(20 / estimate["rows_per_s"])
+    [job] = jobs.jobs(Wish()).items
+    assert job.metrics["appliers"] == 4  # one a fragment, of the 8 that it asked for
+    for concurrency, factor in ((8, 1), (4, 1), (1, 4)):
+        [column] = http.post(PLAN, json=body(concurrency=concurrency)).json()["columns"]
+        rate = column["estimate"]["rows_per_s"]
+        assert rate == pytest.approx(estimate["rows_per_s"] / factor)
+        assert ("scaled to concurrency 1" in column["estimate"]["basis"]) == (factor == 4)
 
 
 def test_plan_says_how_much_more_is_written_than_was_asked_for(http: TestClient):
