@@ -19,13 +19,10 @@ import ray
 
 from benchmarks import tables, udfs
 from benchmarks.measure import Answer, Scale
-from geneva.execute.follow import SharedApplier
-from geneva.execute.ray import TASKS_AT_ONCE, RayExecutor, start_ray
+from geneva.execute.ray import TASKS_AT_ONCE, RayApplier, RayExecutor, start_ray
 from geneva.execute.warm import Actor, release_idle
 from geneva.result import BackfillResult
 from geneva.storage.lance import TableStorage
-from geneva.types import JobSettings, Task, TaskEvent
-from geneva.udf import UDF
 
 _APPLIERS = 160
 _PROCESSES = 24
@@ -37,22 +34,11 @@ _CALL_S = 2.0
 class _Machines:
     """An actor that hosts many appliers, each with threads of its own."""
 
-    def __init__(self, storage: TableStorage, pickled: Mapping[str, bytes]) -> None:
-        udfs = {column: UDF.loads(data) for column, data in pickled.items()}
-        self._appliers = [SharedApplier(storage, udfs.__getitem__) for _ in range(_SEATS)]
+    def __init__(self, storage: TableStorage, pickled: Mapping[str, bytes], probe: bytes) -> None:
+        self._appliers = [RayApplier(storage, pickled, probe) for _ in range(_SEATS)]
 
-    def begin(self, seat: int, settings: JobSettings, names: Mapping[str, str]) -> str:
-        self._appliers[seat].begin(settings, names)
-        return str(ray.get_runtime_context().get_node_id())
-
-    def run(self, seat: int, tasks: Sequence[Task]) -> tuple[list[TaskEvent], str]:
-        return self._appliers[seat].carry_out(tasks), ""
-
-    def progress(self, seat: int) -> tuple[int, str]:
-        return self._appliers[seat].progress(), ""
-
-    def cancel(self, seat: int) -> None:
-        self._appliers[seat].cancel()
+    def call(self, seat: int, method: str, *arguments: object) -> object:
+        return getattr(self._appliers[seat], method)(*arguments)
 
 
 @dataclass(frozen=True)
@@ -77,8 +63,8 @@ class _Call:
 
     def remote(self, *arguments: object) -> Any:
         group = f"work{self.seat.number}" if self.group == "work" else self.group
-        call = getattr(self.seat.machines, self.method).options(concurrency_group=group)
-        return call.remote(self.seat.number, *arguments)
+        call = self.seat.machines.call.options(concurrency_group=group)
+        return call.remote(self.seat.number, self.method, *arguments)
 
 
 class HostedExecutor(RayExecutor):
@@ -94,7 +80,7 @@ class HostedExecutor(RayExecutor):
         if not seat:
             groups = {f"work{k}": TASKS_AT_ONCE for k in range(_SEATS)} | {"control": 4}
             made = ray.remote(concurrency_groups=groups, num_gpus=_SEATS, num_cpus=0)(_Machines)
-            self._machines.append(made.remote(self._storage, self._reference))
+            self._machines.append(made.remote(self._storage, self._reference, self._probe))
         self._made += 1
         actor = Actor(_Seat(self._machines[-1], seat), self._key)
         actor.beginning = self._begin(actor)

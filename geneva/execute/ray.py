@@ -66,7 +66,7 @@ _OBJECT_STORE_BYTES = 96 << 20  # data never travels through it
 _LOG = logging.getLogger("geneva")
 
 
-class _Applier:
+class RayApplier:
     """The actor: a `SharedApplier` behind Ray's calls."""
 
     def __init__(self, storage: TableStorage, pickled: Mapping[str, bytes], probe: bytes) -> None:
@@ -420,7 +420,7 @@ class RayExecutor:
 @cache
 def _actor_class() -> Any:
     options: dict[str, Any] = {"concurrency_groups": {"work": TASKS_AT_ONCE, "control": 1}}
-    return ray.remote(**options)(_Applier)
+    return ray.remote(**options)(RayApplier)
 
 
 def _references(actor: Actor) -> list[Any]:
