@@ -261,7 +261,8 @@ class Driver:
             case TaskLost():
                 self._turn.lost(event)
                 isolate = self._options.on_error == "null"
-                logs = self._logs_of(event.task.key)
+                found = find_logs(self._storage.objects, self._target.incarnation)
+                logs = found.get(event.task.key, ())
                 if schedule.lost(event, logs, isolate=isolate):
                     self._fail(
                         WorkerDiedError(
@@ -351,9 +352,6 @@ class Driver:
                     f"committed. The last: {last.error}: {last.message}"
                 )
             )
-
-    def _logs_of(self, key: str) -> tuple[str, ...]:
-        return find_logs(self._storage.objects, self._target.incarnation).get(key, ())
 
     # --- commits ------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import traceback
 
 from geneva.errors import TableChangedError
 from geneva.types import Failure, Task, TaskEvent, TaskFailed, TaskLost, TaskStopped
+from geneva.udf import BadResult
 
 
 class TaskCancelledError(Exception):
@@ -28,8 +29,14 @@ def event_of(task: Task, error: BaseException) -> TaskEvent:
         case TaskCancelledError():
             return TaskStopped(task)
         case TaskRowError():
-            cause = error.__cause__
-            return TaskFailed(task, "udf", str(cause), error.failure, cause=_portable(cause))
+            cause, failure = error.__cause__, error.failure
+            # The driver says which row it was, by its number in the fragment and not in the batch.
+            text = (
+                str(cause)
+                if isinstance(cause, BadResult)
+                else f"{failure.error}: {failure.message}"
+            )
+            return TaskFailed(task, "udf", text, failure, cause=_portable(cause))
         case TableChangedError() | FileNotFoundError():
             return TaskFailed(task, "table", str(error), cause=_portable(error))
         case MemoryError():
