@@ -120,8 +120,12 @@ def settle(page: Page) -> None:
 def hide_place(page: Page, place: Path) -> None:
     """Show tables where a reader could have them, not where this test has."""
     page.evaluate(
-        "([from, to]) => document.querySelectorAll('.sub, .field small').forEach((e) =>"
-        " { if (!e.children.length) e.textContent = e.textContent.replace(from, to); })",
+        """([from, to]) => {
+            const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+            while (texts.nextNode()) {
+                texts.currentNode.data = texts.currentNode.data.replace(from, to);
+            }
+        }""",
         [str(place), "/srv"],
     )
 
@@ -146,6 +150,7 @@ def test_pictures(chromium: Browser, served: Service):
             visitor.page.goto(path.format(run=run))
             settle(visitor.page)
             hide_place(visitor.page, served.cwd)
+            assert str(served.cwd) not in visitor.page.inner_text("body")
             picture(visitor.page, f"{name}-{look}")
         visitor.close()
         visitor.check()
