@@ -65,6 +65,10 @@ _Grace = Annotated[
     float, typer.Option(help="Seconds that a driver has to stop before it is killed.")
 ]
 
+_MaxDrivers = Annotated[
+    int, typer.Option(min=1, help="Drivers, each a process, that run at once on this host.")
+]
+
 
 def install(app: typer.Typer) -> None:
     """Add the commands of the service and of its jobs."""
@@ -89,6 +93,7 @@ def serve(
     ] = True,
     keep_days: _KeepDays = None,
     grace: _Grace = 15.0,
+    max_drivers: _MaxDrivers = 8,
     watch: _Watch = None,
     rate_limit: Annotated[
         float, typer.Option(min=0, help="Requests a second of one client; 0 for no limit.")
@@ -105,6 +110,7 @@ def serve(
         from geneva.service.serve import serve as run
 
         settings = _settings(db, jobs, state, keep_days, grace, watch, host, port)
+        settings = replace(settings, max_drivers=max_drivers)
         settings = replace(settings, requests_per_s=rate_limit, max_streams=max_streams)
         run(settings, schedule=schedule, pages=pages)
 
@@ -115,6 +121,7 @@ def scheduler(
     state: _State = None,
     keep_days: _KeepDays = None,
     grace: _Grace = 15.0,
+    max_drivers: _MaxDrivers = 8,
     watch: _Watch = None,
     debug: Debug = False,
 ) -> None:
@@ -123,7 +130,8 @@ def scheduler(
         _log()
         from geneva.service.scheduler import Scheduler
 
-        Scheduler(_settings(db, jobs, state, keep_days, grace, watch)).run()
+        settings = _settings(db, jobs, state, keep_days, grace, watch)
+        Scheduler(replace(settings, max_drivers=max_drivers)).run()
 
 
 def upgrade(

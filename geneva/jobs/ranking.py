@@ -90,7 +90,7 @@ def choose(
     Parameters
     ----------
     limit
-        At most so many; for those beyond it nothing is said.
+        At most so many; those beyond it wait for a driver.
     """
     in_pool = Counter(c.pool for c in active)
     in_run = Counter(c.run_id for c in active)
@@ -101,8 +101,6 @@ def choose(
     start: list[Candidate] = []
     waiting: dict[str, str] = {}
     for c in rank(queued, active, now_s):
-        if limit is not None and len(start) >= limit:
-            break
         taken = _met(owners, c)
         if caps.total is not None and total >= caps.total:
             waiting[c.id] = f"waiting: {total} of {caps.total} slots are taken"
@@ -116,6 +114,8 @@ def choose(
             waiting[c.id] = f"waiting: {in_run[c.run_id]} of {slots} jobs of its run are active"
         elif taken is not None:
             waiting[c.id] = f"waiting: column {taken[0]!r} is being filled by job {taken[1]}"
+        elif limit is not None and len(start) >= limit:
+            waiting[c.id] = "waiting: as many drivers run on the host as may (--max-drivers)"
         else:
             start.append(c)
             total += 1

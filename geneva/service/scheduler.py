@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 
 from geneva.errors import GenevaError, ServiceError
 from geneva.jobs.process import ProcessId, end_marked, identify, marked, this_process
@@ -93,7 +93,7 @@ class Scheduler:
                 self._look_at(job)
         known = {(job.job_id, job.epoch) for job in held}
         self._silent = {k: s for k, s in self._silent.items() if k in known}
-        for claimed in self._claims():
+        for claimed in self._claims(held):
             with self._going_on(claimed.job_id):
                 self._start(claimed)
         self._forget()
@@ -125,12 +125,14 @@ class Scheduler:
         for job_id in self._store.unknown(old):
             forget(folder / job_id)
 
-    def _claims(self) -> list[Claim]:
+    def _claims(self, held: Sequence[Held]) -> list[Claim]:
         """Take what may start; a long queue is not read again while nothing has changed."""
-        seen, now = outlook(self._database), time.monotonic()
+        here = sum(job.owner.here and job.mode is Mode.SERVICE for job in held)
+        room = max(0, self._settings.max_drivers - here)
+        seen, now = (outlook(self._database), room), time.monotonic()
         if seen == self._seen and now - self._read_s < _READ_S:
             return []
-        claims = claim(self._database, self._me)
+        claims = claim(self._database, self._me, room)
         self._seen, self._read_s = seen, now
         return claims
 

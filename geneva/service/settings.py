@@ -30,6 +30,8 @@ class Settings:
         Who has one may steer, or look. Without them nothing is asked, on loopback only.
     tick_s, grace_s
         Seconds between two looks of the scheduler, and that a driver has to stop as is wanted.
+    max_drivers
+        That may run at once on the host of a scheduler.
     requests_per_s
         That one client may send, with bursts of twice as many; 0 for no limit.
     max_streams
@@ -50,6 +52,7 @@ class Settings:
     viewer_token: str | None = field(default=None, repr=False)
     tick_s: float = 0.25
     grace_s: float = 15.0
+    max_drivers: int = 8
     requests_per_s: float = 500.0
     max_streams: int = 200
     watch_s: float = 1.0

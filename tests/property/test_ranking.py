@@ -63,7 +63,9 @@ def test_choice_exceeds_no_cap_and_passes_nobody_over(
     for c in rest:
         if c not in choice.start:
             assert not fits([*taken, c], caps), choice.waiting[c.id]
-    assert choose(rest, active, caps, 6000.0, limit).start == choice.start[:limit]
+    few = choose(rest, active, caps, 6000.0, limit)
+    assert few.start == choice.start[:limit]
+    assert {c.id for c in few.start} | set(few.waiting) == {c.id for c in rest}
 
 
 @given(st.lists(jobs, max_size=20), caps)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -17,7 +18,7 @@ from geneva.jobs.records import Submission
 from geneva.service.scheduler import Scheduler
 from geneva.service.settings import DRIVER_CLAIM, Settings
 from geneva.store.leases import Held, Leases
-from geneva.store.queue import claim
+from geneva.store.queue import Claim, claim
 from geneva.store.store import Store
 from geneva.types import JobState, Progress
 from tests.support.backfills import until
@@ -25,7 +26,7 @@ from tests.support.backfills import until
 ASKED = Submission(db="db", table="t", columns=("y",))
 
 
-def settings(jobs: Store, tmp_path: Path, **more: float) -> Settings:
+def settings(jobs: Store, tmp_path: Path, **more: Any) -> Settings:
     return Settings(jobs.database.url, tmp_path / "state", **more)
 
 
@@ -144,3 +145,21 @@ def test_job_whose_driver_could_not_be_started_is_queued_again(jobs: Store, tmp_
     scheduler._look_at(held)
     assert jobs.run(run.id).state is JobState.QUEUED
     assert "could not be started" in jobs.run(run.id).reason
+
+
+def test_no_more_drivers_run_on_a_host_than_may(
+    jobs: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    runs = [jobs.submit(ASKED, f"db/t{k}.lance", ["y"]) for k in range(3)]
+    scheduler = Scheduler(settings(jobs, tmp_path, max_drivers=1))
+    started: list[Claim] = []
+    monkeypatch.setattr(scheduler, "_start", started.append)
+    for number in (1, 2, 3):
+        for _ in range(2):
+            scheduler.tick()
+            assert len(started) == number
+            waiting = [r for r in runs if jobs.run(r.id).state is JobState.QUEUED]
+            assert len(waiting) == 3 - number
+            assert all("--max-drivers" in jobs.run(r.id).reason for r in waiting)
+        done = Progress(started[-1].job_id, ("y",), JobState.RUNNING)
+        Leases(jobs.database).finish(started[-1], done, JobState.SUCCEEDED)
