@@ -236,9 +236,9 @@ class _Job:
                     self._storage.check_commits()
                 self._control.recorder.planned(self._target.columns, snapshot.version, plans)
                 self._driver.run_round(snapshot, plans)
-            except VersionGoneError:
+            except VersionGoneError as error:
                 contested += 1
-                snapshot, chosen = self._latest(history, known)
+                snapshot, chosen = self._instead_of(snapshot, error, history, known)
                 continue
             if any(p.task for p in plans):
                 snapshot = self._open()
@@ -322,6 +322,15 @@ class _Job:
         self._driver.report(JobState.PAUSED)
         self._control.wait_while_paused()
         self._driver.raise_if_stopped()
+
+    def _instead_of(
+        self, gone: Snapshot, error: VersionGoneError, history: History, known: set[int]
+    ) -> tuple[Snapshot, list[int]]:
+        """Return the latest version in the place of one whose files were cleaned up."""
+        snapshot, chosen = self._latest(history, known)
+        if snapshot.version == gone.version:
+            raise error  # nobody made another one: the table is damaged
+        return snapshot, chosen
 
     def _latest(self, history: History, known: set[int]) -> tuple[Snapshot, list[int]]:
         """Return the latest version and what of it is to be planned, all of it anew."""

@@ -340,8 +340,8 @@ def test_table_that_vanishes_under_a_job_stays_away(tmp_path: Path, at: int) -> 
 
     @geneva.udf
     def drops(x: int) -> int:
-        if x == at:
-            shutil.rmtree(uri)
+        while x == at and os.path.exists(uri):  # the job may write while it is removed
+            shutil.rmtree(uri, ignore_errors=True)
         return x
 
     table.add_columns({"y": drops})
@@ -352,6 +352,19 @@ def test_table_that_vanishes_under_a_job_stays_away(tmp_path: Path, at: int) -> 
         with pytest.raises(TableChangedError, match=f"table {uri} is gone"):
             ask()
     assert not Path(uri).exists()
+
+
+def test_table_that_lost_its_data_but_not_its_versions_is_called_damaged(tmp_path: Path) -> None:
+    table = make_table(tmp_path, rows=40, fragments=4)
+
+    @geneva.udf
+    def double(x: int) -> int:
+        return 2 * x
+
+    table.add_columns({"y": double})
+    shutil.rmtree(table.storage.path / "data")
+    with pytest.raises(TableChangedError, match=r"files of version 2 .* are gone"):
+        table.backfill("y", **ONE)
 
 
 # --- damaged files ------------------------------------------------------------------------------
