@@ -18,9 +18,9 @@ from typing import Any
 import ray
 
 from benchmarks import tables, udfs
-from benchmarks.measure import Answer, Scale
+from benchmarks.measure import Answer, Scale, end_ray
 from geneva.execute.ray import TASKS_AT_ONCE, RayApplier, RayExecutor, start_ray
-from geneva.execute.warm import Actor, release_idle
+from geneva.execute.warm import Actor
 from geneva.result import BackfillResult
 from geneva.storage.lance import TableStorage
 
@@ -123,14 +123,12 @@ def _ask(appliers: int, how: str, tasks_each: int, executor: RayExecutor | None)
 @contextmanager
 def gpus(count: int) -> Iterator[None]:
     """Start a Ray that believes in so many GPUs, and end it."""
-    release_idle()
-    ray.shutdown()
+    end_ray()
     start_ray({"num_gpus": count, "log_to_driver": False})
     try:
         yield
     finally:
-        release_idle()
-        ray.shutdown()
+        end_ray()
 
 
 def backfill(

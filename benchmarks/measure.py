@@ -9,6 +9,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import ray
+
+from geneva.execute.warm import release_idle
+
 
 @dataclass(frozen=True, slots=True)
 class Curve:
@@ -100,3 +104,9 @@ def slope(points: Mapping[float, float]) -> float:
     """Return by how much y grows when x doubles at the upper end: 2 is linear."""
     (x0, y0), (x1, y1) = sorted(points.items())[-2:]
     return float((y1 / y0) ** (math.log(2) / math.log(x1 / x0)))
+
+
+def end_ray() -> None:
+    """End what other questions left warm: it would take its share of the cores."""
+    release_idle()
+    ray.shutdown()

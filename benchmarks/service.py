@@ -16,12 +16,10 @@ from typing import Any
 
 import httpx
 import numpy as np
-import ray
 
 from benchmarks import tables, udfs
-from benchmarks.measure import Answer, Scale, Side, alternate, slope
+from benchmarks.measure import Answer, Scale, Side, alternate, end_ray, slope
 from benchmarks.queue import fill_queue, many_fragments
-from geneva.execute.warm import release_idle
 from geneva.service.scheduler import Scheduler
 from geneva.service.settings import Settings
 
@@ -39,8 +37,7 @@ geneva.connect(sys.argv[1]).open_table("t").backfill("c", concurrency=2, progres
 
 def run(scale: Scale) -> list[Answer]:
     """First row, whole job, tick, requests and pages of a service that runs beside this process."""
-    release_idle()  # what other questions left would take its share of the cores
-    ray.shutdown()
+    end_ray()
     with tables.folder() as path:
         tables.table(path / "db", tables.numbers(100), 4)
         with _served(path / "state", path / "db") as http:

@@ -5,8 +5,10 @@ Nothing here does any work: a stage takes these, a stage returns these.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from operator import attrgetter
 from typing import Literal
 
 import pyarrow as pa
@@ -266,7 +268,15 @@ class Counts:
         return spent + self.seconds_write
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(*(getattr(self, f) + getattr(other, f) for f in self.__slots__))
+        return Counts.total([self, other])
+
+    @classmethod
+    def total(cls, counts: Iterable[Counts]) -> Counts:
+        """Add up."""
+        return cls(*map(sum, zip(*map(_NUMBERS, counts), strict=True)))
+
+
+_NUMBERS = attrgetter(*(f.name for f in fields(Counts)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ import pyarrow as pa
 from geneva.checkpoint.key import is_shared, log_folder, logs_by_key
 from geneva.rows import IntArray
 from geneva.storage.objects import Log, Objects
-from geneva.storage.values import integers
+from geneva.storage.values import integers, size_of
 from geneva.types import stored_type
 
 _HEADER = struct.Struct("<4sB3xIIq")  # magic, kind, payload bytes, crc32, first row
@@ -42,6 +42,7 @@ _ROWS, _ERRORS = 1, 2  # kinds of records: with explicit row numbers, with error
 _FINISH, _BEGIN = 4, 8  # frames that are no records
 _RANGE = struct.Struct("<qq")
 _SCANNED_BYTES = 32 << 20  # of a log that are in memory while its checksums are verified
+_COPIED_BYTES = 64 << 10  # of values; to write larger ones piece by piece is quicker
 _MOST_PARTS = 500  # of a frame that is written as it lies in memory; the kernel takes 1,024
 
 
@@ -121,10 +122,14 @@ class Journal:
         if errors:
             arrays.append(pa.array(errors, pa.string()))
         batch = pa.record_batch(arrays, schema=self._schemas[kind])
-        with self._lock:
-            if kind not in self._encoders:
-                self._encoders[kind] = _Encoder(self._schemas[kind])
-        self._write(kind, self._encoders[kind].encode(batch), int(rows[0]))
+        if sum(map(size_of, values)) <= _COPIED_BYTES:
+            parts = [memoryview(batch.serialize())]
+        else:
+            with self._lock:
+                if kind not in self._encoders:
+                    self._encoders[kind] = _Encoder(self._schemas[kind])
+            parts = self._encoders[kind].encode(batch)
+        self._write(kind, parts, int(rows[0]))
 
     def begin(self, first_row: int, last_row: int) -> None:
         """Record that a batch is about to be computed, so that its worker's death names it."""

@@ -13,7 +13,7 @@ from geneva.column.name import ColumnFileName, class_hash
 from geneva.errors import CorruptFileError
 from geneva.rows import MISSING, IntArray, RowClass, RowMap, RowStatus
 from geneva.storage.lance import Snapshot, TableStorage
-from geneva.storage.values import ColumnWriter, flags
+from geneva.storage.values import ColumnWriter, flags, size_of
 from geneva.types import ColumnFile, Target, Task, stored_type
 
 ROW_MAP = "geneva.rows"
@@ -25,9 +25,7 @@ _PRESENT_BYTES = 8 << 20  # the same, where rows are wide
 _SPARSE = 10  # a file with so many rows around each computed one is mostly null
 _NO_DICTIONARY = {b"lance-encoding:dict-divisor": b"1000000"}
 _WRITE_BYTES = 2 << 20  # larger vector batches make the Lance writer several times slower
-_GATHER_BYTES = (
-    1 << 18
-)  # smaller ones are written together: a call costs as much as thousands of rows
+GATHER_BYTES = 1 << 18  # smaller ones are written together: a call costs as much as 1000s of rows
 
 
 class ColumnFileBuilder:
@@ -176,8 +174,8 @@ class ColumnFileBuilder:
 
     def _write(self, arrays: Sequence[pa.Array]) -> None:
         self._gathered.append(arrays)
-        self._gathered_bytes += sum(a.nbytes for a in arrays)
-        if self._gathered_bytes >= _GATHER_BYTES:
+        self._gathered_bytes += sum(map(size_of, arrays))
+        if self._gathered_bytes >= GATHER_BYTES:
             self._flush()
 
     def _flush(self) -> None:

@@ -24,15 +24,17 @@ from geneva.checkpoint.journal import Journal, Replay, replay
 from geneva.checkpoint.key import log_path
 from geneva.column.file import ColumnFileBuilder
 from geneva.execute.adopt import adopt
-from geneva.execute.batches import HELD_BYTES, MAX_ROWS, READ_BYTES, BatchSizer, unit_bytes
+from geneva.execute.batches import MAX_ROWS, READ_BYTES, BatchSizer, unit_bytes
+from geneva.execute.inflight import InFlight
 from geneva.execute.outcome import TaskCancelledError, TaskRowError
 from geneva.execute.reader import Tap, read, row_id
 from geneva.execute.record import Computed, Recorder, error_text, joined
 from geneva.execute.threads import Turns, UdfThreads
-from geneva.execute.units import InFlight, Unit, Units, all_checkpointed, emptied, split
+from geneva.execute.units import Unit, Units, all_checkpointed, emptied, split
 from geneva.rows import IntArray
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.secrets import hider
+from geneva.storage.values import size_of
 from geneva.types import ColumnFile, Counts, Failure, JobSettings, Task, TaskDone, stored_type
 from geneva.udf import UDF, Applied, Caller, RowError, RowFailed, UdfKind
 
@@ -131,12 +133,14 @@ class Applier:
         called = time.perf_counter()
         computed = run.gather(unit, applied)
         run.record(computed, applied, started)
-        now = time.perf_counter()
         self.add_progress(len(unit.rows))
-        counts = replace(
-            computed.counts, seconds_udf=called - started, seconds_checkpoint=now - called
+        computed.counts = Counts(
+            computed=len(unit.rows),
+            failed=len(computed.failed),
+            seconds_udf=called - started,
+            seconds_checkpoint=time.perf_counter() - called,
         )
-        return replace(computed, counts=counts)
+        return computed
 
     def _call(self, batch: pa.RecordBatch) -> Applied:
         if self._cancelled.is_set():
@@ -183,9 +187,10 @@ class Applier:
             self._snapshots[version] = self.storage.open(version)
         return self._snapshots[version]
 
-    def window(self, held_bytes: int) -> int:
-        """Units that may be in flight: those that keep the threads busy; of large ones, fewer."""
-        return self._threads.count + (2 if held_bytes <= HELD_BYTES else -1)
+    @property
+    def threads(self) -> int:
+        """That call the UDF."""
+        return self._threads.count
 
     def add_progress(self, rows: int) -> None:
         """Count rows that were computed, or that an earlier attempt had computed."""
@@ -204,10 +209,10 @@ class TaskRun:
         self._types = settings.target.data_types
         path = log_path(settings.target.incarnation, task.key, uuid4().hex)
         self._journal = Journal(storage.objects, path, self._types)
-        self._counts, self._in_flight = Counts(), InFlight()
+        self._counts = Counts()
+        self._in_flight = InFlight(applier.threads, joins=task.assemble)
         self._failures: list[Failure] = []
         self._builder: ColumnFileBuilder | None = None
-        self._pending: deque[Future[Computed] | Computed] = deque()
         self._fatal: tuple[tuple[int, int], ...] = ()
         asked = settings.batch_size or settings.checkpoint_size
         self._units = Units(self._unit_rows, None if asked else unit_bytes(settings.threads))
@@ -326,7 +331,7 @@ class TaskRun:
     def flush(self) -> None:
         """Compute what was taken in and wait for it."""
         self._push_all(self._units.flush())
-        self._drain_to(0)
+        self._write_all(self._in_flight.rest())
 
     def _replay_all(self, positions: IntArray) -> None:
         """Lay out what is checkpointed; no input is read."""
@@ -357,16 +362,10 @@ class TaskRun:
                 raise TaskCancelledError
             if self._task.attempt:
                 self._journal.begin(int(unit.rows[0]), int(unit.rows[-1]))
-            self._in_flight.begin(unit)
-            self._pending.append(self._applier.submit(self, unit))
+            self._in_flight.add(unit, self._applier.submit(self, unit))
             del unit
-            self._drain_to(0 if self._task.attempt else None)
-
-    def _drain_to(self, window: int | None = None) -> None:
-        """Write the oldest units until so many are left, or as many as may be in flight."""
-        limit = self._applier.window
-        while len(self._pending) > (limit(self._in_flight.bytes) if window is None else window):
-            self._drain()
+            one_by_one = self._task.attempt > 0
+            self._write_all(self._in_flight.rest() if one_by_one else self._in_flight.surplus())
 
     def _replay(self, rows: IntArray, positions: IntArray) -> None:
         earlier = self._earlier
@@ -378,24 +377,22 @@ class TaskRun:
         counts = Counts(computed=len(rows), replayed=len(rows), failed=len(failed))
         values = earlier.values(positions) if self._task.assemble else []
         self._applier.add_progress(len(rows))
-        self._pending.append(
-            Computed(rows, values, np.array(failed, np.int64), tuple(failures), counts)
+        size = sum(map(size_of, values))
+        failed_at = np.array(failed, np.int64)
+        self._in_flight.add_replayed(
+            Computed(rows, values, failed_at, tuple(failures), counts, size)
         )
-        self._drain_to()
+        self._write_all(self._in_flight.surplus())
 
-    def _drain(self) -> None:
-        item = self._pending.popleft()
-        done = item.result() if isinstance(item, Future) else item
-        if isinstance(item, Future):
-            self._in_flight.end(done.value_bytes)
-        started = time.perf_counter()
-        counts = done.counts
-        if self._builder is not None:
-            overwritten = self._builder.add(done.rows, done.values, done.failed)
-            seconds = time.perf_counter() - started
-            counts = replace(counts, overwritten=overwritten, seconds_write=seconds)
-        self._counts += counts
-        self._failures += done.failures
+    def _write_all(self, computed: Iterable[Computed]) -> None:
+        for done in computed:
+            self._counts += done.counts
+            self._failures += done.failures
+            if self._builder is not None:
+                started = time.perf_counter()
+                overwritten = self._builder.add(done.rows, done.values, done.failed)
+                seconds = time.perf_counter() - started
+                self._counts += Counts(overwritten=overwritten, seconds_write=seconds)
 
     def write(self) -> ColumnFile | None:
         """Complete the column file, which is not synced yet; sync the records of a span."""
@@ -438,9 +435,7 @@ class TaskRun:
 
     def _settle(self) -> None:
         """Let the batches in flight end and be checkpointed before the task gives up."""
-        for item in self._pending:
-            if isinstance(item, Future) and not item.cancel():
-                item.exception()
+        self._in_flight.settle()
         self._recorder.release()
         if self._builder is not None:
             self._builder.abandon()
@@ -463,9 +458,8 @@ class TaskRun:
         columns, errors = joined(applied, self._settings.target.fields)
         failures = tuple(self.failure(int(unit.rows[k]), e) for k, e in errors[:_FAILURES_KEPT])
         failed = np.array([k for k, _ in errors], np.int64)
-        counts = Counts(computed=len(unit.rows), failed=len(failed))
         return Computed(
-            unit.rows, columns, failed, failures, counts, sum(c.nbytes for c in columns)
+            unit.rows, columns, failed, failures, value_bytes=sum(map(size_of, columns))
         )
 
     def record(self, done: Computed, applied: list[Applied], began_s: float) -> None:

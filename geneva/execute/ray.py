@@ -8,6 +8,7 @@ vanishes takes at most the batches in flight with it; one that is being drained,
 from __future__ import annotations
 
 import atexit
+import gc
 import itertools
 import logging
 import os
@@ -87,6 +88,7 @@ class RayApplier:
             pickled = self._pickled
             self._made = SharedApplier(self._storage, lambda name: UDF.loads(pickled[name]))
             keep_prints(self._made.output)
+            gc.freeze()
         self._made.output.keep_in(output)
         host = f"process {os.getpid()} on {ray.util.get_node_ip_address()}"
         self._made.output.write(f"--- {host} begins with {settings.target.name}\n")

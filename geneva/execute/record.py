@@ -8,8 +8,9 @@ import math
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 
 from geneva.checkpoint.journal import Journal
@@ -21,7 +22,7 @@ _HELD_S = 0.2
 _HELD_BYTES = 32 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Computed:
     """The values of some rows, one array per column, and the positions of those that failed."""
 
@@ -29,7 +30,7 @@ class Computed:
     values: list[pa.Array]
     failed: IntArray
     failures: tuple[Failure, ...]
-    counts: Counts
+    counts: Counts = field(default_factory=Counts)
     value_bytes: int = 0
 
 
@@ -48,6 +49,20 @@ def joined(
     starts = itertools.accumulate((len(a.values) for a in applied), initial=0)
     errors = [(s + e.row, e) for s, a in zip(starts, applied, strict=False) for e in a.failures]
     return columns_of(pa.concat_arrays([a.values for a in applied]), fields), errors
+
+
+def together(done: Sequence[Computed]) -> Computed:
+    """Join units that follow each other."""
+    starts = itertools.accumulate((len(d.rows) for d in done), initial=0)
+    failed = [s + d.failed for s, d in zip(starts, done, strict=False)]
+    return Computed(
+        np.concatenate([d.rows for d in done]),
+        [pa.concat_arrays(c) for c in zip(*(d.values for d in done), strict=True)],
+        np.concatenate(failed),
+        tuple(itertools.chain.from_iterable(d.failures for d in done)),
+        Counts.total([d.counts for d in done]),
+        sum(d.value_bytes for d in done),
+    )
 
 
 class Recorder:

@@ -20,10 +20,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Rows that are computed and checkpointed together, and how large their inputs are.
+    """Rows that are computed and checkpointed together.
 
-    Sizes are asked for once: to add up buffers, Arrow lets other threads run, and then waits for
-    its turn.
+    Attributes
+    ----------
+    input_bytes
+        Their share, by rows, of what they were read with and keep in memory.
     """
 
     rows: IntArray
@@ -109,38 +111,13 @@ class Units:
     def _cut(self, size: int) -> Unit:
         rows = self._rows[0] if len(self._rows) == 1 else np.concatenate(self._rows)
         inputs = self._inputs[0] if len(self._inputs) == 1 else _concat(self._inputs)
-        part = inputs.slice(0, size)
-        unit = Unit(rows[:size], part, part.nbytes)
+        # Not asked of each: to add up buffers, Arrow lets other threads run and waits for its turn.
+        unit = Unit(rows[:size], inputs.slice(0, size), self._bytes * size // self._held)
         self._held -= size
         self._rows = [rows[size:]] if self._held else []
         self._inputs = [inputs.slice(size)] if self._held else []
-        self._bytes = max(0, self._bytes - unit.input_bytes) if self._held else 0
+        self._bytes -= unit.input_bytes
         return unit
-
-
-class InFlight:
-    """Estimates the bytes of units that were handed out and not written yet.
-
-    The values of a unit are taken to be as large as the largest of those that came before.
-    """
-
-    def __init__(self) -> None:
-        self._inputs: deque[int] = deque()
-        self._values = 0
-
-    @property
-    def bytes(self) -> int:
-        """Inputs and values of all units in flight."""
-        return sum(self._inputs) + len(self._inputs) * self._values
-
-    def begin(self, unit: Unit) -> None:
-        """Take in a unit that is handed out."""
-        self._inputs.append(unit.input_bytes)
-
-    def end(self, value_bytes: int) -> None:
-        """Take in how large the values of the oldest unit are."""
-        self._inputs.popleft()
-        self._values = max(self._values, value_bytes)
 
 
 def emptied(items: deque[T]) -> Iterator[T]:

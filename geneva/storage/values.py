@@ -100,6 +100,16 @@ def integers(array: pa.Array) -> IntArray:
     return np.from_dlpack(array).astype(np.int64)
 
 
+def size_of(array: pa.Array) -> int:
+    """Return the bytes that an array takes, of plain numbers without their validity.
+
+    To add up buffers, Arrow lets other threads run and then waits for its turn.
+    """
+    if pa.types.is_primitive(array.type):
+        return len(array) * int(array.type.bit_width) // 8
+    return int(array.nbytes)
+
+
 class ColumnReader:
     """One column of a data file.
 

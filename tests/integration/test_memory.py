@@ -38,7 +38,7 @@ def test_large_rows_that_are_read_before_the_last_ones_are_written(
     size = 20_000
     table = large_values(tmp_path, 40, size)
     monkeypatch.setattr(reader, "READ_BYTES", 2 * size)
-    monkeypatch.setattr("geneva.execute.applier.HELD_BYTES", size)
+    monkeypatch.setattr("geneva.execute.inflight.HELD_BYTES", size)
     read, written, waiting = [0], [0], []
     read_rows, add = ColumnReader.read, ColumnFileBuilder.add
 
