@@ -7,7 +7,7 @@ import resource
 import sys
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # of mallopt(3), in glibc
-_LARGE_BYTES = 4 << 20
+_LARGE_BYTES = 8 << 20
 
 
 def peak_bytes() -> int:
