@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -97,68 +97,68 @@ def written_by(change: Change, before: Snapshot, columns: Columns) -> Written:
     return Written(tuple(was_set), in_order=True, target=any(was_set[: len(columns.target)]))
 
 
-def match_moved(
+def match_former(
     new: Sequence[Key],
-    old: Sequence[OldRow],
-    former: Sequence[OldRow | None] | None,
+    former: Sequence[OldRow | None],
     missing: RowClass,
     foreign: RowClass,
     written: Written,
 ) -> RowMap:
-    """Return the classes of rows that an update wrote, given those that it removed.
+    """Return the classes of rows that an update wrote, given what each was before.
 
     Parameters
     ----------
-    old
-        All removed rows.
     former
-        What each new row was, ``None`` if it is an inserted one; or ``None`` if nobody knows.
-        Then rows are matched by value: a row that agrees with a fresh removed one in the target
-        and in all that the target was computed from keeps that row's class, whichever row it
-        was; any other value that some removed row held is stale, one that none held ``foreign``.
+        ``None`` for a row that was inserted.
     missing
         Class of stale rows too: they are computed again, and the old value goes.
     """
-    if former is None:
-        by_value = _ByValue(old, missing, foreign, written)
-        found = [by_value.find(key) for key in new]
-    else:
-        found = [
-            _same_row(key, was, missing, foreign, written)
-            for key, was in zip(new, former, strict=True)
-        ]
+    return _row_map(
+        _same_row(key, was, missing, foreign, written) for key, was in zip(new, former, strict=True)
+    )
+
+
+def match_by_value(
+    new: Sequence[Key],
+    old: Sequence[OldRow],
+    missing: RowClass,
+    foreign: RowClass,
+    written: Written,
+) -> RowMap:
+    """Return the classes of rows that an update wrote, given all that it removed.
+
+    A row that agrees with a fresh removed one in the target and in all that the target was
+    computed from keeps that row's class, whichever row it was; any other value that some removed
+    row held is stale, one that none held ``foreign``.
+    """
+    by_value = _ByValue(old, missing, foreign, written)
+    return _row_map(by_value.find(key) for key in new)
+
+
+def _row_map(found: Iterable[RowClass]) -> RowMap:
     classes: dict[RowClass, int] = {}
     ids = [classes.setdefault(c, len(classes)) for c in found]
     return RowMap.from_ids(list(classes), np.array(ids, np.int64))
 
 
-def former_rows(
-    new: Sequence[Key],
-    old: Sequence[OldRow],
-    first: int,
-    written: Written,
-    *,
-    stable: bool,
-) -> list[OldRow | None] | None:
-    """Return what each new row was before an update, or ``None`` if nobody knows.
+def in_order(
+    new: Sequence[Key], old: Sequence[OldRow], written: Written, *, stable: bool
+) -> Sequence[OldRow] | None:
+    """Return the removed rows if each is what the new row at its place was, or ``None``.
 
-    By stable row id; else by order, where the update kept it and all that it did not set agrees.
-
-    Parameters
-    ----------
-    first
-        Number of rows that the update wrote to fragments before this one.
+    By stable row id; else where the update kept the order of rows, and all that it did not set
+    agrees.
     """
+    if len(old) != len(new):
+        return None
     if stable:
-        by_id = {o.key.row_id: o for o in old}
-        return [by_id.get(key.row_id) for key in new]
-    part = old[first : first + len(new)]
+        same = all(key.row_id == o.key.row_id for key, o in zip(new, old, strict=True))
+        return old if same else None
     kept = [not w for w in written.columns]
-    if not written.in_order or len(part) != len(new):
+    if not written.in_order:
         return None
-    if not all(key.agrees(o.key, kept) for key, o in zip(new, part, strict=True)):
-        return None
-    return list(part)
+    agreed = all(key.agrees(o.key, kept) for key, o in zip(new, old, strict=True))
+    return old if agreed else None
 
 
 def _same_row(
@@ -286,6 +286,13 @@ def keys(
         ]
         rows += [Key(*values) for values in zip(row_ids, *parts, strict=True)]
     return rows
+
+
+def between(mask: BoolArray, start: int, stop: int) -> BoolArray:
+    """Keep the flags that are at these places among those set, the last one excluded."""
+    number = np.cumsum(mask)  # from 1
+    kept: BoolArray = mask & (number > start) & (number <= stop)
+    return kept
 
 
 def compare(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
@@ -27,11 +27,13 @@ from geneva.column.marks import (
 from geneva.column.moved import (
     Columns,
     OldRow,
+    between,
     compare,
-    former_rows,
+    in_order,
     keys,
+    match_by_value,
+    match_former,
     match_in_place,
-    match_moved,
     written_by,
 )
 from geneva.column.name import ColumnFileName
@@ -405,22 +407,48 @@ class History(Sources):
             return [n for n in found if n in after.fields and n not in group]
 
         columns = Columns(tuple(group), tuple(names(read)), tuple(names(filtered)))
-        old: list[OldRow] = []
-        for f, mask, row_map in removed:
-            translate = self._translator(f, before, fragment, after)
+        new = keys(self._storage, after, fragment.id, columns)
+        made = [f for i, f in after.fragments.items() if i not in before.fragments]
+        first = sum(f.rows for f in made[: made.index(fragment)])
+        written = written_by(change, before, columns)
+        stable = before.stable_row_ids and after.stable_row_ids
+        missing, foreign = _missing(change.version), _foreign(change.version)
+        translator = partial(self._translator, before=before, new=fragment, after=after)
+        old_rows = partial(self._old_rows, removed, before, columns, translator)
+        # Most updates keep the order of rows: then no others are read for each fragment.
+        former = in_order(new, old_rows(first, first + len(new)), written, stable=stable)
+        if former is not None:
+            return match_former(new, former, missing, foreign, written)
+        old = old_rows()
+        if stable:
+            by_id = {o.key.row_id: o for o in old}
+            return match_former(new, [by_id.get(k.row_id) for k in new], missing, foreign, written)
+        return match_by_value(new, old, missing, foreign, written)
+
+    def _old_rows(
+        self,
+        removed: Sequence[tuple[FragmentInfo, BoolArray, RowMap]],
+        before: Snapshot,
+        columns: Columns,
+        translator: Callable[[FragmentInfo], Callable[[Mark], Mark]],
+        start: int = 0,
+        stop: int | None = None,
+    ) -> list[OldRow]:
+        """Read removed rows, by their places among all of them."""
+        found: list[OldRow] = []
+        at = 0
+        for f, gone, row_map in removed:
+            first, at = at, at + int(gone.sum())
+            if at <= start or (stop is not None and first >= stop):
+                continue
+            mask = between(gone, start - first, at - first if stop is None else stop - first)
+            translate = translator(f)
             known = [_with_marks(c, translate) for c in row_map.classes]
             kept = row_map.expand()[mask].tolist()
             fresh = self._fresh(before, f, row_map)[mask].tolist()
             rows = keys(self._storage, before, f.id, columns, mask)
-            old += [OldRow(k, known[c], g) for k, c, g in zip(rows, kept, fresh, strict=True)]
-        new = keys(self._storage, after, fragment.id, columns)
-        stable = before.stable_row_ids and after.stable_row_ids
-        made = [f for i, f in after.fragments.items() if i not in before.fragments]
-        first = sum(f.rows for f in made[: made.index(fragment)])
-        written = written_by(change, before, columns)
-        former = former_rows(new, old, first, written, stable=stable)
-        missing, foreign = _missing(change.version), _foreign(change.version)
-        return match_moved(new, old, former, missing, foreign, written)
+            found += [OldRow(k, known[c], g) for k, c, g in zip(rows, kept, fresh, strict=True)]
+        return found
 
     def _fresh(self, snapshot: Snapshot, fragment: FragmentInfo, row_map: RowMap) -> BoolArray:
         """Return the rows whose inputs are what their class was computed from."""
