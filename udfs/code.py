@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import warnings
 
 import geneva
+
+# Threads that parse at the same time may disturb each other: where one is interrupted by the
+# garbage collector, "AST constructor recursion depth mismatch" (Python 3.11.7, its gh-106905).
+_ATTEMPTS = 50
 
 
 @geneva.udf(params={"python": None})
@@ -49,5 +54,12 @@ def function_count(source: str | None, python: str | None = None) -> int | None:
     accepted = tuple(map(int, python.split("."))) if python is not None else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the parsed source, not of this program
-        tree = ast.parse(source, feature_version=accepted)  # type: ignore[arg-type]
+        tree = _parsed(source, accepted)
     return sum(isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) for n in ast.walk(tree))
+
+
+def _parsed(source: str, accepted: tuple[int, ...] | None) -> ast.AST:
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(SystemError):
+            return ast.parse(source, feature_version=accepted)  # type: ignore[arg-type]
+    return ast.parse(source, feature_version=accepted)  # type: ignore[arg-type]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
+import sys
 import tokenize
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,6 +34,32 @@ def test_source_that_is_not_python_and_costs_more_than_its_row(tmp_path: Path):
     assert column(table, "functions") == [*counted, None, None, 0, None]
     assert result.rows_failed == 2
     assert_table_invariants(table)
+
+
+def test_sources_that_threads_parse_while_garbage_is_collected():
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            sum(range(50))  # lets other threads run, in the middle of a tree
+
+    def count(text: str) -> int | None:
+        for _ in range(3):
+            Cycle()
+        return function_count(text)
+
+    texts = [f.read_text() for f in sorted(Path(json.__file__).parent.glob("*.py"))]
+    before, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.set_threshold(50)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            counted = list(pool.map(count, texts * 40))
+    finally:
+        gc.set_threshold(*before)
+        sys.setswitchinterval(interval)
+    assert counted == [definitions(text) for text in texts] * 40
 
 
 def test_version_of_python_that_is_ignored(tmp_path: Path):
