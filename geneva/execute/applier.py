@@ -393,6 +393,7 @@ class TaskRun:
                 overwritten = self._builder.add(done.rows, done.values, done.failed)
                 seconds = time.perf_counter() - started
                 self._counts += Counts(overwritten=overwritten, seconds_write=seconds)
+            del done  # before the next one is waited for
 
     def write(self) -> ColumnFile | None:
         """Complete the column file, which is not synced yet; sync the records of a span."""

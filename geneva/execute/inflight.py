@@ -11,7 +11,7 @@ from typing import Any
 from geneva.column.file import GATHER_BYTES
 from geneva.execute.batches import HELD_BYTES
 from geneva.execute.record import Computed, together
-from geneva.execute.units import Unit
+from geneva.execute.units import Unit, emptied
 
 _LOOK_S = 0.5
 
@@ -55,9 +55,10 @@ class InFlight:
         """
         while (count := self._excess()) > 0:
             await_last([i for i in itertools.islice(self._items, count) if isinstance(i, Future)])
-            done = [self._next() for _ in range(count)]
-            small = count > 1 and sum(d.value_bytes for d in done) <= GATHER_BYTES
-            yield from [together(done)] if small and self._joins else done
+            done = deque(self._next() for _ in range(count))
+            if self._joins and count > 1 and sum(d.value_bytes for d in done) <= GATHER_BYTES:
+                done = deque([together(done)])
+            yield from emptied(done)  # large ones are let go before the next are waited for
 
     def rest(self) -> Iterator[Computed]:
         """Yield all, each as soon as it is done."""

@@ -88,7 +88,7 @@ class RayApplier:
             pickled = self._pickled
             self._made = SharedApplier(self._storage, lambda name: UDF.loads(pickled[name]))
             keep_prints(self._made.output)
-            gc.freeze()
+            gc.freeze()  # modules are for ever: else each full collection walks through all of them
         self._made.output.keep_in(output)
         host = f"process {os.getpid()} on {ray.util.get_node_ip_address()}"
         self._made.output.write(f"--- {host} begins with {settings.target.name}\n")

@@ -7,7 +7,7 @@ import json
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,7 +51,7 @@ def joined(
     return columns_of(pa.concat_arrays([a.values for a in applied]), fields), errors
 
 
-def together(done: Sequence[Computed]) -> Computed:
+def together(done: Collection[Computed]) -> Computed:
     """Join units that follow each other."""
     starts = itertools.accumulate((len(d.rows) for d in done), initial=0)
     failed = [s + d.failed for s, d in zip(starts, done, strict=False)]
