@@ -28,7 +28,7 @@ from geneva.errors import (
     UdfFailedError,
     WorkerDiedError,
 )
-from geneva.execute.batches import read_rows
+from geneva.execute.batches import read_rows, together_rows
 from geneva.execute.executor import Executor
 from geneva.execute.state import Schedule
 from geneva.jobs.claims import Claims
@@ -145,7 +145,7 @@ class Driver:
             limit,
             self._options.commit_granularity,
             self._turn.followed,
-            settings.read_rows if settings.readahead is None else 0,
+            0 if settings.readahead else together_rows(self._turn.row_bytes),
         )
         wanted = min(self._options.concurrency, sum(len(p) for p in pieces))
         try:
@@ -442,14 +442,14 @@ class Driver:
     def _settings(self, snapshot: Snapshot, tasks: Sequence[Task]) -> JobSettings:
         inputs = self._target.inputs
         blobs = blob_columns(snapshot.schema, inputs)
-        known = self._turn.read_size
-        if known is None or any(t.checkpointed is None for t in tasks):
+        row_bytes = self._turn.row_bytes
+        if row_bytes is None or any(t.checkpointed is None for t in tasks):
             columns = list(dict.fromkeys(top_level(snapshot.schema, p) for p in inputs))
             columns = [c for c in columns if c not in blobs]  # it tells its size before it is read
             fragments = [t.fragment_id for t in tasks]
-            known = read_rows(bytes_per_row(self._storage, snapshot, columns, fragments))
-            self._turn.read_size = known
-        rows, readahead = known
+            row_bytes = bytes_per_row(self._storage, snapshot, columns, fragments)
+            self._turn.row_bytes = row_bytes
+        rows, readahead = read_rows(row_bytes)
         return self._request.settings(self._control.job_id, rows, 1 if blobs else readahead)
 
     def report(self, state: JobState) -> None:

@@ -122,21 +122,23 @@ class RowMap:
         if not len(ids):
             return cls(0, (), np.zeros(0, np.int64), np.zeros(0, np.int64))
         # Runs first: sorting a million ids costs more than writing the column.
-        edges = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
+        edges = _run_starts(ids)
         used, inverse = np.unique(ids[edges], return_inverse=True)
         kept: dict[RowClass, int] = {}
         merged = np.array([kept.setdefault(classes[u], len(kept)) for u in used], np.int64)
         runs = merged[inverse]
-        first = np.flatnonzero(np.r_[True, runs[1:] != runs[:-1]])
+        first = _run_starts(runs)
         return cls(len(ids), tuple(kept), edges[first].astype(np.int64), runs[first])
 
     def expand(self) -> IntArray:
         """Return the class id of every row."""
-        return np.repeat(self.ids, np.diff(np.r_[self.starts, self.rows]))
+        return np.repeat(self.ids, self._lengths)
 
     @property
     def _lengths(self) -> IntArray:
-        lengths: IntArray = np.diff(np.r_[self.starts, self.rows])
+        lengths: IntArray = np.empty(len(self.starts), np.int64)
+        np.subtract(self.starts[1:], self.starts[:-1], out=lengths[:-1])
+        lengths[-1:] = self.rows - self.starts[-1:]
         return lengths
 
     def counts(self) -> IntArray:
@@ -266,3 +268,8 @@ class RowSet:
         flips = np.zeros(self.rows + 1, np.int8)
         flips[self.bounds] = 1
         return (np.cumsum(flips[:-1]) % 2).astype(np.bool_)
+
+
+def _run_starts(ids: IntArray) -> IntArray:
+    """Return where a value differs from the one before it; the first one does."""
+    return np.concatenate(([0], np.flatnonzero(ids[1:] != ids[:-1]) + 1))

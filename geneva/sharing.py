@@ -32,7 +32,6 @@ from geneva.types import Counts, JobSettings, Task, TaskDone, TaskLost
 from geneva.udf import UDF, UdfKind
 
 _LOG = logging.getLogger("geneva")
-ReadSize = tuple[int, int | None]
 _LOSSES = 3  # of tasks that had followers, until a job goes on without
 
 
@@ -64,7 +63,7 @@ class Sharing:
         self._storage = storage
         self._past: list[Request] = []
         self._records: dict[str, _Record] = {}  # by task key
-        self._read_sizes: dict[frozenset[str], ReadSize] = {}
+        self._row_bytes: dict[frozenset[str], float] = {}
 
     def turn(self, request: Request, later: Sequence[Request]) -> Turn:
         """Begin the next column's turn; ``later`` are those whose turn is still to come."""
@@ -74,7 +73,7 @@ class Sharing:
         pending = {c for r in (request, *later) for c in r.target.columns}
         followers = [r for r in later if r in group] if _settled(request, pending) else []
         udfs = {r.target.incarnation: r.udf for r in group}
-        return Turn(self._storage, request, followers, udfs, self._records, self._read_sizes)
+        return Turn(self._storage, request, followers, udfs, self._records, self._row_bytes)
 
 
 def _fit_one_applier(one: Request, other: Request) -> bool:
@@ -117,13 +116,13 @@ class Turn:
         followers: Sequence[Request],
         udfs: Mapping[str, UDF],
         records: dict[str, _Record],
-        read_sizes: dict[frozenset[str], ReadSize],
+        row_bytes: dict[frozenset[str], float],
     ) -> None:
         self._storage = storage
         self.request = request
         self.udfs = udfs
         self._followers = {r.target.incarnation: r for r in followers}
-        self._records, self._read_sizes = records, read_sizes
+        self._records, self._row_bytes = records, row_bytes
         self._rows: dict[str, int] = defaultdict(int)  # that followers' plans compute
         self._failed: dict[str, int] = defaultdict(int)
         self._losses = 0
@@ -195,13 +194,13 @@ class Turn:
         )
 
     @property
-    def read_size(self) -> ReadSize | None:
-        """Rows per read and reads ahead, as found for these inputs in this call."""
-        return self._read_sizes.get(frozenset(self.request.target.inputs))
+    def row_bytes(self) -> float | None:
+        """Mean size of a row of these inputs, as found in this call."""
+        return self._row_bytes.get(frozenset(self.request.target.inputs))
 
-    @read_size.setter
-    def read_size(self, size: ReadSize) -> None:
-        self._read_sizes[frozenset(self.request.target.inputs)] = size
+    @row_bytes.setter
+    def row_bytes(self, size: float) -> None:
+        self._row_bytes[frozenset(self.request.target.inputs)] = size
 
     @property
     def followed(self) -> dict[str, Counts]:

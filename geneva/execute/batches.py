@@ -8,6 +8,7 @@ TARGET_S = 0.4  # a batch in flight is what a crash loses: keep it well under a 
 TARGET_BYTES = 16 << 20
 MAX_ROWS = 65_536
 READ_BYTES = 16 << 20
+_TOGETHER_ROWS = 1 << 20
 _GROWTH = 8.0
 WIDE_ROW_BYTES = 8 << 10  # below that a scan is quicker, and its memory bounded enough
 
@@ -16,6 +17,11 @@ def read_rows(row_bytes: float) -> tuple[int, int | None]:
     """Return (rows per read batch, batches read ahead or ``None`` for Lance's default)."""
     rows = int(min(MAX_ROWS, max(1, READ_BYTES / max(row_bytes, 1.0))))
     return rows, (1 if row_bytes > WIDE_ROW_BYTES else None)
+
+
+def together_rows(row_bytes: float | None) -> int:
+    """Return how many rows of small fragments are read together; they are held until computed."""
+    return int(min(_TOGETHER_ROWS, READ_BYTES / max(row_bytes or 1.0, 1.0)))
 
 
 HELD_BYTES = 64 << 20  # of units in flight, while enough of them are left for every thread

@@ -12,21 +12,9 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
 
-from geneva.execute.reservation import lacking
-
 _FIXED_NODE = re.compile(r"node_[0-9a-f]{40,}")
 _NODE_DIED = "its node has died"
 _LOG = logging.getLogger("geneva")
-
-
-def slots(needs: Mapping[str, float]) -> int:
-    """Return how many appliers with these needs the nodes that stay hold in all."""
-    return sum(int(min(has.get(r, 0.0) // n for r, n in needs.items())) for has in nodes())
-
-
-def missing_resource(needs: Mapping[str, float]) -> str:
-    """Return why no node that stays can ever hold an applier, or an empty text."""
-    return lacking(nodes(), needs)
 
 
 def host_resources(options: Mapping[str, Any]) -> dict[str, float]:

@@ -35,13 +35,20 @@ from ray.exceptions import (
 )
 
 from geneva.errors import ResourceError, SharedPathError, UdfError
-from geneva.execute.cluster import autoscaling, draining_nodes, missing_resource, node_lost, slots
+from geneva.execute.cluster import autoscaling, draining_nodes, node_lost, nodes
 from geneva.execute.executor import Udfs
 from geneva.execute.follow import SharedApplier
 from geneva.execute.memory import give_back_large
 from geneva.execute.output import keep_prints
 from geneva.execute.probe import ensure_probe, read_probe
-from geneva.execute.reservation import actor_options, applier_key, reservation, udf_names
+from geneva.execute.reservation import (
+    actor_options,
+    applier_key,
+    lacking,
+    reservation,
+    slots,
+    udf_names,
+)
 from geneva.execute.warm import POOL, Actor, end
 from geneva.storage.lance import TableStorage
 from geneva.types import (
@@ -146,7 +153,7 @@ class RayExecutor:
     def capacity(self, udf: UDF, appliers: int) -> int:
         """Return how many appliers the alive nodes hold now, between 1 and ``appliers``."""
         start_ray(self._options)
-        return max(1, min(appliers, slots(reservation(udf))))
+        return max(1, min(appliers, slots(nodes(), reservation(udf))))
 
     def start(
         self, storage: TableStorage, udfs: Udfs, settings: JobSettings, appliers: int
@@ -155,7 +162,8 @@ class RayExecutor:
         start_ray(self._options)
         udf = udfs[settings.target.incarnation]
         self._needs = reservation(udf)
-        self._missing = missing_resource(self._needs)
+        alive = nodes()
+        self._missing = lacking(alive, self._needs)
         if self._missing and not autoscaling():
             raise ResourceError(self._missing)
         self._started_at = self._missing_since = time.monotonic()
@@ -174,7 +182,7 @@ class RayExecutor:
             actor.beginning = self._begin(actor)
         self._reference = ray.put({self._names[column]: data for column, data in pickled.items()})
         # What cannot fit now is asked for once it is clear that the job lasts.
-        self._ask_for(min(appliers, self.capacity(udf, appliers)))
+        self._ask_for(min(appliers, max(1, slots(alive, self._needs))))
 
     def _ask_for(self, appliers: int) -> None:
         for _ in range(appliers - self._staying):
@@ -353,7 +361,7 @@ class RayExecutor:
         if any(a.works for a in self._actors):
             self._missing = ""
             return
-        missing = missing_resource(self._needs)
+        missing = lacking(nodes(), self._needs)
         if missing and not self._missing:
             self._missing_since = now
         self._missing = missing
@@ -361,10 +369,10 @@ class RayExecutor:
         if missing and waited > self._resource_timeout_s:
             raise ResourceError(f"{missing}; waited {waited:.0f} s for one")
 
-    def _leave(self, nodes: frozenset[str]) -> None:
+    def _leave(self, going: frozenset[str]) -> None:
         """Let appliers on some nodes stop at the next batch boundary; others take their place."""
         for actor in self._actors:
-            if actor.node in nodes and not actor.leaving:
+            if actor.node in going and not actor.leaving:
                 actor.leaving = True
                 actor.handle.cancel.options(concurrency_group="control").remote()
         gone = [a for a in self._actors if a.leaving and not a.tasks]

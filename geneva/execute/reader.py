@@ -25,6 +25,7 @@ from geneva.storage.snapshot import blob_columns
 from geneva.storage.values import flags, integers
 from geneva.types import JobSettings, Task
 
+_HELD_BYTES = 2 * READ_BYTES  # of rows that are read at once
 _OFFSET = 0xFFFFFFFF  # the low half of a row address is the physical row in its fragment
 
 
@@ -72,14 +73,15 @@ def read_together(
 ) -> dict[int, list[tuple[IntArray, pa.RecordBatch]]]:
     """Read small fragments in one scan: what `read` yields of each, by fragment id.
 
-    Those that a scan must not read, because some input is large there, are left out.
+    Those that a scan must not read, because some input is large there, are left out, and what is
+    too much to hold at once.
 
     Raises
     ------
     StorageError
         Rows came in another order than that of the tasks.
     """
-    narrow = [t for t in tasks if _scans(_sources(storage, snapshot, t, settings))]
+    narrow = list(_held_together(storage, snapshot, tasks, settings))
     if not narrow:
         return {}
     ids = np.repeat([t.fragment_id for t in narrow], [t.rows for t in narrow])
@@ -94,8 +96,29 @@ def read_together(
     return {t.fragment_id: list(_needed(t, found[t.fragment_id])) for t in narrow}
 
 
-def _scans(sources: _Sources) -> bool:
-    return not sources.blobs and not sources.apart and sources.readahead is None
+def _held_together(
+    storage: TableStorage, snapshot: Snapshot, tasks: Sequence[Task], settings: JobSettings
+) -> Iterator[Task]:
+    """Yield tasks that one scan may read, as long as what they read together may be held."""
+    held = 0
+    for task in tasks:
+        sources = _sources(storage, snapshot, task, settings)
+        if sources.blobs or sources.apart or sources.readahead is not None:
+            continue
+        size = sources.most_bytes
+        if held + size > _HELD_BYTES:  # other columns may be most of the files: look
+            sizes = storage.column_bytes(snapshot, task.fragment_id)
+            size = sum(sizes.get(i, 0) for i in _leaves_read(snapshot, settings))
+        held += size
+        if held > _HELD_BYTES:
+            return
+        yield task
+
+
+def _leaves_read(snapshot: Snapshot, settings: JobSettings) -> set[int]:
+    """Return the ids of all fields below the UDF's inputs."""
+    names = {top_level(snapshot.schema, n) for n in settings.target.inputs}
+    return {i for n in names for i in snapshot.fields[n].subtree}
 
 
 def _scan_together(
@@ -139,6 +162,8 @@ class _Sources:
         Mean size of a row of those that the scan leaves out.
     batch_rows, readahead
         Of the scan.
+    most_bytes
+        Of all that is read, as the files hold it.
     """
 
     blobs: list[str]
@@ -146,6 +171,7 @@ class _Sources:
     row_bytes: float
     batch_rows: int
     readahead: int | None
+    most_bytes: int
 
 
 def _sources(
@@ -167,8 +193,8 @@ def _sources(
     total = sum(f.size_bytes for f in files)
     held = total * min(settings.read_rows, task.rows) / max(task.rows, 1)
     narrow = total <= max(WIDE_ROW_BYTES * task.rows, READ_BYTES)
-    if all(f.size_bytes for f in files) and narrow and held <= 2 * READ_BYTES:
-        return _Sources(blobs, apart, 0.0, settings.read_rows, settings.readahead)
+    if all(f.size_bytes for f in files) and narrow and held <= _HELD_BYTES:
+        return _Sources(blobs, apart, 0.0, settings.read_rows, settings.readahead, total)
     sizes = storage.column_bytes(snapshot, task.fragment_id)
     wide = 0
     for name, field in fields.items():
@@ -179,10 +205,11 @@ def _sources(
                 apart[name] = reader.read
                 ids.remove(field.id)
                 wide += size
-    rest = read_rows(sum(sizes.get(i, 0) for i in ids) / max(task.rows, 1))
+    most = sum(sizes.get(i, 0) for i in ids)
+    rest = read_rows(most / max(task.rows, 1))
     if not wide and rest[0] >= settings.read_rows:
         rest = settings.read_rows, settings.readahead
-    return _Sources(blobs, apart, wide / max(task.rows, 1), *rest)
+    return _Sources(blobs, apart, wide / max(task.rows, 1), *rest, most)
 
 
 def _blob_reader(

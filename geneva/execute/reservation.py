@@ -72,6 +72,11 @@ def lacking(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) ->
     return f"no node of the Ray cluster can hold an applier: the UDF asks for {wanted}"
 
 
+def slots(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> int:
+    """Return how many appliers with these needs some nodes hold in all."""
+    return sum(int(min(has.get(r, 0.0) // n for r, n in needs.items())) for has in nodes)
+
+
 def reservation(udf: UDF) -> dict[str, float]:
     """Return the resources of one applier, as Ray names them."""
     needs = {"CPU": float(udf.num_cpus), "GPU": float(udf.num_gpus)}

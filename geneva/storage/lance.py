@@ -92,12 +92,14 @@ class TableStorage:
     @property
     def local(self) -> bool:
         """Whether the table lies on a disk of this machine or one mounted on it."""
-        return urlparse(self.uri).scheme in ("", "file") or self.uri[1:3] in (":\\", ":/")
+        return disk.directory(self.uri) is not None
 
     @property
     def path(self) -> Path:
         """The directory of a local table."""
-        return Path(self.uri.removeprefix("file://"))
+        found = disk.directory(self.uri)
+        assert found is not None, "it is on an object store"
+        return found
 
     def open(self, version: int | None = None) -> Snapshot:
         """Open the latest version, or a given one.

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
+from urllib.parse import urlparse
 
 from geneva.errors import CorruptFileError, TableChangedError
 from geneva.storage.objects import sync_directory, sync_file
@@ -18,6 +20,13 @@ _SUFFIX = ".manifest"
 _MAGIC = b"LANC"
 _LAST = 2**64 - 1  # Lance names manifests by what is left to it, so that the newest sorts first
 _DIGITS = len(str(_LAST))
+
+
+@lru_cache(maxsize=1024)
+def directory(uri: str) -> Path | None:
+    """Return where a table on a disk lies, if it does; asked many times for each fragment."""
+    local = urlparse(uri).scheme in ("", "file") or uri[1:3] in (":\\", ":/")
+    return Path(uri.removeprefix("file://")) if local else None
 
 
 def sync_version(table: Path, version: int) -> None:

@@ -20,7 +20,9 @@ from geneva.udf.signature import Container, UdfKind
 
 Instances = Literal["applier", "thread"]
 _UNSET = "\0unset"
+_OF_PROCESS = {"_built", "_pickled"}
 _BUILD_LOCK = threading.RLock()
+_KEPT_PICKLE_BYTES = 1 << 20
 
 
 # No slots: a UDF carries the function's __name__, __doc__ and __wrapped__, as a decorator's
@@ -159,7 +161,8 @@ class UDF:
         UdfError
             If something in it cannot be pickled; the message names it.
         """
-        return pickling.dumps(self)
+        kept = self.__dict__.get("_pickled")
+        return pickling.dumps(self) if kept is None else kept
 
     @staticmethod
     def loads(data: bytes) -> UDF:
@@ -170,7 +173,11 @@ class UDF:
         UdfError
             If the bytes come from another minor version of Python, or need what is not here.
         """
-        return pickling.loads(data, UDF)
+        udf = pickling.loads(data, UDF)
+        # To pickle it again takes as long as a small backfill; large ones would be held twice.
+        if len(data) <= _KEPT_PICKLE_BYTES:
+            udf.__dict__["_pickled"] = bytes(data)
+        return udf
 
     def _own_instance(self) -> Callable[..., Any]:
         if "_built" not in self.__dict__:
@@ -180,10 +187,10 @@ class UDF:
         return self.__dict__["_built"]  # type: ignore[no-any-return]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Fix digest and reference before leaving; leave the built object behind."""
+        """Fix digest and reference before leaving; leave what is only of this process behind."""
         # Taken here, because neither can be found again where the source is not.
         _ = self.digest, self.reference
-        return {name: value for name, value in self.__dict__.items() if name != "_built"}
+        return {name: value for name, value in self.__dict__.items() if name not in _OF_PROCESS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore past the freeze."""
