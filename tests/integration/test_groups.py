@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import geneva
 from geneva.errors import ConflictError, UdfFailedError
-from geneva.execute import group, record, state
+from geneva.execute import group, reader, record, state
 from geneva.storage.lance import TableStorage
 from tests.support.backfills import times, watched, xs
 from tests.support.calls import CallLog
@@ -55,6 +57,26 @@ def test_small_fragments_are_read_in_few_scans(
     assert column(table, "y") == [10 * x for x in range(ROWS) if x not in gone]
     assert_table_invariants(table, TENFOLD)
     assert logs(table) == []
+
+
+def test_rows_wider_than_the_sample_are_all_held_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = pa.table({"text": [secrets.token_hex(2 << 10) for _ in range(ROWS)]})
+    table = make_table(tmp_path, data=data, fragments=FRAGMENTS)
+    (file,) = table.storage.open().fragments[0].files
+    monkeypatch.setattr(reader, "_HELD_BYTES", int(2.5 * file.size_bytes))
+    table.add_columns({"size": _length})
+    log = CallLog(tmp_path / "reads.log")
+    watched(table, log).backfill("size", **LOCAL)
+    together = [len(k.split(",")) for k in log.keys if "," in k]
+    assert max(together) == 2
+    assert column(table, "size") == [4 << 10] * ROWS
+
+
+@geneva.udf
+def _length(text: str) -> int:
+    return len(text)
 
 
 def test_row_that_fails_ends_its_group_but_not_what_was_done_before(

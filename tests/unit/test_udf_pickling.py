@@ -209,3 +209,15 @@ def test_damaged_or_foreign_bytes_are_refused() -> None:
     ):
         with pytest.raises(UdfError, match=says):
             UDF.loads(bad)
+
+
+def test_stored_udf_is_pickled_into_something_else_when_it_is_run() -> None:
+    @udf(params={"k": 2})
+    def times(x: int, k: int) -> int:
+        return k * x
+
+    stored = times.dumps()
+    loaded = UDF.loads(stored)
+    assert loaded.dumps() == stored
+    assert stored not in cloudpickle.dumps(loaded)  # it does not travel with what it came from
+    assert UDF.loads(loaded.with_params({"k": 3}).dumps())(5) == 15
