@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from uuid import uuid4
 
@@ -36,7 +37,7 @@ from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.secrets import hider
 from geneva.storage.values import size_of
 from geneva.types import ColumnFile, Counts, Failure, JobSettings, Task, TaskDone, stored_type
-from geneva.udf import UDF, Applied, Caller, RowError, RowFailed, UdfKind
+from geneva.udf import UDF, Applied, Caller, DeviceFull, RowError, RowFailed, UdfKind
 
 _CAREFUL_ROWS = 1024
 _REPLAYED_ROWS = 8192
@@ -126,7 +127,7 @@ class Applier:
         applied: list[Applied] = []
         for batch in self._batches(unit.inputs):
             try:
-                applied.append(self._call(batch))
+                applied.extend(self._calls(batch))
             except RowFailed as error:
                 at = sum(len(a.values) for a in applied) + error.failure.row
                 raise TaskRowError(run.failure(int(unit.rows[at]), error.failure)) from error
@@ -142,15 +143,26 @@ class Applier:
         )
         return computed
 
-    def _call(self, batch: pa.RecordBatch) -> Applied:
+    def _calls(self, batch: pa.RecordBatch) -> Iterator[Applied]:
+        """Yield what the UDF makes of a batch: in parts, if its device has no room for all."""
         if self._cancelled.is_set():
             raise TaskCancelledError
         started = time.perf_counter()
-        applied = self._caller(batch)
-        seconds = time.perf_counter() - started
-        if not self._sizer.fixed:
+        adaptive = not self._sizer.fixed
+        applied = None
+        if not adaptive or batch.num_rows <= self._sizer.most:  # some were cut before it was known
+            with suppress(DeviceFull):
+                applied = self._caller(batch, halves=adaptive)
+        if applied is None:
+            half = batch.num_rows // 2
+            self._sizer.lower(half)
+            yield from self._calls(batch.slice(0, half))
+            yield from self._calls(batch.slice(half))
+            return
+        if adaptive:
+            seconds = time.perf_counter() - started
             self._sizer.observe(batch.num_rows, seconds, max(applied.values.nbytes, batch.nbytes))
-        return applied
+        yield applied
 
     def _batches(self, inputs: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         settings = self.settings

@@ -69,6 +69,11 @@ class BatchSizer:
         return self._rows
 
     @property
+    def most(self) -> int:
+        """Rows that a batch never exceeds."""
+        return self._limit
+
+    @property
     def fixed(self) -> bool:
         """Whether the user gave the rows, and costs are of no interest."""
         return self._fixed is not None
@@ -82,6 +87,12 @@ class BatchSizer:
                 _GROWTH, TARGET_S / max(seconds, 1e-9), self._most_bytes / max(size_bytes, 1)
             )
             self._rows = max(self._least, min(self._limit, int(rows * factor)))
+
+    def lower(self, rows: int) -> None:
+        """Never again give a batch more rows: the UDF's device had no room for twice as many."""
+        with self._lock:
+            self._limit = max(self._least, min(self._limit, rows))
+            self._rows = min(self._rows, self._limit)
 
     def resume(self, rows: int) -> None:
         """Begin with the size that an earlier job of the same UDF arrived at."""

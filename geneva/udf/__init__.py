@@ -4,7 +4,7 @@ from geneva.udf.call import Applied, Caller
 from geneva.udf.convert import to_arrow
 from geneva.udf.declare import UdfFactory, as_udf, from_reference, udf
 from geneva.udf.definition import UDF
-from geneva.udf.failures import BadResult, RowError, RowFailed
+from geneva.udf.failures import BadResult, DeviceFull, RowError, RowFailed
 from geneva.udf.infer import arrow_type
 from geneva.udf.retry import Retry
 from geneva.udf.signature import Container, UdfKind
@@ -15,6 +15,7 @@ __all__ = [
     "BadResult",
     "Caller",
     "Container",
+    "DeviceFull",
     "Retry",
     "RowError",
     "RowFailed",

@@ -16,7 +16,15 @@ import pyarrow as pa
 from geneva.types import OnError
 from geneva.udf.convert import to_arrow
 from geneva.udf.definition import UDF
-from geneva.udf.failures import BadResult, RowError, RowFailed, shorten, shorten_text
+from geneva.udf.failures import (
+    BadResult,
+    DeviceFull,
+    RowError,
+    RowFailed,
+    of_full_device,
+    shorten,
+    shorten_text,
+)
 from geneva.udf.inputs import batch_arguments, python_columns
 from geneva.udf.retry import Retry
 from geneva.udf.signature import UdfKind
@@ -93,11 +101,19 @@ class Caller:
         """Close."""
         self.close()
 
-    def __call__(self, batch: pa.RecordBatch) -> Applied:
+    def __call__(self, batch: pa.RecordBatch, *, halves: bool = False) -> Applied:
         """Apply the UDF to a batch that holds just its input columns, in order.
+
+        Parameters
+        ----------
+        halves
+            Whether the caller would rather have half as many rows tried than a batch fail for
+            which the UDF's device has no room.
 
         Raises
         ------
+        DeviceFull
+            Then.
         RowFailed
             With ``on_error="fail"``, for the first row that fails.
         BadResult
@@ -111,7 +127,7 @@ class Caller:
             case UdfKind.ASYNC:
                 return self._awaited(batch)
             case UdfKind.BATCH | UdfKind.RECORD_BATCH:
-                return self._arrays(batch)
+                return self._arrays(batch, halves=halves and batch.num_rows > 1)
             case unknown:
                 assert_never(unknown)
 
@@ -255,10 +271,14 @@ class Caller:
 
     # -- arrays -------------------------------------------------------------------------------
 
-    def _arrays(self, batch: pa.RecordBatch) -> Applied:
+    def _arrays(self, batch: pa.RecordBatch, *, halves: bool) -> Applied:
         outcome = self._on_slice(batch, 0, batch.num_rows, self._retry)
         if not isinstance(outcome, _Failure):
             return Applied(outcome)
+        if halves and of_full_device(outcome.error):
+            # The frames hold what fills the device, and the exception, in a circle, the frames.
+            traceback.clear_frames(outcome.error.__traceback__)
+            raise DeviceFull
         if self._on_error == "fail":
             raise self._blame(batch, outcome)
         parts: list[pa.Array] = []

@@ -49,6 +49,18 @@ class RowFailed(Exception):
         return f"row {self.failure.row}{of}: {self.failure.error}: {self.failure.message}"
 
 
+class DeviceFull(Exception):
+    """The UDF's device, such as a GPU, had no room for a batch of several rows."""
+
+
+def of_full_device(error: BaseException) -> bool:
+    """Whether an exception says that a device ran out of memory; torch and jax say it so."""
+    names = {c.__name__ for c in type(error).__mro__}
+    return "OutOfMemoryError" in names or (
+        bool(names & {"XlaRuntimeError", "JaxRuntimeError"}) and "RESOURCE_EXHAUSTED" in str(error)
+    )
+
+
 class BadResult(RowFailed):
     """The UDF returned what its column cannot hold: wrong length, wrong type or a loss.
 

@@ -7,8 +7,10 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 import geneva
@@ -80,6 +82,53 @@ def test_quick_udf_is_called_row_by_row(tmp_path: Path, calls: CallLog, executor
     assert column(table, "y") == list(range(50_000))
 
 
+class OutOfMemoryError(RuntimeError):
+    """What torch raises when a GPU is full; no `MemoryError`."""
+
+
+def roomy(calls: CallLog, room: int, **settings: Any) -> geneva.UDF:
+    """Make a UDF whose device has room for so many rows."""
+
+    @geneva.udf(data_type=pa.int64(), num_cpus=CPUS, **settings)
+    def y(x: pa.Array) -> pa.Array:
+        calls(len(x))
+        if len(x) > room:
+            raise OutOfMemoryError(f"no room for {len(x)} rows")
+        return pc.multiply(x, 2)
+
+    return y
+
+
+@pytest.mark.parametrize("on_error", ["fail", "null"])
+def test_batch_that_outgrew_a_gpu_ends_the_job(
+    tmp_path: Path, calls: CallLog, executor: str, on_error: str
+) -> None:
+    table = make_table(tmp_path, rows=20_000, fragments=4)
+    table.add_columns({"y": roomy(calls, 1000)})
+    result = run(table, "y", executor, on_error=on_error, concurrency=1)
+    assert column(table, "y") == [2 * x for x in range(20_000)]
+    sizes = [int(k) for k in calls.keys]
+    assert sum(s for s in sizes if s <= 1000) == 20_000  # none of them twice
+    assert 1 <= sum(s > 1000 for s in sizes) <= 8  # it is not tried again with every batch
+    assert result.rows_computed == 20_000
+    assert not result.failures
+    assert_table_invariants(table)
+
+
+def test_row_that_no_gpu_has_room_for_is_not_named(tmp_path: Path, calls: CallLog) -> None:
+    table = make_table(tmp_path, rows=100, fragments=1)
+    table.add_columns({"y": roomy(calls, 0)})
+    with pytest.raises(geneva.GenevaError, match=r"row 0 .*no room for 1 rows"):
+        run(table, "y", "local")
+
+
+def test_batch_size_that_was_asked_for_is_halved_in_silence(tmp_path: Path, calls: CallLog) -> None:
+    table = make_table(tmp_path, rows=4000, fragments=1)
+    table.add_columns({"y": roomy(calls, 1000, batch_size=2000)})
+    with pytest.raises(geneva.GenevaError, match="the batch of 2000 rows does"):
+        run(table, "y", "local")
+
+
 def test_batch_size_that_was_asked_for_is_not_kept(
     tmp_path: Path, calls: CallLog, executor: str
 ) -> None:
@@ -122,6 +171,7 @@ def test_checkpoint_size_is_taken_for_the_batch_size(tmp_path: Path, calls: Call
 _BLOBS = """
 import resource, sys, pathlib
 import pyarrow as pa
+import pyarrow.compute as pc
 import geneva, lance
 
 size = 1 << 20
