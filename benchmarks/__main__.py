@@ -62,7 +62,9 @@ def main() -> int:
     started = time.monotonic()
     for name in names:
         print(f"{name} ...", file=sys.stderr, flush=True)
-        answers += [(name, a) for a in _ask(name, scale)]
+        found = [(name, a) for a in _ask(name, scale)]
+        print("\n".join(list(_table(found))[2:]), file=sys.stderr, flush=True)
+        answers += found
     minutes = (time.monotonic() - started) / 60
     text = "\n".join(_table(answers))
     print(f"\n{text}\n\n{_verdict(answers)} ({minutes:.1f} minutes)")

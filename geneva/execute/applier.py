@@ -82,11 +82,12 @@ class Applier:
         self._caller.open()
         self._threads.resize(1 if asynchronous else settings.threads)
         limit = min(settings.checkpoint_size or MAX_ROWS, max(settings.read_rows, 1))
-        known = self._sizer.rows if settings.batch_size is None else None
+        earlier = self._sizer
         most = unit_bytes(self._threads.count)
-        self._sizer = BatchSizer(settings.batch_size, limit, awaits, most)
-        if known is not None:
-            self._sizer.resume(known)
+        answers = self._udf.kind in (UdfKind.BATCH, UdfKind.RECORD_BATCH)
+        self._sizer = BatchSizer(settings.batch_size, limit, awaits, most, latency=answers)
+        if settings.batch_size is None:
+            self._sizer.resume(earlier)
         self._settings = settings
         self._snapshots.clear()  # another table may lie at the same path by now
         self._cancelled.clear()
@@ -153,9 +154,10 @@ class Applier:
         if not adaptive or batch.num_rows <= self._sizer.most:  # some were cut before it was known
             with suppress(DeviceFull):
                 applied = self._caller(batch, halves=adaptive)
+            if applied is None:
+                self._sizer.lower(batch.num_rows // 2)
         if applied is None:
             half = batch.num_rows // 2
-            self._sizer.lower(half)
             yield from self._calls(batch.slice(0, half))
             yield from self._calls(batch.slice(half))
             return

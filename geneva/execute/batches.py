@@ -10,6 +10,7 @@ MAX_ROWS = 65_536
 READ_BYTES = 16 << 20
 _TOGETHER_ROWS = 1 << 20
 _GROWTH = 8.0
+_SAME = 1.25  # times as long is hardly longer
 WIDE_ROW_BYTES = 8 << 10  # below that a scan is quicker, and its memory bounded enough
 
 
@@ -48,6 +49,10 @@ class BatchSizer:
         Rows that it begins with and never falls below: those that are awaited at once.
     most_bytes
         Of the inputs or the values of a batch.
+    latency
+        Whether a call may take its time whatever it is given, as one over a network does. If the
+        smallest batch takes too long, one of twice the rows is tried once: where that takes
+        hardly longer, batches may take twice that long, instead of holding a row each.
     """
 
     def __init__(
@@ -56,11 +61,18 @@ class BatchSizer:
         limit: int = MAX_ROWS,
         least: int = 1,
         most_bytes: int = TARGET_BYTES,
+        *,
+        latency: bool = False,
     ) -> None:
         self._fixed, self._most_bytes = fixed, most_bytes
         self._least = max(1, least)
         self._limit = max(self._least, limit)
         self._rows = fixed or self._least
+        self._room = MAX_ROWS  # on the UDF's device
+        self._target_s = TARGET_S
+        self._asks = latency  # until it was answered
+        self._answered = False
+        self._alone_s = 0.0  # that the smallest batch took, while one of twice the rows is tried
         self._lock = threading.Lock()
 
     @property
@@ -83,17 +95,33 @@ class BatchSizer:
         if self._fixed is not None or rows < self._rows:
             return
         with self._lock:
-            factor = min(
-                _GROWTH, TARGET_S / max(seconds, 1e-9), self._most_bytes / max(size_bytes, 1)
-            )
+            fits = self._most_bytes / max(size_bytes, 1)
+            factor = min(_GROWTH, self._in_time(rows, seconds), fits)
             self._rows = max(self._least, min(self._limit, int(rows * factor)))
+
+    def _in_time(self, rows: int, seconds: float) -> float:
+        """Return how many times as many rows a batch may hold by the time that this one took."""
+        alone_s, self._alone_s = self._alone_s, 0.0
+        if self._asks and rows == self._least and seconds > self._target_s:
+            self._alone_s = seconds
+            return 2.0
+        if alone_s and seconds > alone_s / 2:  # else the first call only took its time to begin
+            self._asks, self._answered = False, True
+            if seconds < _SAME * alone_s:
+                self._target_s = 2 * alone_s
+        return self._target_s / max(seconds, 1e-9)
 
     def lower(self, rows: int) -> None:
         """Never again give a batch more rows: the UDF's device had no room for twice as many."""
         with self._lock:
-            self._limit = max(self._least, min(self._limit, rows))
+            self._room = max(self._least, min(self._room, rows))
+            self._limit = min(self._limit, self._room)
             self._rows = min(self._rows, self._limit)
 
-    def resume(self, rows: int) -> None:
-        """Begin with the size that an earlier job of the same UDF arrived at."""
-        self._rows = max(self._least, min(self._limit, rows))
+    def resume(self, earlier: BatchSizer) -> None:
+        """Begin with what an earlier job of the same UDF arrived at."""
+        self._room, self._target_s = earlier._room, earlier._target_s
+        self._answered = earlier._answered
+        self._asks = self._asks and not self._answered
+        self._limit = max(self._least, min(self._limit, self._room))
+        self._rows = max(self._least, min(self._limit, earlier.rows))

@@ -64,8 +64,53 @@ def test_given_batch_size_is_never_changed() -> None:
 def test_limit_holds_whatever_is_measured_or_resumed() -> None:
     sizer = BatchSizer(None, limit=100)
     assert max(grown(sizer, 1e-9)) == 100
-    sizer.resume(10_000)
+    sizer.resume(BatchSizer(10_000))
     assert sizer.rows == 100
-    sizer.resume(0)
+    sizer.resume(BatchSizer(None))
     assert sizer.rows == 1
     assert BatchSizer(None, limit=0).rows == 1
+
+
+def timed(sizer: BatchSizer, call_s: float, row_s: float, batches: int = 40) -> list[int]:
+    sizes = []
+    for _ in range(batches):
+        sizes.append(sizer.rows)
+        sizer.observe(sizer.rows, call_s + sizer.rows * row_s, 8 * sizer.rows)
+    return sizes
+
+
+@pytest.mark.parametrize("call_s", [0.5, 3.0, 60.0])
+def test_call_over_a_network_is_made_for_every_row(call_s: float) -> None:
+    assert timed(BatchSizer(None, latency=True), call_s, 0.0)[-1] == MAX_ROWS
+    rows = timed(BatchSizer(None, latency=True), call_s, 0.001)[-1]
+    assert call_s / 2 < rows * 0.001 <= call_s * 1.01  # as much time for the rows as for the way
+
+
+@pytest.mark.parametrize("row_s", [1e-5, 0.05, 0.5, 1.0, 60.0])
+def test_slow_rows_are_taken_for_a_slow_network(row_s: float) -> None:
+    sizes = timed(BatchSizer(None, latency=True), 0.0, row_s)
+    over = [n for n in sizes if n > 1 and n * row_s > TARGET_S * 1.01]
+    assert over in ([], [2])  # tried once
+
+
+def test_first_call_that_loads_a_model_allows_batches_of_its_length() -> None:
+    sizer = BatchSizer(None, latency=True)
+    sizer.observe(1, 20.0, 8)
+    for rows in timed(sizer, 0.0, 0.01):
+        assert rows * 0.01 <= TARGET_S * 1.01
+
+
+def test_batches_grow_again_where_a_device_had_no_room() -> None:
+    sizer = BatchSizer(None)
+    grown(sizer, 1e-6)
+    sizer.lower(500)
+    assert set(grown(sizer, 1e-6)) == {500}
+
+
+def test_later_job_learns_anew_what_an_earlier_one_knew() -> None:
+    earlier = BatchSizer(None, latency=True)
+    timed(earlier, 0.5, 0.001)
+    earlier.lower(300)
+    later = BatchSizer(None, latency=True)
+    later.resume(earlier)
+    assert set(timed(later, 0.5, 0.001)) == {300}
