@@ -309,7 +309,7 @@ class Planner:
         return unchanged(recorded, now, lambda m: self._generations(fragment, m))
 
     def _generations(self, fragment: FragmentInfo, mark: Mark) -> IntArray | None:
-        name = next((n for n, f in self._snapshot.fields.items() if f.id == mark.field), None)
+        name = self._snapshot.name_of(mark.field)
         if name is None or name not in self._bindings:
             return None
         row_map = self._history.row_map(self._snapshot, fragment, name)

@@ -17,7 +17,7 @@ import geneva
 from geneva.column import moved
 from geneva.errors import StorageError
 from geneva.storage.lance import TableStorage
-from tests.support.backfills import run, times, watched, xs
+from tests.support.backfills import CPUS, run, times, watched, xs
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, column, make_table, pairs
 from tests.support.writers import MeddledStorage, Once, rewrite_column
@@ -217,6 +217,60 @@ def test_computed_value_is_taken_for_a_persons_beside_it(tmp_path: Path, calls: 
     table.update(where="id = 0", values={"x": 5})
     run(table, "y", "local")
     assert pairs(table, "id", "y") == {0: 50, 1: 777, 2: 20}
+
+
+@pytest.mark.parametrize("stable", [False, True])
+@pytest.mark.parametrize("how", ["compacted", "updated", "rewritten"])
+def test_renamed_column_of_moved_rows_passes_for_a_persons(
+    tmp_path: Path, calls: CallLog, how: str, stable: bool
+) -> None:
+    table = make_table(tmp_path, rows=12, fragments=3, stable=stable)
+    table.add_columns({"y": times(calls, 10)})
+    run(table, "y", "local")
+    uri = table.storage.uri
+    if how == "compacted":
+        table.optimize()
+    elif how == "updated":
+        table.update(where="x < 2", values={"s": "seen"})
+    else:
+        rewrite_column(uri, "y", lambda v: v, [0], "update")
+    lance.dataset(uri).alter_columns({"path": "y", "name": "z"})
+    calls.clear()
+    first = run(table, "z", "local")
+    assert (first.rows_computed, first.rows_foreign) == (0, 0)
+    table.update(where="x = 1", values={"x": 100})
+    run(table, "z", "local")
+    assert xs(calls) == [100]
+    assert all(z == 10 * x for x, z in pairs(table, "x", "z").items())
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_input_that_was_renamed_before_the_oldest_version_ends_every_backfill(
+    tmp_path: Path, calls: CallLog, again: bool
+) -> None:
+    table = make_table(tmp_path, rows=12, fragments=3)
+    table.add_columns({"y": times(calls, 10)})
+    run(table, "y", "local")
+    uri = table.storage.uri
+    lance.dataset(uri).alter_columns({"path": "x", "name": "w"})
+    table.optimize()
+    lance.dataset(uri).cleanup_old_versions(older_than=dt.timedelta(0))
+    if again:
+        lance.dataset(uri).alter_columns({"path": "w", "name": "x"})
+        assert run(table, "y", "local").rows_unverified == 12
+        calls.clear()
+        table.update(where="x = 1", values={"x": 100})
+    else:
+
+        @geneva.udf(num_cpus=CPUS)
+        def renamed(w: int) -> int:
+            calls(w)
+            return 10 * w
+
+        table.alter_columns({"path": "y", "udf": renamed})
+        calls.clear()
+    run(table, "y", "local")
+    assert xs(calls) == ([100] if again else list(range(12)))
 
 
 def test_passing_read_error_is_remembered_as_lost_history(
