@@ -404,6 +404,85 @@ def test_zero_that_became_a_negative_one_is_taken_for_the_same(tmp_path: Path) -
     assert column(table, "y")[0] == -1.0
 
 
+def test_zero_in_a_list_that_became_a_negative_one_is_taken_for_the_same(tmp_path: Path) -> None:
+    data = pa.table({"x": pa.array([[0.0], [1.0], None], pa.list_(pa.float64()))})
+    table = make_table(tmp_path, data=data, fragments=1)
+
+    @geneva.udf
+    def sign(x: list[float] | None) -> float:
+        return 0.0 if x is None else math.copysign(1.0, x[0])
+
+    table.add_columns({"y": sign})
+    assert run(table, "y", "local").rows_computed == 3
+    change = {0.0: [-0.0], 1.0: [1.0]}
+    rewrite_column(table.storage.uri, "x", lambda v: v and change[v[0]], [0], "update")
+    assert run(table, "y", "local").rows_computed == 1
+    assert column(table, "y") == [-1.0, 1.0, 0.0]
+
+
+def of_bits(kind: pa.DataType) -> geneva.UDF:
+    """Return a UDF whose value is that of all bits of its input."""
+
+    @geneva.udf(data_type=pa.int64(), num_cpus=CPUS)
+    def bits(x: pa.Array) -> pa.Array:
+        return (x.flatten() if pa.types.is_list(kind) else x).view(pa.int64())
+
+    return bits
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [
+        (pa.time64("ns"), 1000, 1001),
+        (pa.timestamp("ns"), 1000, 1001),
+        (pa.timestamp("s", "UTC"), 10**14, 10**14 + 1),
+        (pa.list_(pa.time64("ns")), [1000], [1001]),
+    ],
+    ids=str,
+)
+def test_value_that_python_does_not_tell_from_another_is_taken_for_the_same(
+    tmp_path: Path, kind: pa.DataType, old: Any, new: Any
+) -> None:
+    data = pa.table({"id": range(3), "x": pa.array([old] * 3, kind)})
+    table = make_table(tmp_path, data=data, fragments=1)
+    table.add_columns({"y": of_bits(kind)})
+    assert run(table, "y", "local").rows_computed == 3
+    was = column(table, "y")[0]
+    changed = pa.table({"id": range(2), "x": pa.array([old, new], kind)})
+    merge = lance.dataset(table.storage.uri).merge_insert("id").when_matched_update_all()
+    merge.execute(changed)
+    assert run(table, "y", "local").rows_computed == 1
+    assert pairs(table, "id", "y")[1] != was
+
+
+@pytest.mark.parametrize(
+    ("kind", "wider"),
+    [
+        (pa.int32(), pa.int64()),
+        (pa.float32(), pa.float64()),
+        (pa.timestamp("us"), pa.timestamp("ns")),
+    ],
+    ids=str,
+)
+def test_computed_value_that_got_a_wider_type_is_taken_for_a_persons(
+    tmp_path: Path, kind: pa.DataType, wider: pa.DataType
+) -> None:
+    def value(kind: pa.DataType, factor: int) -> geneva.UDF:
+        @geneva.udf(data_type=kind, version=str(factor), num_cpus=CPUS)
+        def scaled(x: pa.Array) -> pa.Array:
+            halves = pa.compute.divide(x.cast(pa.float64()), 2)
+            return pa.compute.multiply(halves, 2 * factor).cast(pa.int64()).cast(kind)
+
+        return scaled
+
+    table = make_table(tmp_path, rows=8, fragments=2)
+    table.add_columns({"y": value(kind, 1)})
+    run(table, "y", "local")
+    lance.dataset(table.storage.uri).alter_columns({"path": "y", "data_type": wider})
+    table.alter_columns({"path": "y", "udf": value(wider, 3)})
+    assert run(table, "y", "local").rows_computed == 8
+
+
 @dataclass(frozen=True)
 class Weighed(TableStorage):
     """Notes the bytes of each batch that is read."""
