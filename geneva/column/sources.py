@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 from geneva.column.binding import Binding, binding_of, top_level
 from geneva.column.ledger import Ledger
@@ -10,7 +11,7 @@ from geneva.column.marks import NO_FILE, UNKNOWN, file_generation, group_subtree
 from geneva.column.name import ColumnFileName
 from geneva.column.versions import Versions
 from geneva.errors import ColumnError
-from geneva.rows import Mark, Marks
+from geneva.rows import Mark, Marks, RowMap
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.snapshot import FragmentInfo
 
@@ -48,6 +49,20 @@ class Sources:
     def marks(self, snapshot: Snapshot, fragment: FragmentInfo, columns: list[str]) -> Marks:
         """Return what supplies several columns."""
         return tuple(self.mark(snapshot, fragment, c) for c in columns)
+
+    def of_what_is_left(
+        self, snapshot: Snapshot, fragment: FragmentInfo, row_map: RowMap
+    ) -> tuple[RowMap, Marks]:
+        """Return a row map without marks of dropped columns, and present marks of the others.
+
+        What was dropped changes no more, and what was renamed is known by its id.
+        """
+        names = {f.id: n for n, f in snapshot.fields.items()}
+        ids = sorted({m.field for c in row_map.classes for m in c.inputs if m.field in names})
+        kept = row_map.replace(
+            lambda c: replace(c, inputs=tuple(m for m in c.inputs if m.field in names))
+        )
+        return kept, self.marks(snapshot, fragment, [names[i] for i in ids])
 
     # --- versions ----------------------------------------------------------------------
 

@@ -415,6 +415,27 @@ def test_row_whose_input_is_stale_is_passed_the_old_value(
     assert result.rows_computed == 40 + 39  # y of x = 0 is the same with both UDFs
 
 
+@pytest.mark.parametrize("compacted", [False, True])
+@pytest.mark.parametrize("how", ["dropped", "renamed"])
+def test_computed_input_cannot_be_read_once_its_own_input_is_gone(
+    tmp_path: Path, calls: CallLog, how: str, compacted: bool
+) -> None:
+    table = chained(tmp_path, calls)
+    run(table, "y", "local", num_frags=3)
+    if compacted:
+        writer(table).optimize()
+    other = lance.dataset(table.storage.uri)
+    if how == "dropped":
+        other.drop_columns(["x"])
+    else:
+        other.alter_columns({"path": "x", "name": "w"})
+    result = run(table, "z", "local")
+    assert (result.rows_computed, result.rows_waiting) == (30, 10)
+    assert table.coverage("z").totals["computed"] == 30
+    assert column(table, "z")[:30] == [-1 if i == 3 else 2 * i + 1 for i in range(30)]
+    assert run(table, "z", "local", inputs="as_is").rows_computed == 10
+
+
 # --- rule 8: several columns (their shared reads: test_shared_reads.py) ---------------------
 
 
