@@ -6,6 +6,7 @@ from typing import Any, assert_never
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from geneva.udf.signature import Container, UdfKind
 
@@ -23,13 +24,33 @@ def batch_arguments(batch: pa.RecordBatch, kind: UdfKind, container: Container) 
         case "arrow":
             return list(batch.columns)
         case "numpy":
-            return [_to_numpy(column) for column in batch.columns]
+            return [_to_numpy(column) for column in _exact_as_floats(batch)]
         case "pandas":
-            return [column.to_pandas() for column in batch.columns]
+            return [column.to_pandas() for column in _exact_as_floats(batch)]
         case "python":
             return python_columns(batch)
         case unknown:
             assert_never(unknown)
+
+
+def _exact_as_floats(batch: pa.RecordBatch) -> list[pa.Array]:
+    """Return the columns, if those that nulls turn into floats keep their values.
+
+    Raises
+    ------
+    ValueError
+        Beside a null, an integer beyond 2**53 would reach the UDF as another number.
+    """
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if column.null_count and pa.types.is_integer(column.type):
+            try:
+                pc.cast(column, pa.float64())
+            except pa.ArrowInvalid as error:
+                raise ValueError(
+                    f"column {name!r} holds nulls, which NumPy and pandas have only beside floats, "
+                    f"and integers that are no exact floats ({error}); take it as a pyarrow.Array"
+                ) from error
+    return list(batch.columns)
 
 
 def _to_numpy(column: pa.Array) -> np.ndarray[Any, Any]:

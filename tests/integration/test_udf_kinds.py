@@ -302,6 +302,31 @@ def test_kind_computes_other_values(tmp_path: Path, kind: str, executor: str) ->
     assert_table_invariants(table)
 
 
+@pytest.mark.parametrize("kind", ["numpy", "pandas", "arrow"])
+def test_large_integer_beside_a_null_arrives_as_another_number(tmp_path: Path, kind: str) -> None:
+    inputs = [2**53 + 1, None, 2**53, 5, -(2**53) - 1, 2**62]
+    table = make_table(tmp_path, data=pa.table({"x": pa.array(inputs, pa.int64())}), fragments=1)
+
+    @geneva.udf(data_type=pa.int64())
+    def numpy_(x: np.ndarray) -> np.ndarray:
+        return np.where(np.isnan(x), -1, x)
+
+    @geneva.udf(data_type=pa.int64())
+    def pandas_(x: pd.Series) -> pd.Series:
+        return x.fillna(-1)
+
+    @geneva.udf(data_type=pa.int64())
+    def arrow(x: pa.Array) -> pa.Array:
+        return x.fill_null(-1)
+
+    table.add_columns({"y": {"numpy": numpy_, "pandas": pandas_, "arrow": arrow}[kind]})
+    if kind != "arrow":
+        with pytest.raises(UdfFailedError, match=r"'x' holds nulls.*pyarrow"):
+            run(table, "y", "local", batch_size=6)
+    run(table, "y", "local", batch_size=6, on_error="null")
+    assert column(table, "y") == [-1 if v is None else v for v in inputs]
+
+
 def test_stateful_udf_is_built_more_than_once_per_applier(
     tmp_path: Path, calls: CallLog, executor: str
 ) -> None:
