@@ -238,6 +238,12 @@ def _output_types(names: tuple[str, ...], udf: UDF) -> list[pa.DataType]:
             f"UDF {udf.name!r} returns {len(types)} fields ({udf.data_type}) for "
             f"{len(names)} columns ({', '.join(names)})"
         )
+    # Neither can be read back: a checkpoint of one, and what pylance 14.0 makes of the other.
+    if any(_holds_dictionary(t) or _is_json(t) for t in types):
+        raise UdfError(
+            f"UDF {udf.name!r} returns {udf.data_type}, which cannot be checkpointed: return JSON "
+            "as text, and what a dictionary within another type holds as plain values"
+        )
     # pylance 14.0 writes these beside other values without a word; nobody can read them then.
     if not alone and any(_holds_fixed_lists_of_structs(t) for t in types):
         raise UdfError(
@@ -295,3 +301,7 @@ def _json(params: Mapping[str, Any]) -> str:
 def _holds_dictionary(data_type: pa.DataType) -> bool:
     inner = [data_type.field(i).type for i in range(data_type.num_fields)]
     return any(pa.types.is_dictionary(t) or _holds_dictionary(t) for t in inner)
+
+
+def _is_json(data_type: pa.DataType) -> bool:
+    return getattr(data_type, "extension_name", "") == "arrow.json"

@@ -178,6 +178,26 @@ def test_group_that_lance_cannot_read_back_is_bound(tmp_path: Path) -> None:
     assert table.schema.names == ["x"]
 
 
+@pytest.mark.parametrize(
+    "data_type",
+    [
+        pa.struct([("a", pa.dictionary(pa.int8(), pa.string()))]),
+        pa.list_(pa.dictionary(pa.int8(), pa.string())),
+        pa.json_(),
+    ],
+    ids=["struct", "list", "json"],
+)
+def test_type_whose_checkpoints_cannot_be_read_is_bound(
+    tmp_path: Path, data_type: pa.DataType
+) -> None:
+    @geneva.udf(data_type=data_type)
+    def y(x: int) -> Any:
+        return None
+
+    with pytest.raises(UdfError, match="cannot be checkpointed"):
+        numbers(tmp_path).add_columns({"y": y})
+
+
 def test_sliced_results_of_nested_structs_break_the_writer(tmp_path: Path) -> None:
     table = make_table(tmp_path, rows=3000, fragments=1)
     struct = pa.struct([("in", pa.struct([("n", pa.int64())])), ("text", pa.string())])
