@@ -292,10 +292,10 @@ class Planner:
                 pass
         if c.digest != self._target.digest:
             return False
-        if self._force is not None:
-            return c.generation >= self._force.generation
+        if self._force is not None and c.generation < self._force.generation:
+            return False
         fresh = self._unchanged(c.inputs, fragment, now)
-        if self._where is None or fresh is False:
+        if self._where is None or self._force is not None or fresh is False:
             return fresh
         recorded = dict(c.wheres).get(self._where.digest)
         if recorded is None:

@@ -16,6 +16,7 @@ from geneva.errors import JobError
 from tests.support.backfills import CPUS, Gate, run, times, until, watched, xs
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, column, database_of, make_table, pairs
+from tests.support.writers import rewrite_column
 
 DOUBLED = {"y": lambda row: 2 * row["x"]}
 
@@ -248,6 +249,19 @@ def test_forced_run_in_parts_starts_over_with_each_part(
     # that run is complete: the same command begins another one
     assert run(table, "y", executor, force=True, num_frags=1).rows_computed == 10
     assert len(xs(calls)) == 10
+
+
+def test_forced_run_that_goes_on_leaves_what_became_stale_since_it_began(
+    tmp_path: Path, calls: CallLog, executor: str
+) -> None:
+    table = doubled(tmp_path, calls)
+    run(table, "y", "local")
+    run(table, "y", "local", force=True, num_frags=1)
+    rewrite_column(table.storage.uri, "x", lambda v: v + 100 * (v < 4), [0], "update")
+    xs(calls)
+    assert run(table, "y", executor, force=True).rows_computed == 40
+    assert len(xs(calls)) == 40
+    assert_table_invariants(table, DOUBLED)
 
 
 def test_forced_run_that_failed_starts_over(tmp_path: Path, calls: CallLog, executor: str) -> None:
