@@ -347,6 +347,31 @@ def test_large_integer_beside_a_null_arrives_as_another_number(tmp_path: Path, k
     assert column(table, "y") == [-1 if v is None else v for v in inputs]
 
 
+@pytest.mark.parametrize(
+    ("data_type", "inputs"),
+    [
+        (pa.list_(pa.int64()), [[2**53 + 1, None], [1]]),
+        (pa.list_(pa.int64(), 2), [[2**53 + 1, 1], None]),
+        (pa.struct([("a", pa.int64())]), [{"a": 2**53 + 1}, {"a": None}]),
+        (pa.dictionary(pa.int8(), pa.int64()), [2**53 + 1, None]),
+    ],
+    ids=["list", "vector", "struct", "dictionary"],
+)
+def test_large_integer_within_a_value_arrives_as_another_number(
+    tmp_path: Path, data_type: pa.DataType, inputs: list[Any]
+) -> None:
+    data = pa.table({"x": pa.array(inputs, data_type)})
+    table = make_table(tmp_path, data=data, fragments=1)
+
+    @geneva.udf(data_type=pa.string())
+    def shown(x: np.ndarray) -> list[str]:
+        return [str(v) for v in x]
+
+    table.add_columns({"y": shown})
+    with pytest.raises(UdfFailedError, match=r"'x' holds nulls"):
+        run(table, "y", "local", batch_size=2)
+
+
 def test_stateful_udf_is_built_more_than_once_per_applier(
     tmp_path: Path, calls: CallLog, executor: str
 ) -> None:
