@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -64,6 +64,7 @@ def _checked_order(
     drafts = {}
     for names, udf in wanted.items():
         udf.dumps()
+        _check_nullable(schema, names)
         drafts[names] = _draft(udf, new_incarnation(), grouped=len(names) > 1)
         for k, (name, data_type) in enumerate(zip(names, _output_types(names, udf), strict=True)):
             if name in schema.names:
@@ -89,6 +90,16 @@ def _check_type(schema: pa.Schema, name: str, data_type: pa.DataType, udf: UDF) 
             f"column {name!r} is {schema.field(name).type}, but UDF {udf.name!r} "
             f"returns {data_type}; give the UDF data_type={schema.field(name).type}"
         )
+
+
+def _check_nullable(schema: pa.Schema, names: Sequence[str]) -> None:
+    """Refuse columns that cannot hold what is missing, failed or deleted."""
+    for name in names:
+        if name in schema.names and not schema.field(name).nullable:
+            raise ColumnError(
+                f"column {name!r} is declared as never null, and rows that are missing, failed or "
+                f"deleted are; allow it: alter_columns({{'path': {name!r}, 'nullable': True}})"
+            )
 
 
 def _bound_already(schema: pa.Schema, names: tuple[str, ...]) -> bool:
@@ -238,6 +249,12 @@ def _output_types(names: tuple[str, ...], udf: UDF) -> list[pa.DataType]:
             f"UDF {udf.name!r} returns {len(types)} fields ({udf.data_type}) for "
             f"{len(names)} columns ({', '.join(names)})"
         )
+    # Neither can be read back: a checkpoint of one, and what pylance 14.0 makes of the other.
+    if any(_holds_dictionary(t) or _is_json(t) for t in types):
+        raise UdfError(
+            f"UDF {udf.name!r} returns {udf.data_type}, which cannot be checkpointed: return JSON "
+            "as text, and what a dictionary within another type holds as plain values"
+        )
     # pylance 14.0 writes these beside other values without a word; nobody can read them then.
     if not alone and any(_holds_fixed_lists_of_structs(t) for t in types):
         raise UdfError(
@@ -263,6 +280,7 @@ def _check_name(name: str) -> None:
 
 
 def _check_binding(schema: pa.Schema, names: tuple[str, ...], binding: Binding) -> None:
+    _check_nullable(schema, names)
     for name in names:
         if name not in schema.names:
             _check_name(name)
@@ -295,3 +313,7 @@ def _json(params: Mapping[str, Any]) -> str:
 def _holds_dictionary(data_type: pa.DataType) -> bool:
     inner = [data_type.field(i).type for i in range(data_type.num_fields)]
     return any(pa.types.is_dictionary(t) or _holds_dictionary(t) for t in inner)
+
+
+def _is_json(data_type: pa.DataType) -> bool:
+    return getattr(data_type, "extension_name", "") == "arrow.json"

@@ -163,9 +163,9 @@ class Driver:
         """Return tasks that know the checkpoints of their work."""
         logs = find_logs(self._storage.objects, self._target.incarnation)
         carried = self._remap(snapshot, tasks)
-        for plan in self._plans:  # those of others too: a log may hold the work of both
-            if plan.task is not None:
-                self._logs.note(plan.fragment_id, logs.get(plan.task.key, ()))
+        # Those of others too, and of fragments that the call is not for: a log may hold both.
+        planned = {p.task.key: p.fragment_id for p in self._plans if p.task is not None}
+        self._logs.note_work(logs, planned, keep_others=self._options.limited)
         return [replace(t, resume=logs.get(t.key, ()) + carried.get(t.key, ())) for t in tasks]
 
     def _drive(self, appliers: int) -> None:

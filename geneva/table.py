@@ -82,7 +82,24 @@ class Table:
             )
         self._ray = dict(ray or {})
         self._jobs = jobs
-        self.storage = storage or TableStorage(str(inner.uri), storage_options or None)
+        self._storage = storage or TableStorage(str(inner.uri), storage_options or None)
+
+    @property
+    def storage(self) -> TableStorage:
+        """Where the table lies; what computes columns is done to its main branch.
+
+        Raises
+        ------
+        TableError
+            The table was opened on another branch, which all of that would pass by.
+        """
+        branch = self._inner.current_branch() if "_inner" in vars(self) else None
+        if branch is not None:
+            raise TableError(
+                f"table {self._inner.name!r} is open on its branch {branch!r}, but columns are "
+                "computed on the main branch only; open it without branch="
+            )
+        return self._storage
 
     @cached_property
     def _inner(self) -> Any:
@@ -100,14 +117,14 @@ class Table:
     def refresh(self) -> None:
         """Look at the latest version from now on."""
         if "_inner" in vars(self):
-            with storage_errors(self.storage.uri), store_faults(self.storage.options):
+            with storage_errors(self._storage.uri), store_faults(self._storage.options):
                 self._inner.checkout_latest()
 
     def __len__(self) -> int:
         return int(self._inner.count_rows())
 
     def __repr__(self) -> str:
-        return f"geneva.Table({self.storage.uri!r})"
+        return f"geneva.Table({self._storage.uri!r})"
 
     # --- computed columns --------------------------------------------------------------
 

@@ -157,6 +157,11 @@ class Options:
     order: Literal["forward", "backward"] = "forward"
     fragments: tuple[int, ...] | None = None
 
+    @property
+    def limited(self) -> bool:
+        """Whether the call is for some fragments or rows only."""
+        return self.fragments is not None or self.only is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Task:

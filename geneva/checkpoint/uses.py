@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+from geneva.checkpoint.key import is_shared
 from geneva.storage.objects import Objects, each
+
+_NO_FRAGMENT = -1  # of this job: nobody releases its logs
 
 
 class LogUses:
@@ -18,6 +21,26 @@ class LogUses:
         """Keep some logs until a fragment needs them no more."""
         for log in logs:
             self._needed.setdefault(log, set()).add(fragment_id)
+
+    def note_work(
+        self,
+        logs: Mapping[str, Iterable[str]],
+        planned: Mapping[str, int],
+        *,
+        keep_others: bool,
+    ) -> None:
+        """Keep the logs of planned work, given its fragments by key.
+
+        Parameters
+        ----------
+        keep_others
+            Whether those that end other work as well are never removed.
+        """
+        for key, paths in logs.items():
+            if key in planned:
+                self.note(planned[key], paths)
+            elif keep_others:
+                self.note(_NO_FRAGMENT, filter(is_shared, paths))
 
     def release(self, *done: tuple[int, Iterable[str]]) -> None:
         """Remove those logs of some fragments that no other fragment needs."""

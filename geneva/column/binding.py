@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from uuid import uuid4
@@ -161,6 +162,28 @@ def top_level(schema: pa.Schema, path: str) -> str:
             data_type = data_type.field(part).type
         return head
     raise ColumnError(unknown_column(path, schema.names))
+
+
+def inputs_there(schema: pa.Schema, binding: Binding) -> tuple[str, ...]:
+    """Return those inputs of a binding that the table still has under their names."""
+    found = []
+    for path in binding.inputs:
+        with suppress(ColumnError):
+            top_level(schema, path)
+            found.append(path)
+    return tuple(found)
+
+
+def read_by_inputs(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
+    """Return the columns that the computed ones of some were computed from, and theirs."""
+    bindings, found = bindings_of(schema), set[str]()
+    todo = [c for c in columns if c in bindings]
+    while todo:
+        binding = bindings[todo.pop()]
+        read = {top_level(schema, path) for path in inputs_there(schema, binding)} - found
+        found |= read
+        todo += [name for name in sorted(read) if name in bindings]
+    return sorted(found)
 
 
 def unknown_column(name: str, names: Sequence[str]) -> str:

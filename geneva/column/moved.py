@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -257,7 +258,7 @@ def _comparable(array: pa.Array) -> list[bytes]:
     """Return digests that are equal exactly when the values are."""
     return [
         _NULL if v is None else hashlib.blake2b(pickle.dumps(v, 5), digest_size=16).digest()
-        for v in array.to_pylist()
+        for v in _bits(array).to_pylist()
     ]
 
 
@@ -304,7 +305,8 @@ def compare(
     rows = now[1].rows
     same, empty = np.ones(rows, np.bool_), np.zeros(rows, np.bool_)
     at = 0
-    for before, after in _aligned(_values(storage, *was), _values(storage, *now)):
+    kind = now[0].fields[now[2]].arrow.type
+    for before, after in _aligned(_values(storage, *was, kind), _values(storage, *now, kind)):
         part = slice(at, at + len(after))
         empty[part] = flags(after.is_null())
         if not before.equals(after):
@@ -315,10 +317,18 @@ def compare(
 
 
 def _values(
-    storage: TableStorage, snapshot: Snapshot, fragment: FragmentInfo, column: str
+    storage: TableStorage,
+    snapshot: Snapshot,
+    fragment: FragmentInfo,
+    column: str,
+    kind: pa.DataType,
 ) -> Iterator[pa.Array]:
     for batch in _read(storage, snapshot, fragment, [column]):
-        yield _bits(batch.column(column))
+        values = batch.column(column)
+        if values.type != kind and snapshot.fields[column].arrow.type != kind:
+            with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                values = values.cast(kind, safe=False)  # as it was when the column got this type
+        yield _bits(values)
 
 
 def _read(
@@ -340,10 +350,35 @@ def _read(
 
 
 def _bits(array: pa.Array) -> pa.Array:
-    """Return floats as whole numbers: 0.0 and -0.0 are two values, and a NaN is one."""
-    if not pa.types.is_floating(array.type):
-        return array
-    return array.view({16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[array.type.bit_width])
+    """Return values that are equal when all their bits are.
+
+    0.0 and -0.0 are two values, and a NaN is one. Python would lose the nanoseconds of a time of
+    day, and has no date after the year 9999.
+    """
+    return array.view(_whole_numbers(array.type))
+
+
+def _whole_numbers(kind: pa.DataType) -> pa.DataType:
+    """Return a type of the same layout, with whole numbers for floats, dates and times."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _whole_numbers(kind.storage_type)
+    if pa.types.is_floating(kind) or pa.types.is_temporal(kind):
+        return {16: pa.int16(), 32: pa.int32(), 64: pa.int64()}.get(kind.bit_width, kind)
+    if pa.types.is_map(kind):
+        key, item = (_with_whole_numbers(f) for f in (kind.key_field, kind.item_field))
+        return pa.map_(key, item, keys_sorted=kind.keys_sorted)
+    fields = [_with_whole_numbers(kind.field(i)) for i in range(kind.num_fields)]
+    if pa.types.is_struct(kind):
+        return pa.struct(fields)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(fields[0], kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(fields[0])
+    return pa.large_list(fields[0]) if pa.types.is_large_list(kind) else kind
+
+
+def _with_whole_numbers(field: pa.Field) -> pa.Field:
+    return field.with_type(_whole_numbers(field.type))
 
 
 def _aligned(

@@ -13,7 +13,7 @@ from functools import cache, partial
 
 import numpy as np
 
-from geneva.column.binding import Binding, binding_of, top_level
+from geneva.column.binding import Binding, binding_of
 from geneva.column.file import read_row_map
 from geneva.column.ledger import Ledger, entry_key
 from geneva.column.marks import (
@@ -38,7 +38,7 @@ from geneva.column.moved import (
 )
 from geneva.column.name import ColumnFileName
 from geneva.column.rewritten import live_mask, rewritten_from
-from geneva.column.sources import Sources
+from geneva.column.sources import Sources, inputs_in, named
 from geneva.errors import CorruptFileError, VersionGoneError
 from geneva.rows import (
     FOREIGN,
@@ -118,17 +118,17 @@ class History(Sources):
         after = self._versions.open(born)
         if after is None or change is None or not change.operation:
             return self._unverified(snapshot, fragment, column, born)
-        if column not in before.fields:
+        # As it was then: its name and its inputs may have changed since, and that is for others.
+        then, name = after.fragments[fragment.id], named(after, snapshot, column)
+        if name not in before.fields:
             return self._by_value(snapshot, fragment, column, _foreign(born))
-        # As it was then: its inputs may have been rewritten since, and that is for others to see.
-        then = after.fragments[fragment.id]
         if fragment.id in before.fragments:
-            return self._replaced_in_place(then, column, born, before, after)
+            return self._replaced_in_place(then, name, born, before, after)
         if change.operation == "Rewrite":
-            found = self._rewritten(then, column, before, after, change.groups)
+            found = self._rewritten(then, name, before, after, change.groups)
             return found or self._unverified(snapshot, fragment, column, born)
         if change.operation == "Update":
-            return self._moved(then, column, before, after, change)
+            return self._moved(then, name, before, after, change)
         return self._by_value(snapshot, fragment, column, _foreign(born))
 
     def _unverified(
@@ -136,12 +136,12 @@ class History(Sources):
     ) -> RowMap:
         """Trust the values, as of the oldest version that has them: later changes are known."""
         past = self._versions.open(oldest) or snapshot
-        there, field = past.fragments.get(fragment.id), past.fields.get(column)
-        binding = None if field is None else binding_of(field.arrow)
+        there, name = past.fragments.get(fragment.id), named(past, snapshot, column)
+        binding = binding_of(past.fields[name].arrow) if name in past.fields else None
         trusted = UNVERIFIED
         if there is not None and binding is not None:
-            own = group_columns(past, column)
-            read = dict.fromkeys(top_level(past.schema, path) for path in binding.inputs)
+            own = group_columns(past, name)
+            read = inputs_in(past, snapshot, binding)
             inputs = self.marks(past, there, [c for c in read if c not in own])
             trusted = replace(trusted, digest=binding.digest, inputs=inputs)
         return self._by_value(snapshot, fragment, column, trusted)
@@ -250,7 +250,7 @@ class History(Sources):
         key = (past.version, snapshot.version, fragment.id, column)
         if key not in self._compared:
             field = snapshot.fields[column]
-            name = next((n for n, f in past.fields.items() if f.id == field.id), None)
+            name = past.name_of(field.id)
             if name is None or past.fields[name].arrow.type != field.arrow.type:
                 return False
             was = (past, past.fragments[fragment.id], name)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from geneva.column.binding import binding_of
+from contextlib import suppress
+from dataclasses import replace
+
+from geneva.column.binding import Binding, binding_of, top_level
 from geneva.column.ledger import Ledger
 from geneva.column.marks import NO_FILE, UNKNOWN, file_generation, group_subtree, supplier
 from geneva.column.name import ColumnFileName
 from geneva.column.versions import Versions
-from geneva.rows import Mark, Marks
+from geneva.errors import ColumnError
+from geneva.rows import Mark, Marks, RowMap
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.snapshot import FragmentInfo
 
@@ -46,6 +50,20 @@ class Sources:
         """Return what supplies several columns."""
         return tuple(self.mark(snapshot, fragment, c) for c in columns)
 
+    def of_what_is_left(
+        self, snapshot: Snapshot, fragment: FragmentInfo, row_map: RowMap
+    ) -> tuple[RowMap, Marks]:
+        """Return a row map without marks of dropped columns, and present marks of the others.
+
+        What was dropped changes no more, and what was renamed is known by its id.
+        """
+        names = {f.id: n for n, f in snapshot.fields.items()}
+        ids = sorted({m.field for c in row_map.classes for m in c.inputs if m.field in names})
+        kept = row_map.replace(
+            lambda c: replace(c, inputs=tuple(m for m in c.inputs if m.field in names))
+        )
+        return kept, self.marks(snapshot, fragment, [names[i] for i in ids])
+
     # --- versions ----------------------------------------------------------------------
 
     def made_by(self, snapshot: Snapshot, fragment: FragmentInfo, column: str) -> str:
@@ -72,7 +90,7 @@ class Sources:
 
         def has(past: Snapshot) -> bool:
             there = past.fragments.get(fragment.id)
-            name = next((n for n, f in past.fields.items() if f.id == field_id), None)
+            name = past.name_of(field_id)
             return (
                 there is not None
                 and name is not None
@@ -89,3 +107,24 @@ class Sources:
         else:
             self._unknown[key] = version
         return version, known_first
+
+
+def named(past: Snapshot, snapshot: Snapshot, column: str) -> str:
+    """Return what a column was called in an older version."""
+    return past.name_of(snapshot.fields[column].id) or column
+
+
+def inputs_in(past: Snapshot, snapshot: Snapshot, binding: Binding) -> list[str]:
+    """Return the inputs of a binding in an older version, under the names that they had there.
+
+    A binding keeps the names of its inputs, also where these were renamed after it or before.
+    """
+    found: dict[str, None] = {}
+    for path in binding.inputs:
+        for version in (past, snapshot):
+            with suppress(ColumnError):
+                field = version.fields[top_level(version.schema, path)]
+                name = past.name_of(field.id)
+                found |= {} if name is None else {name: None}
+                break
+    return list(found)

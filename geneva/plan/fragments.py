@@ -14,7 +14,7 @@ from enum import StrEnum
 import numpy as np
 
 from geneva.checkpoint.key import work_key
-from geneva.column.binding import bindings_of, target_of, top_level
+from geneva.column.binding import bindings_of, inputs_there, read_by_inputs, target_of, top_level
 from geneva.column.ledger import entry_key
 from geneva.column.marks import group_subtree, job_generation, supplier, unchanged
 from geneva.column.name import vouches
@@ -113,8 +113,10 @@ class Planner:
         # A UDF that reads its own output does not make that output stale by writing it.
         self._columns = [c for c in self._read if c not in own]
         self._filter_columns = [c for c in (where.columns if where else ()) if c not in own]
+        self._behind = read_by_inputs(schema, self._columns)
         self._settled: dict[tuple[int, str], BoolArray] = {}
         self._others: dict[str, Planner] = {}
+        self._orphaned = False  # inputs were dropped or renamed: nobody can compute it anew
 
     def plan(self, fragment: FragmentInfo) -> FragmentPlan:
         """Decide about one fragment."""
@@ -249,6 +251,9 @@ class Planner:
         row_map = self._history.row_map(self._snapshot, fragment, column)
         if self._force is not None:
             return row_map
+        if self._orphaned:
+            row_map, left = self._history.of_what_is_left(self._snapshot, fragment, row_map)
+            now |= {m.field: m for m in left}
         where = self._where.digest if self._where else ""
         for c in row_map.classes:
             marks = (*c.inputs, *dict(c.wheres).get(where, ()))
@@ -287,10 +292,10 @@ class Planner:
                 pass
         if c.digest != self._target.digest:
             return False
-        if self._force is not None:
-            return c.generation >= self._force.generation
+        if self._force is not None and c.generation < self._force.generation:
+            return False
         fresh = self._unchanged(c.inputs, fragment, now)
-        if self._where is None or fresh is False:
+        if self._where is None or self._force is not None or fresh is False:
             return fresh
         recorded = dict(c.wheres).get(self._where.digest)
         if recorded is None:
@@ -309,7 +314,7 @@ class Planner:
         return unchanged(recorded, now, lambda m: self._generations(fragment, m))
 
     def _generations(self, fragment: FragmentInfo, mark: Mark) -> IntArray | None:
-        name = next((n for n, f in self._snapshot.fields.items() if f.id == mark.field), None)
+        name = self._snapshot.name_of(mark.field)
         if name is None or name not in self._bindings:
             return None
         row_map = self._history.row_map(self._snapshot, fragment, name)
@@ -345,8 +350,10 @@ class Planner:
             if column not in self._others:
                 binding = self._bindings[column]
                 target = target_of(self._snapshot.schema, binding, binding.digest)
-                options = Options(where=None)
-                self._others[column] = Planner(self._storage, self._history, target, None, options)
+                there = replace(target, inputs=inputs_there(self._snapshot.schema, binding))
+                other = Planner(self._storage, self._history, there, None, Options())
+                other._orphaned = there != target
+                self._others[column] = other
             self._settled[key] = ~self._others[column].needed(fragment)
         return self._settled[key]
 
@@ -428,9 +435,7 @@ class Planner:
 
     def _work(self, fragment: FragmentInfo, inputs: Marks, filters: Marks, file: str) -> str:
         """Return a key that changes whenever there may be something to do again."""
-        settled = [
-            supplier(fragment, self._snapshot.fields[c].subtree) for c in self._transitive_inputs()
-        ]
+        settled = [supplier(fragment, self._snapshot.fields[c].subtree) for c in self._behind]
         return work_key(
             entry_key(self._target.incarnation, file, fragment.id),
             fragment.deletion,  # a restore may bring rows back that were not looked at
@@ -452,19 +457,6 @@ class Planner:
     def _limits(self, fragment: FragmentInfo) -> tuple[tuple[int, int], ...]:
         """Return what else of the fragment is asked for; nothing of a call without limits."""
         return tuple((self._only or {}).get(fragment.id, ()))
-
-    def _transitive_inputs(self) -> list[str]:
-        """Return the columns that the computed inputs were computed from, and theirs."""
-        found: list[str] = []
-        todo = [c for c in self._columns if c in self._bindings]
-        while todo:
-            binding = self._bindings[todo.pop()]
-            for path in binding.inputs:
-                name = top_level(self._snapshot.schema, path)
-                if name not in found:
-                    found.append(name)
-                    todo += [name] if name in self._bindings else []
-        return sorted(found)
 
     def _kept(self, row_map: RowMap, live: BoolArray) -> dict[RowStatus, int]:
         """Count live rows by status, of those that a person should know are kept."""

@@ -76,6 +76,10 @@ class Snapshot:
             }
         return self._fields
 
+    def name_of(self, field_id: int) -> str | None:
+        """Return what a top-level field is called here: ids outlive renames."""
+        return next((n for n, f in self.fields.items() if f.id == field_id), None)
+
     @property
     def storage_version(self) -> str:
         """Lance file format version, such as ``2.2``."""

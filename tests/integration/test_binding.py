@@ -250,6 +250,26 @@ def test_another_tables_binding_is_copied_with_its_data(tmp_path: Path, calls: C
     assert (result.rows_computed, result.rows_foreign) == (0, 20)
 
 
+def test_column_that_is_never_null_fails_at_its_first_deleted_row(
+    tmp_path: Path, calls: CallLog
+) -> None:
+    schema = pa.schema([pa.field("x", pa.int64()), pa.field("y", pa.int64(), nullable=False)])
+    data = pa.table([pa.array(range(10)), pa.array(range(10))], schema=schema)
+    table = make_table(tmp_path, data=data, fragments=2)
+    table.delete("x = 1")
+    for bind in (
+        lambda: table.add_columns({"z": times(calls, 3), "y": times(calls)}),
+        lambda: table.alter_columns({"path": "y", "udf": times(calls)}),
+    ):
+        with pytest.raises(ColumnError, match=r"never null.*'nullable': True"):
+            bind()
+    assert "z" not in table.schema.names
+    table.alter_columns({"path": "y", "nullable": True})
+    table.add_columns({"y": times(calls)})
+    assert run(table, "y", "local", foreign="recompute").rows_computed == 9
+    assert_table_invariants(table, {"y": lambda row: 2 * row["x"]})
+
+
 # --- pickles --------------------------------------------------------------------------------
 
 

@@ -11,6 +11,10 @@ import lance
 import pyarrow as pa
 import pytest
 
+import geneva
+from geneva.errors import TableError
+from tests.support.tables import make_table
+
 BACKFILL = """
 import sys, geneva
 def double(x: int) -> int:
@@ -93,3 +97,30 @@ tbl.drop_columns(["y"])
 print(tbl.schema.names)
 """
     assert run(before + program, folder) == ["['x']"]
+
+
+@geneva.udf
+def doubled(x: int) -> int:
+    return 2 * x
+
+
+def test_columns_of_a_branch_are_computed_on_the_main_one(tmp_path: Path) -> None:
+    main = make_table(tmp_path, rows=10, fragments=2)
+    main.branches.create("dev")
+    branch = geneva.connect(str(tmp_path)).open_table("t", branch="dev")
+    calls = [
+        lambda: branch.add_columns({"y": doubled}),
+        lambda: branch.alter_columns({"path": "s", "udf": doubled}),
+        lambda: branch.backfill("y", executor="local"),
+        lambda: branch.plan_backfill("y"),
+        lambda: branch.coverage("y"),
+        lambda: branch.computed_columns(),
+    ]
+    for call in calls:
+        with pytest.raises(TableError, match="branch 'dev'"):
+            call()
+    assert main.schema.names == ["x", "s"]
+    branch.add([{"x": 10, "s": "a"}])
+    assert (len(branch), len(main)) == (11, 10)
+    main.add_columns({"y": doubled})
+    assert main.backfill("y", executor="local").rows_computed == 10

@@ -139,6 +139,28 @@ def test_finished_files_of_a_group_outlive_their_driver_one_by_one(
     assert_table_invariants(table, TENFOLD)
 
 
+@dataclass(frozen=True)
+class Unpublished(TableStorage):
+    """Dies before it commits."""
+
+    def publish(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("died")
+
+
+def test_call_for_one_fragment_loses_what_others_of_its_group_had_finished(
+    table: geneva.Table, calls: CallLog
+) -> None:
+    dying = geneva.Table(table, storage=Unpublished(table.storage.uri))
+    with pytest.raises(RuntimeError, match="died"):
+        dying.backfill("y", **LOCAL)
+    assert xs(calls) == list(range(ROWS))
+    assert table.backfill("y", fragments=[FRAGMENTS // 2], **LOCAL).rows_replayed == 2
+    table.backfill("y", **LOCAL)
+    assert xs(calls) == []
+    assert_table_invariants(table, TENFOLD)
+    assert logs(table) == []
+
+
 def test_group_that_cannot_be_read_at_once_is_read_one_by_one(
     table: geneva.Table, calls: CallLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

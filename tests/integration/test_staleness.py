@@ -17,7 +17,7 @@ import geneva
 from geneva.column import moved
 from geneva.errors import StorageError
 from geneva.storage.lance import TableStorage
-from tests.support.backfills import run, times, watched, xs
+from tests.support.backfills import CPUS, run, times, watched, xs
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, column, make_table, pairs
 from tests.support.writers import MeddledStorage, Once, rewrite_column
@@ -219,6 +219,60 @@ def test_computed_value_is_taken_for_a_persons_beside_it(tmp_path: Path, calls: 
     assert pairs(table, "id", "y") == {0: 50, 1: 777, 2: 20}
 
 
+@pytest.mark.parametrize("stable", [False, True])
+@pytest.mark.parametrize("how", ["compacted", "updated", "rewritten"])
+def test_renamed_column_of_moved_rows_passes_for_a_persons(
+    tmp_path: Path, calls: CallLog, how: str, stable: bool
+) -> None:
+    table = make_table(tmp_path, rows=12, fragments=3, stable=stable)
+    table.add_columns({"y": times(calls, 10)})
+    run(table, "y", "local")
+    uri = table.storage.uri
+    if how == "compacted":
+        table.optimize()
+    elif how == "updated":
+        table.update(where="x < 2", values={"s": "seen"})
+    else:
+        rewrite_column(uri, "y", lambda v: v, [0], "update")
+    lance.dataset(uri).alter_columns({"path": "y", "name": "z"})
+    calls.clear()
+    first = run(table, "z", "local")
+    assert (first.rows_computed, first.rows_foreign) == (0, 0)
+    table.update(where="x = 1", values={"x": 100})
+    run(table, "z", "local")
+    assert xs(calls) == [100]
+    assert all(z == 10 * x for x, z in pairs(table, "x", "z").items())
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_input_that_was_renamed_before_the_oldest_version_ends_every_backfill(
+    tmp_path: Path, calls: CallLog, again: bool
+) -> None:
+    table = make_table(tmp_path, rows=12, fragments=3)
+    table.add_columns({"y": times(calls, 10)})
+    run(table, "y", "local")
+    uri = table.storage.uri
+    lance.dataset(uri).alter_columns({"path": "x", "name": "w"})
+    table.optimize()
+    lance.dataset(uri).cleanup_old_versions(older_than=dt.timedelta(0))
+    if again:
+        lance.dataset(uri).alter_columns({"path": "w", "name": "x"})
+        assert run(table, "y", "local").rows_unverified == 12
+        calls.clear()
+        table.update(where="x = 1", values={"x": 100})
+    else:
+
+        @geneva.udf(num_cpus=CPUS)
+        def renamed(w: int) -> int:
+            calls(w)
+            return 10 * w
+
+        table.alter_columns({"path": "y", "udf": renamed})
+        calls.clear()
+    run(table, "y", "local")
+    assert xs(calls) == ([100] if again else list(range(12)))
+
+
 def test_passing_read_error_is_remembered_as_lost_history(
     tmp_path: Path, calls: CallLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,6 +402,85 @@ def test_zero_that_became_a_negative_one_is_taken_for_the_same(tmp_path: Path) -
     rewrite_column(table.storage.uri, "x", lambda v: -0.0 if v == 0 else v, [0], "update")
     assert run(table, "y", "local").rows_computed == 1
     assert column(table, "y")[0] == -1.0
+
+
+def test_zero_in_a_list_that_became_a_negative_one_is_taken_for_the_same(tmp_path: Path) -> None:
+    data = pa.table({"x": pa.array([[0.0], [1.0], None], pa.list_(pa.float64()))})
+    table = make_table(tmp_path, data=data, fragments=1)
+
+    @geneva.udf
+    def sign(x: list[float] | None) -> float:
+        return 0.0 if x is None else math.copysign(1.0, x[0])
+
+    table.add_columns({"y": sign})
+    assert run(table, "y", "local").rows_computed == 3
+    change = {0.0: [-0.0], 1.0: [1.0]}
+    rewrite_column(table.storage.uri, "x", lambda v: v and change[v[0]], [0], "update")
+    assert run(table, "y", "local").rows_computed == 1
+    assert column(table, "y") == [-1.0, 1.0, 0.0]
+
+
+def of_bits(kind: pa.DataType) -> geneva.UDF:
+    """Return a UDF whose value is that of all bits of its input."""
+
+    @geneva.udf(data_type=pa.int64(), num_cpus=CPUS)
+    def bits(x: pa.Array) -> pa.Array:
+        return (x.flatten() if pa.types.is_list(kind) else x).view(pa.int64())
+
+    return bits
+
+
+@pytest.mark.parametrize(
+    ("kind", "old", "new"),
+    [
+        (pa.time64("ns"), 1000, 1001),
+        (pa.timestamp("ns"), 1000, 1001),
+        (pa.timestamp("s", "UTC"), 10**14, 10**14 + 1),
+        (pa.list_(pa.time64("ns")), [1000], [1001]),
+    ],
+    ids=str,
+)
+def test_value_that_python_does_not_tell_from_another_is_taken_for_the_same(
+    tmp_path: Path, kind: pa.DataType, old: Any, new: Any
+) -> None:
+    data = pa.table({"id": range(3), "x": pa.array([old] * 3, kind)})
+    table = make_table(tmp_path, data=data, fragments=1)
+    table.add_columns({"y": of_bits(kind)})
+    assert run(table, "y", "local").rows_computed == 3
+    was = column(table, "y")[0]
+    changed = pa.table({"id": range(2), "x": pa.array([old, new], kind)})
+    merge = lance.dataset(table.storage.uri).merge_insert("id").when_matched_update_all()
+    merge.execute(changed)
+    assert run(table, "y", "local").rows_computed == 1
+    assert pairs(table, "id", "y")[1] != was
+
+
+@pytest.mark.parametrize(
+    ("kind", "wider"),
+    [
+        (pa.int32(), pa.int64()),
+        (pa.float32(), pa.float64()),
+        (pa.timestamp("us"), pa.timestamp("ns")),
+    ],
+    ids=str,
+)
+def test_computed_value_that_got_a_wider_type_is_taken_for_a_persons(
+    tmp_path: Path, kind: pa.DataType, wider: pa.DataType
+) -> None:
+    def value(kind: pa.DataType, factor: int) -> geneva.UDF:
+        @geneva.udf(data_type=kind, version=str(factor), num_cpus=CPUS)
+        def scaled(x: pa.Array) -> pa.Array:
+            halves = pa.compute.divide(x.cast(pa.float64()), 2)
+            return pa.compute.multiply(halves, 2 * factor).cast(pa.int64()).cast(kind)
+
+        return scaled
+
+    table = make_table(tmp_path, rows=8, fragments=2)
+    table.add_columns({"y": value(kind, 1)})
+    run(table, "y", "local")
+    lance.dataset(table.storage.uri).alter_columns({"path": "y", "data_type": wider})
+    table.alter_columns({"path": "y", "udf": value(wider, 3)})
+    assert run(table, "y", "local").rows_computed == 8
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,26 @@ def test_group_that_lance_cannot_read_back_is_bound(tmp_path: Path) -> None:
     assert table.schema.names == ["x"]
 
 
+@pytest.mark.parametrize(
+    "data_type",
+    [
+        pa.struct([("a", pa.dictionary(pa.int8(), pa.string()))]),
+        pa.list_(pa.dictionary(pa.int8(), pa.string())),
+        pa.json_(),
+    ],
+    ids=["struct", "list", "json"],
+)
+def test_type_whose_checkpoints_cannot_be_read_is_bound(
+    tmp_path: Path, data_type: pa.DataType
+) -> None:
+    @geneva.udf(data_type=data_type)
+    def y(x: int) -> Any:
+        return None
+
+    with pytest.raises(UdfError, match="cannot be checkpointed"):
+        numbers(tmp_path).add_columns({"y": y})
+
+
 def test_sliced_results_of_nested_structs_break_the_writer(tmp_path: Path) -> None:
     table = make_table(tmp_path, rows=3000, fragments=1)
     struct = pa.struct([("in", pa.struct([("n", pa.int64())])), ("text", pa.string())])
@@ -300,6 +320,56 @@ def test_kind_computes_other_values(tmp_path: Path, kind: str, executor: str) ->
         i: None if inputs[i] is None else 2 * inputs[i] for i in left
     }
     assert_table_invariants(table)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "pandas", "arrow"])
+def test_large_integer_beside_a_null_arrives_as_another_number(tmp_path: Path, kind: str) -> None:
+    inputs = [2**53 + 1, None, 2**53, 5, -(2**53) - 1, 2**62]
+    table = make_table(tmp_path, data=pa.table({"x": pa.array(inputs, pa.int64())}), fragments=1)
+
+    @geneva.udf(data_type=pa.int64())
+    def numpy_(x: np.ndarray) -> np.ndarray:
+        return np.where(np.isnan(x), -1, x)
+
+    @geneva.udf(data_type=pa.int64())
+    def pandas_(x: pd.Series) -> pd.Series:
+        return x.fillna(-1)
+
+    @geneva.udf(data_type=pa.int64())
+    def arrow(x: pa.Array) -> pa.Array:
+        return x.fill_null(-1)
+
+    table.add_columns({"y": {"numpy": numpy_, "pandas": pandas_, "arrow": arrow}[kind]})
+    if kind != "arrow":
+        with pytest.raises(UdfFailedError, match=r"'x' holds nulls.*pyarrow"):
+            run(table, "y", "local", batch_size=6)
+    run(table, "y", "local", batch_size=6, on_error="null")
+    assert column(table, "y") == [-1 if v is None else v for v in inputs]
+
+
+@pytest.mark.parametrize(
+    ("data_type", "inputs"),
+    [
+        (pa.list_(pa.int64()), [[2**53 + 1, None], [1]]),
+        (pa.list_(pa.int64(), 2), [[2**53 + 1, 1], None]),
+        (pa.struct([("a", pa.int64())]), [{"a": 2**53 + 1}, {"a": None}]),
+        (pa.dictionary(pa.int8(), pa.int64()), [2**53 + 1, None]),
+    ],
+    ids=["list", "vector", "struct", "dictionary"],
+)
+def test_large_integer_within_a_value_arrives_as_another_number(
+    tmp_path: Path, data_type: pa.DataType, inputs: list[Any]
+) -> None:
+    data = pa.table({"x": pa.array(inputs, data_type)})
+    table = make_table(tmp_path, data=data, fragments=1)
+
+    @geneva.udf(data_type=pa.string())
+    def shown(x: np.ndarray) -> list[str]:
+        return [str(v) for v in x]
+
+    table.add_columns({"y": shown})
+    with pytest.raises(UdfFailedError, match=r"'x' holds nulls"):
+        run(table, "y", "local", batch_size=2)
 
 
 def test_stateful_udf_is_built_more_than_once_per_applier(

@@ -16,6 +16,7 @@ from geneva.errors import JobError
 from tests.support.backfills import CPUS, Gate, run, times, until, watched, xs
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, column, database_of, make_table, pairs
+from tests.support.writers import rewrite_column
 
 DOUBLED = {"y": lambda row: 2 * row["x"]}
 
@@ -250,6 +251,19 @@ def test_forced_run_in_parts_starts_over_with_each_part(
     assert len(xs(calls)) == 10
 
 
+def test_forced_run_that_goes_on_leaves_what_became_stale_since_it_began(
+    tmp_path: Path, calls: CallLog, executor: str
+) -> None:
+    table = doubled(tmp_path, calls)
+    run(table, "y", "local")
+    run(table, "y", "local", force=True, num_frags=1)
+    rewrite_column(table.storage.uri, "x", lambda v: v + 100 * (v < 4), [0], "update")
+    xs(calls)
+    assert run(table, "y", executor, force=True).rows_computed == 40
+    assert len(xs(calls)) == 40
+    assert_table_invariants(table, DOUBLED)
+
+
 def test_forced_run_that_failed_starts_over(tmp_path: Path, calls: CallLog, executor: str) -> None:
     table = make_table(tmp_path, rows=40, fragments=4)
     mended = Gate(tmp_path / "mended")
@@ -413,6 +427,27 @@ def test_row_whose_input_is_stale_is_passed_the_old_value(
     result = run(table, ["z", "y"], executor)
     assert column(table, "z") == [3 * i + 1 for i in range(40)]
     assert result.rows_computed == 40 + 39  # y of x = 0 is the same with both UDFs
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+@pytest.mark.parametrize("how", ["dropped", "renamed"])
+def test_computed_input_cannot_be_read_once_its_own_input_is_gone(
+    tmp_path: Path, calls: CallLog, how: str, compacted: bool
+) -> None:
+    table = chained(tmp_path, calls)
+    run(table, "y", "local", num_frags=3)
+    if compacted:
+        writer(table).optimize()
+    other = lance.dataset(table.storage.uri)
+    if how == "dropped":
+        other.drop_columns(["x"])
+    else:
+        other.alter_columns({"path": "x", "name": "w"})
+    result = run(table, "z", "local")
+    assert (result.rows_computed, result.rows_waiting) == (30, 10)
+    assert table.coverage("z").totals["computed"] == 30
+    assert column(table, "z")[:30] == [-1 if i == 3 else 2 * i + 1 for i in range(30)]
+    assert run(table, "z", "local", inputs="as_is").rows_computed == 10
 
 
 # --- rule 8: several columns (their shared reads: test_shared_reads.py) ---------------------
