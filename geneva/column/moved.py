@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
+from geneva.column.same import NULL, digests, same_rows
 from geneva.rows import BoolArray, RowClass, RowMap, RowStatus
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.sizes import bytes_per_row
 from geneva.storage.snapshot import FragmentInfo
 from geneva.storage.values import Change, flags
 
-_NULL = b"N"
 _ROWS = 4096
 _BYTES = 16 << 20  # compared at once, where rows are wide
 
@@ -42,7 +40,7 @@ class Key:
     @property
     def empty(self) -> bool:
         """Whether the target holds no value."""
-        return all(v == _NULL for v in self.target)
+        return all(v == NULL for v in self.target)
 
     def agrees(self, other: Key, kept: Sequence[bool]) -> bool:
         """Whether two rows have the same values in the columns that an update kept."""
@@ -253,14 +251,6 @@ def match_in_place(
     return RowMap.from_ids([*old.classes, missing, foreign], ids)
 
 
-def _comparable(array: pa.Array) -> list[bytes]:
-    """Return digests that are equal exactly when the values are."""
-    return [
-        _NULL if v is None else hashlib.blake2b(pickle.dumps(v, 5), digest_size=16).digest()
-        for v in array.to_pylist()
-    ]
-
-
 def keys(
     storage: TableStorage,
     snapshot: Snapshot,
@@ -279,7 +269,7 @@ def keys(
         at += batch.num_rows
         row_ids = [-1 if i is None else i for i in chosen.column("_rowid").to_pylist()]
         parts = [
-            list(zip(*(_comparable(chosen.column(c)) for c in names), strict=True))
+            list(zip(*(digests(chosen.column(c)) for c in names), strict=True))
             if names
             else [()] * chosen.num_rows
             for names in (columns.target, columns.inputs, columns.filters)
@@ -307,9 +297,7 @@ def compare(
     for before, after in _aligned(_values(storage, *was), _values(storage, *now)):
         part = slice(at, at + len(after))
         empty[part] = flags(after.is_null())
-        if not before.equals(after):
-            pairs = zip(_comparable(before), _comparable(after), strict=True)
-            same[part] = [a == b for a, b in pairs]
+        same[part] = same_rows(before, after)
         at += len(after)
     return same, empty
 
@@ -318,7 +306,7 @@ def _values(
     storage: TableStorage, snapshot: Snapshot, fragment: FragmentInfo, column: str
 ) -> Iterator[pa.Array]:
     for batch in _read(storage, snapshot, fragment, [column]):
-        yield _bits(batch.column(column))
+        yield batch.column(column)
 
 
 def _read(
@@ -337,13 +325,6 @@ def _read(
         batch_rows=rows,
         readahead=1 if rows < _ROWS else None,
     )
-
-
-def _bits(array: pa.Array) -> pa.Array:
-    """Return floats as whole numbers: 0.0 and -0.0 are two values, and a NaN is one."""
-    if not pa.types.is_floating(array.type):
-        return array
-    return array.view({16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[array.type.bit_width])
 
 
 def _aligned(
