@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
-from geneva.column.same import NULL, digests, same_rows
+from geneva.column.same import NULL, digests, fold, same_rows
 from geneva.rows import BoolArray, RowClass, RowMap, RowStatus
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.sizes import bytes_per_row
@@ -41,6 +41,12 @@ class Key:
     def empty(self) -> bool:
         """Whether the target holds no value."""
         return all(v == NULL for v in self.target)
+
+    def folded(self) -> tuple[int, bytes, bytes, bytes]:
+        """Return the row's id, and a digest of its target, of that and its inputs, and of all."""
+        target = NULL if self.empty else fold(b"", self.target)
+        computed = fold(target, self.inputs)
+        return self.row_id, target, computed, fold(computed, self.filters)
 
     def agrees(self, other: Key, kept: Sequence[bool]) -> bool:
         """Whether two rows have the same values in the columns that an update kept."""
@@ -116,23 +122,6 @@ def match_former(
     )
 
 
-def match_by_value(
-    new: Sequence[Key],
-    old: Sequence[OldRow],
-    missing: RowClass,
-    foreign: RowClass,
-    written: Written,
-) -> RowMap:
-    """Return the classes of rows that an update wrote, given all that it removed.
-
-    A row that agrees with a fresh removed one in the target and in all that the target was
-    computed from keeps that row's class, whichever row it was; any other value that some removed
-    row held is stale, one that none held ``foreign``.
-    """
-    by_value = _ByValue(old, missing, foreign, written)
-    return _row_map(by_value.find(key) for key in new)
-
-
 def _row_map(found: Iterable[RowClass]) -> RowMap:
     classes: dict[RowClass, int] = {}
     ids = [classes.setdefault(c, len(classes)) for c in found]
@@ -172,68 +161,15 @@ def _same_row(
         stale = not was.fresh or status is RowStatus.MISSING
         if stale and meant:
             return foreign
-        return was.row_class if key.filters == was.key.filters else _unfiltered(was.row_class)
+        return was.row_class if key.filters == was.key.filters else unfiltered(was.row_class)
     if status is RowStatus.FOREIGN:
         return was.row_class
     return foreign if meant else missing
 
 
-def _unfiltered(row_class: RowClass) -> RowClass:
+def unfiltered(row_class: RowClass) -> RowClass:
+    """Return the class of a row of which it is not known any more under which filters."""
     return replace(row_class, wheres=())
-
-
-class _ByValue:
-    """Finds a removed row by its values."""
-
-    def __init__(
-        self, old: Sequence[OldRow], missing: RowClass, foreign: RowClass, written: Written
-    ) -> None:
-        self._missing = missing
-        self._new = foreign if written.target else None  # of a value that no removed row held
-        self._full: dict[tuple[object, ...], RowClass] = {}
-        self._computed: dict[tuple[object, ...], RowClass] = {}
-        self._holders: dict[tuple[bytes, ...], RowClass | None] = {}
-        for o in old:
-            key, c = o.key, o.row_class
-            if c.status is not RowStatus.FOREIGN:
-                self._holders[key.target] = None
-            self._holders.setdefault(key.target, c)
-            if not o.fresh:
-                continue  # its value says nothing about the inputs that are beside it
-            _keep_best(self._full, (key.target, key.inputs, key.filters), c)
-            _keep_best(self._computed, (key.target, key.inputs), _unfiltered(c))
-
-    def find(self, key: Key) -> RowClass:
-        found = self._full.get((key.target, key.inputs, key.filters))
-        found = found or self._computed.get((key.target, key.inputs))
-        if found is not None:
-            return found
-        if key.empty:
-            return self._missing
-        # A value that only people's rows held is still theirs; any computed one may be stale.
-        return self._holders.get(key.target, self._new) or self._missing
-
-
-_BETTER = (
-    RowStatus.MISSING,
-    RowStatus.UNVERIFIED,
-    RowStatus.FOREIGN,
-    RowStatus.FAILED,
-    RowStatus.COMPUTED,
-)
-
-
-def _keep_best(
-    known: dict[tuple[object, ...], RowClass], key: tuple[object, ...], c: RowClass
-) -> None:
-    # Rows that agree in all values may differ in who wrote them and when. A computed one taken for
-    # a person's would never be computed again; an older one than its own would make a row look
-    # unchanged to those who read the old value.
-    def rank(row_class: RowClass) -> tuple[int, int]:
-        return _BETTER.index(row_class.status), row_class.generation
-
-    if key not in known or rank(c) > rank(known[key]):
-        known[key] = c
 
 
 def match_in_place(
@@ -257,9 +193,8 @@ def keys(
     fragment_id: int,
     columns: Columns,
     mask: BoolArray | None = None,
-) -> list[Key]:
-    """Return digests of the values of the physical rows in a mask, or of all."""
-    rows: list[Key] = []
+) -> Iterator[list[Key]]:
+    """Yield digests of the values of the physical rows in a mask, or of all, some at a time."""
     at = 0
     wanted = [*columns.target, *columns.inputs, *columns.filters]
     for batch in _read(storage, snapshot, snapshot.fragments[fragment_id], wanted):
@@ -274,8 +209,7 @@ def keys(
             else [()] * chosen.num_rows
             for names in (columns.target, columns.inputs, columns.filters)
         ]
-        rows += [Key(*values) for values in zip(row_ids, *parts, strict=True)]
-    return rows
+        yield [Key(*values) for values in zip(row_ids, *parts, strict=True)]
 
 
 def between(mask: BoolArray, start: int, stop: int) -> BoolArray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from geneva.rows import BoolArray
 from geneva.storage.values import flags, integers
 
 NULL = b"N"
+DIGEST_BYTES = 16
 
 
 def same_rows(a: pa.Array, b: pa.Array) -> BoolArray:
@@ -33,10 +35,20 @@ def same_rows(a: pa.Array, b: pa.Array) -> BoolArray:
 
 def digests(array: pa.Array) -> list[bytes]:
     """Return digests that are equal exactly when the values are."""
-    return [
-        NULL if v is None else hashlib.blake2b(pickle.dumps(v, 5), digest_size=16).digest()
-        for v in array.to_pylist()
-    ]
+    return [NULL if v is None else _digest(pickle.dumps(v, 5)) for v in array.to_pylist()]
+
+
+def fold(first: bytes, others: Sequence[bytes]) -> bytes:
+    """Return one digest of several, which are equal exactly when all of them are."""
+    if not first and len(others) == 1:
+        return others[0]
+    padded = (d.ljust(DIGEST_BYTES, b"\0") for d in (first, *others))
+    return _digest(b"".join(padded)) if others else first
+
+
+def _digest(data: bytes) -> bytes:
+    # numpy takes zeros at the end of a text of fixed size away.
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES - 1).digest() + b"\1"
 
 
 def _same_values(a: pa.Array, b: pa.Array) -> BoolArray:
