@@ -30,6 +30,7 @@ from geneva.errors import (
 )
 from geneva.execute.batches import read_rows, together_rows
 from geneva.execute.executor import Executor
+from geneva.execute.outcome import died
 from geneva.execute.state import Schedule
 from geneva.jobs.claims import Claims
 from geneva.jobs.control import Control, Wanted
@@ -44,7 +45,6 @@ from geneva.storage.snapshot import blob_columns
 from geneva.tally import Tally
 from geneva.types import (
     ColumnFile,
-    Counts,
     ExecutorEvent,
     JobSettings,
     JobState,
@@ -98,6 +98,7 @@ class Driver:
         self._rows_seen = 0  # done or checkpointed; what was said is not taken back
         self.paused = False
         self.committed: list[ColumnFile] = []  # by the last round
+        self._forestalled = 0  # files that it left to the next run
         self._waiting: set[int] = set()
         self._unfinished: set[int] = set()  # fragments that were planned and are not committed
         self.claims = Claims(storage.objects, request.target.incarnation, control.job_id)
@@ -113,7 +114,7 @@ class Driver:
         self._plans = all_plans
         plans = [p for p in all_plans if p.task is not None]
         self.again, self.compacted, self.paused = set(), False, False
-        self.committed = []
+        self.committed, self._forestalled = [], 0
         self._waiting = {p.fragment_id for p in all_plans if p.rows_waiting}
         self._unfinished &= set(snapshot.fragments)  # what a compaction took was planned anew
         self._unfinished -= {p.fragment_id for p in all_plans}
@@ -152,8 +153,7 @@ class Driver:
             self._executor.start(self._storage, self._turn.udfs, settings, wanted)
             self._drive(min(appliers, wanted))
         except KeyboardInterrupt:
-            self._control.want(Wanted.CANCEL)
-            self._error = JobCancelledError(self.how_to_continue("interrupted"))
+            self._interrupted()
         finally:
             self._wind_up()
         if self._error is not None:
@@ -190,15 +190,18 @@ class Driver:
 
     def stop_if_wanted(self) -> bool:
         """Note why the job must stop, if it must."""
-        if self._control.expired:
-            self._error = JobTimeoutError(
-                self.how_to_continue(f"stopped by timeout={self._options.timeout} s")
-            )
-        elif self._control.wanted is Wanted.CANCEL:
+        if self._error is None and self._control.expired:
+            what = f"stopped by timeout={self._options.timeout} s"
+            self._error = JobTimeoutError(self.how_to_continue(what))
+        elif self._error is None and self._control.wanted is Wanted.CANCEL:
             self._error = JobCancelledError(self.how_to_continue("cancelled"))
         # Noted here, because the job may be resumed while it is still winding up.
         self.paused = self.paused or self._control.wanted is Wanted.PAUSE
         return self._error is not None or self.paused
+
+    def _interrupted(self) -> None:
+        self._control.want(Wanted.CANCEL)
+        self._error = JobCancelledError(self.how_to_continue("interrupted"))
 
     def raise_if_stopped(self) -> None:
         """Raise what must end the job, if anything must."""
@@ -260,18 +263,10 @@ class Driver:
                 schedule.returned(event)
             case TaskLost():
                 self._turn.lost(event)
-                isolate = self._options.on_error == "null"
                 found = find_logs(self._storage.objects, self._target.incarnation)
                 logs = found.get(event.task.key, ())
-                if schedule.lost(event, logs, isolate=isolate):
-                    self._fail(
-                        WorkerDiedError(
-                            f"{_died(event)} while computing {self._target.name!r}, rows "
-                            f"{event.task.start} to {event.task.stop} of fragment "
-                            f"{event.task.fragment_id}; the UDF may crash or run out of memory "
-                            "there: on_error='null' skips the rows that do it"
-                        )
-                    )
+                if schedule.lost(event, logs, isolate=self._options.on_error == "null"):
+                    self._fail(WorkerDiedError(died(event, self._target.name)))
             case TaskFailed():
                 self._failed(event)
 
@@ -359,10 +354,16 @@ class Driver:
         if not (files := self._schedule.take_finished()):
             return
         started = time.monotonic()
-        recorder, job_id = self._control.recorder, self._control.job_id
-        published = publish(self._storage, self._target, files, job_id, recorder.may_publish)
+        try:
+            published = publish(self._storage, self._target, files, self._control)
+        except KeyboardInterrupt:  # what is finished is committed; a second one ends that too
+            self._interrupted()
+            published = publish(self._storage, self._target, files, self._control)
+        if published.left:
+            self._leave(published.left)
+            return
         fragments = [f.fragment_id for f in published.committed]
-        recorder.published(published.version, fragments, time.monotonic() - started)
+        self._control.recorder.published(published.version, fragments, time.monotonic() - started)
         self.tally.committed += published.committed
         self.committed += published.committed
         self.claims.settle(fragments)
@@ -370,8 +371,18 @@ class Driver:
             self.tally.versions.append(published.version)
         self._tidy(published)
         ended = time.monotonic()
-        self.tally.commit_s += ended - started
-        self._schedule.committed(ended, ended - started)
+        self.tally.commit_s += (took := ended - started)
+        self._schedule.committed(ended, took)
+
+    def _leave(self, files: Sequence[ColumnFile]) -> None:
+        """Let a job stop that others keep from committing: its logs name the files."""
+        self._forestalled = len(files)
+        for file in files:
+            self.again.add(file.fragment_id)  # a job that is only paused takes it up itself
+            self.tally.takes_back(file)
+        if isinstance(self._error, JobCancelledError | JobTimeoutError):
+            self._error = None  # it says that all is committed
+        self.stop_if_wanted()
 
     def _tidy(self, published: Published) -> None:
         """Remove checkpoints of committed fragments, and files that must never be committed.
@@ -394,11 +405,7 @@ class Driver:
         file = lost.file
         self.again.add(file.fragment_id)
         self.tally.notes.append(f"fragment {file.fragment_id} was planned again: {lost.reason}")
-        newest = max(c.generation for c in file.row_map.classes)
-        per_class = zip(file.row_map.classes, file.row_map.counts().tolist(), strict=True)
-        self.tally.counts += Counts(
-            computed=-sum(n for c, n in per_class if c.generation == newest)
-        )
+        self.tally.takes_back(file)
         match lost.verdict:
             case Verdict.VANISHED if not lost.keep_file:
                 self.compacted = True
@@ -480,19 +487,14 @@ class Driver:
 
     def how_to_continue(self, what: str) -> str:
         """Return the message of a job that was stopped."""
+        but = f" but {n} (other writers were always first)" if (n := self._forestalled) else ""
         return (
             f"backfill of {self._target.name!r} was {what} after {self._rows_seen:,} rows; "
-            "finished fragments are committed and every finished batch is checkpointed: the same "
-            "command continues there"
+            f"finished fragments are committed{but} and every finished batch is checkpointed: the "
+            "same command continues there"
         )
 
     def result(self, first: Sequence[FragmentPlan]) -> BackfillResult:
         """Return what the job did; ``first`` is its first plan."""
         self.report(JobState.SUCCEEDED)
         return self.tally.result(self._target, self._control.job_id, first, self.seconds)
-
-
-def _died(event: TaskLost) -> str:
-    if not event.started:
-        return f"nodes went away again and again, the last one ({event.reason})"
-    return f"{event.task.attempt + 1} workers died one after the other ({event.reason})"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from geneva.execute.memory import peak_bytes
 from geneva.plan.fragments import FragmentPlan
 from geneva.result import BackfillResult
+from geneva.rows import RowStatus
 from geneva.types import ColumnFile, Counts, Failure, JobState, Target
 
 
@@ -29,6 +30,15 @@ class Tally:
     def saw_peak(self, applier_bytes: int) -> None:
         """Take in how much memory an applier took at most."""
         self.peak_applier_bytes = max(self.peak_applier_bytes, applier_bytes)
+
+    def takes_back(self, file: ColumnFile) -> None:
+        """Count no more what a column file holds that was not committed."""
+        row_map = file.row_map
+        newest = max(c.generation for c in row_map.classes)
+        per_class = zip(row_map.classes, row_map.counts().tolist(), strict=True)
+        new = [(c, n) for c, n in per_class if c.generation == newest]
+        failed = sum(n for c, n in new if c.status is RowStatus.FAILED)
+        self.counts += Counts(computed=-sum(n for _, n in new), failed=-failed)
 
     def result(
         self, target: Target, job_id: str, first: Sequence[FragmentPlan], seconds: float

@@ -244,7 +244,8 @@ def clean(
         typer.Option(
             metavar="DURATION",
             help="Only what was not written to for so long (90s, 30m, 12h, 7d). "
-            "0 takes all but what belongs to columns that a backfill is filling.",
+            "0 takes all but what belongs to columns that a backfill is filling, and UDFs that "
+            "were stored within the hour.",
         ),
     ] = "7d",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,
@@ -252,7 +253,11 @@ def clean(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Remove the checkpoints and files that abandoned work left behind; no value is touched."""
+    """Remove what abandoned work and dropped columns left behind; no value is touched.
+
+    That is: checkpoints, files that no version names, and records and UDFs of columns that no
+    version has.
+    """
     with answering(as_json, debug) as answer:
         opened = _open(db, table, storage_option)
         found = clean_table(opened.storage, duration_s(older_than), dry_run=dry_run)

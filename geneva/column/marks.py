@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 
 from geneva.column.binding import binding_of, group_of
-from geneva.rows import BoolArray, IntArray, Mark, Marks
+from geneva.rows import BoolArray, IntArray, Mark, Marks, RowClass
 from geneva.storage.lance import Snapshot
 from geneva.storage.snapshot import FragmentInfo
 
@@ -90,3 +91,12 @@ def unchanged(
             return False
         verdict = verdict & (rows <= old.generation)
     return verdict
+
+
+def with_marks(row_class: RowClass, translate: Callable[[Mark], Mark]) -> RowClass:
+    """Return a class with other marks."""
+    return replace(
+        row_class,
+        inputs=tuple(translate(m) for m in row_class.inputs),
+        wheres=tuple((d, tuple(translate(m) for m in ms)) for d, ms in row_class.wheres),
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,13 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pyarrow as pa
 
+from geneva.column.same import NULL, digests, fold, same_rows
 from geneva.rows import BoolArray, RowClass, RowMap, RowStatus
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.sizes import bytes_per_row
 from geneva.storage.snapshot import FragmentInfo
 from geneva.storage.values import Change, flags
 
-_NULL = b"N"
 _ROWS = 4096
 _BYTES = 16 << 20  # compared at once, where rows are wide
 
@@ -43,7 +41,13 @@ class Key:
     @property
     def empty(self) -> bool:
         """Whether the target holds no value."""
-        return all(v == _NULL for v in self.target)
+        return all(v == NULL for v in self.target)
+
+    def folded(self) -> tuple[int, bytes, bytes, bytes]:
+        """Return the row's id, and a digest of its target, of that and its inputs, and of all."""
+        target = NULL if self.empty else fold(b"", self.target)
+        computed = fold(target, self.inputs)
+        return self.row_id, target, computed, fold(computed, self.filters)
 
     def agrees(self, other: Key, kept: Sequence[bool]) -> bool:
         """Whether two rows have the same values in the columns that an update kept."""
@@ -119,23 +123,6 @@ def match_former(
     )
 
 
-def match_by_value(
-    new: Sequence[Key],
-    old: Sequence[OldRow],
-    missing: RowClass,
-    foreign: RowClass,
-    written: Written,
-) -> RowMap:
-    """Return the classes of rows that an update wrote, given all that it removed.
-
-    A row that agrees with a fresh removed one in the target and in all that the target was
-    computed from keeps that row's class, whichever row it was; any other value that some removed
-    row held is stale, one that none held ``foreign``.
-    """
-    by_value = _ByValue(old, missing, foreign, written)
-    return _row_map(by_value.find(key) for key in new)
-
-
 def _row_map(found: Iterable[RowClass]) -> RowMap:
     classes: dict[RowClass, int] = {}
     ids = [classes.setdefault(c, len(classes)) for c in found]
@@ -175,68 +162,15 @@ def _same_row(
         stale = not was.fresh or status is RowStatus.MISSING
         if stale and meant:
             return foreign
-        return was.row_class if key.filters == was.key.filters else _unfiltered(was.row_class)
+        return was.row_class if key.filters == was.key.filters else unfiltered(was.row_class)
     if status is RowStatus.FOREIGN:
         return was.row_class
     return foreign if meant else missing
 
 
-def _unfiltered(row_class: RowClass) -> RowClass:
+def unfiltered(row_class: RowClass) -> RowClass:
+    """Return the class of a row of which it is not known any more under which filters."""
     return replace(row_class, wheres=())
-
-
-class _ByValue:
-    """Finds a removed row by its values."""
-
-    def __init__(
-        self, old: Sequence[OldRow], missing: RowClass, foreign: RowClass, written: Written
-    ) -> None:
-        self._missing = missing
-        self._new = foreign if written.target else None  # of a value that no removed row held
-        self._full: dict[tuple[object, ...], RowClass] = {}
-        self._computed: dict[tuple[object, ...], RowClass] = {}
-        self._holders: dict[tuple[bytes, ...], RowClass | None] = {}
-        for o in old:
-            key, c = o.key, o.row_class
-            if c.status is not RowStatus.FOREIGN:
-                self._holders[key.target] = None
-            self._holders.setdefault(key.target, c)
-            if not o.fresh:
-                continue  # its value says nothing about the inputs that are beside it
-            _keep_best(self._full, (key.target, key.inputs, key.filters), c)
-            _keep_best(self._computed, (key.target, key.inputs), _unfiltered(c))
-
-    def find(self, key: Key) -> RowClass:
-        found = self._full.get((key.target, key.inputs, key.filters))
-        found = found or self._computed.get((key.target, key.inputs))
-        if found is not None:
-            return found
-        if key.empty:
-            return self._missing
-        # A value that only people's rows held is still theirs; any computed one may be stale.
-        return self._holders.get(key.target, self._new) or self._missing
-
-
-_BETTER = (
-    RowStatus.MISSING,
-    RowStatus.UNVERIFIED,
-    RowStatus.FOREIGN,
-    RowStatus.FAILED,
-    RowStatus.COMPUTED,
-)
-
-
-def _keep_best(
-    known: dict[tuple[object, ...], RowClass], key: tuple[object, ...], c: RowClass
-) -> None:
-    # Rows that agree in all values may differ in who wrote them and when. A computed one taken for
-    # a person's would never be computed again; an older one than its own would make a row look
-    # unchanged to those who read the old value.
-    def rank(row_class: RowClass) -> tuple[int, int]:
-        return _BETTER.index(row_class.status), row_class.generation
-
-    if key not in known or rank(c) > rank(known[key]):
-        known[key] = c
 
 
 def match_in_place(
@@ -254,23 +188,14 @@ def match_in_place(
     return RowMap.from_ids([*old.classes, missing, foreign], ids)
 
 
-def _comparable(array: pa.Array) -> list[bytes]:
-    """Return digests that are equal exactly when the values are."""
-    return [
-        _NULL if v is None else hashlib.blake2b(pickle.dumps(v, 5), digest_size=16).digest()
-        for v in _bits(array).to_pylist()
-    ]
-
-
 def keys(
     storage: TableStorage,
     snapshot: Snapshot,
     fragment_id: int,
     columns: Columns,
     mask: BoolArray | None = None,
-) -> list[Key]:
-    """Return digests of the values of the physical rows in a mask, or of all."""
-    rows: list[Key] = []
+) -> Iterator[list[Key]]:
+    """Yield digests of the values of the physical rows in a mask, or of all, some at a time."""
     at = 0
     wanted = [*columns.target, *columns.inputs, *columns.filters]
     for batch in _read(storage, snapshot, snapshot.fragments[fragment_id], wanted):
@@ -280,13 +205,12 @@ def keys(
         at += batch.num_rows
         row_ids = [-1 if i is None else i for i in chosen.column("_rowid").to_pylist()]
         parts = [
-            list(zip(*(_comparable(chosen.column(c)) for c in names), strict=True))
+            list(zip(*(digests(chosen.column(c)) for c in names), strict=True))
             if names
             else [()] * chosen.num_rows
             for names in (columns.target, columns.inputs, columns.filters)
         ]
-        rows += [Key(*values) for values in zip(row_ids, *parts, strict=True)]
-    return rows
+        yield [Key(*values) for values in zip(row_ids, *parts, strict=True)]
 
 
 def between(mask: BoolArray, start: int, stop: int) -> BoolArray:
@@ -309,9 +233,7 @@ def compare(
     for before, after in _aligned(_values(storage, *was, kind), _values(storage, *now, kind)):
         part = slice(at, at + len(after))
         empty[part] = flags(after.is_null())
-        if not before.equals(after):
-            pairs = zip(_comparable(before), _comparable(after), strict=True)
-            same[part] = [a == b for a, b in pairs]
+        same[part] = same_rows(before, after)
         at += len(after)
     return same, empty
 
@@ -328,7 +250,7 @@ def _values(
         if values.type != kind and snapshot.fields[column].arrow.type != kind:
             with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
                 values = values.cast(kind, safe=False)  # as it was when the column got this type
-        yield _bits(values)
+        yield values
 
 
 def _read(
@@ -347,38 +269,6 @@ def _read(
         batch_rows=rows,
         readahead=1 if rows < _ROWS else None,
     )
-
-
-def _bits(array: pa.Array) -> pa.Array:
-    """Return values that are equal when all their bits are.
-
-    0.0 and -0.0 are two values, and a NaN is one. Python would lose the nanoseconds of a time of
-    day, and has no date after the year 9999.
-    """
-    return array.view(_whole_numbers(array.type))
-
-
-def _whole_numbers(kind: pa.DataType) -> pa.DataType:
-    """Return a type of the same layout, with whole numbers for floats, dates and times."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return _whole_numbers(kind.storage_type)
-    if pa.types.is_floating(kind) or pa.types.is_temporal(kind):
-        return {16: pa.int16(), 32: pa.int32(), 64: pa.int64()}.get(kind.bit_width, kind)
-    if pa.types.is_map(kind):
-        key, item = (_with_whole_numbers(f) for f in (kind.key_field, kind.item_field))
-        return pa.map_(key, item, keys_sorted=kind.keys_sorted)
-    fields = [_with_whole_numbers(kind.field(i)) for i in range(kind.num_fields)]
-    if pa.types.is_struct(kind):
-        return pa.struct(fields)
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(fields[0], kind.list_size)
-    if pa.types.is_list(kind):
-        return pa.list_(fields[0])
-    return pa.large_list(fields[0]) if pa.types.is_large_list(kind) else kind
-
-
-def _with_whole_numbers(field: pa.Field) -> pa.Field:
-    return field.with_type(_whole_numbers(field.type))
 
 
 def _aligned(

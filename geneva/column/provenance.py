@@ -23,22 +23,13 @@ from geneva.column.marks import (
     group_subtree,
     supplier,
     unchanged,
+    with_marks,
 )
-from geneva.column.moved import (
-    Columns,
-    OldRow,
-    between,
-    compare,
-    in_order,
-    keys,
-    match_by_value,
-    match_former,
-    match_in_place,
-    written_by,
-)
+from geneva.column.moved import compare, match_in_place
 from geneva.column.name import ColumnFileName
 from geneva.column.rewritten import live_mask, rewritten_from
 from geneva.column.sources import Sources, inputs_in, named
+from geneva.column.update import Removed, Update
 from geneva.errors import CorruptFileError, VersionGoneError
 from geneva.rows import (
     FOREIGN,
@@ -56,6 +47,8 @@ from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.snapshot import FragmentInfo
 from geneva.storage.values import Change, RewriteGroup, flags
 
+_UPDATES = 4  # kept with digests of the rows that they removed: of a column, and of its inputs
+
 
 class History(Sources):
     """Answers, for one snapshot, what the rows of a fragment are; remembers what it learned.
@@ -69,6 +62,7 @@ class History(Sources):
     def __init__(self, storage: TableStorage, snapshot: Snapshot, ledger: Ledger) -> None:
         super().__init__(storage, snapshot, ledger)
         self._compared: dict[tuple[int, int, int, str], BoolArray] = {}
+        self._updates: dict[tuple[int, str], Update] = {}
 
     # --- what the rows are -------------------------------------------------------------
 
@@ -351,7 +345,7 @@ class History(Sources):
         """Return a map whose marks name the new fragment's files where the old were unchanged."""
         translate = self._translator(old, before, new, after)
         row_map = self.refreshed(before, old, column, self.row_map(before, old, column))
-        return row_map.replace(lambda c: _with_marks(c, translate))
+        return row_map.replace(lambda c: with_marks(c, translate))
 
     def _translator(
         self, old: FragmentInfo, before: Snapshot, new: FragmentInfo, after: Snapshot
@@ -396,59 +390,19 @@ class History(Sources):
         change: Change,
     ) -> RowMap:
         """Match the rows of a fragment that an update made with the rows that it removed."""
-        removed = self._removed(column, before, after)
-        classes = [c for _, _, row_map in removed for c in row_map.classes]
-        read = {m.field for c in classes for m in c.inputs}
-        filtered = {m.field for c in classes for _, marks in c.wheres for m in marks} - read
-        group = [c for c in group_columns(after, column) if c in before.fields]
-
-        def names(ids: set[int]) -> list[str]:
-            found = [n for n, f in before.fields.items() if f.id in ids]
-            return [n for n in found if n in after.fields and n not in group]
-
-        columns = Columns(tuple(group), tuple(names(read)), tuple(names(filtered)))
-        new = keys(self._storage, after, fragment.id, columns)
-        made = [f for i, f in after.fragments.items() if i not in before.fragments]
-        first = sum(f.rows for f in made[: made.index(fragment)])
-        written = written_by(change, before, columns)
-        stable = before.stable_row_ids and after.stable_row_ids
-        missing, foreign = _missing(change.version), _foreign(change.version)
+        key = change.version, column
+        update = self._updates.pop(key, None)
+        if update is None:
+            group = [c for c in group_columns(after, column) if c in before.fields]
+            removed = self._removed(column, before, after)
+            update = Update(self._storage, before, after, change, group, removed)
+        self._updates[key] = update  # as the last one
+        if len(self._updates) > _UPDATES:
+            del self._updates[next(iter(self._updates))]
         translator = partial(self._translator, before=before, new=fragment, after=after)
-        old_rows = partial(self._old_rows, removed, before, columns, translator)
-        # Most updates keep the order of rows: then no others are read for each fragment.
-        former = in_order(new, old_rows(first, first + len(new)), written, stable=stable)
-        if former is not None:
-            return match_former(new, former, missing, foreign, written)
-        old = old_rows()
-        if stable:
-            by_id = {o.key.row_id: o for o in old}
-            return match_former(new, [by_id.get(k.row_id) for k in new], missing, foreign, written)
-        return match_by_value(new, old, missing, foreign, written)
-
-    def _old_rows(
-        self,
-        removed: Sequence[tuple[FragmentInfo, BoolArray, RowMap]],
-        before: Snapshot,
-        columns: Columns,
-        translator: Callable[[FragmentInfo], Callable[[Mark], Mark]],
-        start: int = 0,
-        stop: int | None = None,
-    ) -> list[OldRow]:
-        """Read removed rows, by their places among all of them."""
-        found: list[OldRow] = []
-        at = 0
-        for f, gone, row_map in removed:
-            first, at = at, at + int(gone.sum())
-            if at <= start or (stop is not None and first >= stop):
-                continue
-            mask = between(gone, start - first, at - first if stop is None else stop - first)
-            translate = translator(f)
-            known = [_with_marks(c, translate) for c in row_map.classes]
-            kept = row_map.expand()[mask].tolist()
-            fresh = self._fresh(before, f, row_map)[mask].tolist()
-            rows = keys(self._storage, before, f.id, columns, mask)
-            found += [OldRow(k, known[c], g) for k, c, g in zip(rows, kept, fresh, strict=True)]
-        return found
+        return update.row_map(
+            fragment, translator, _missing(change.version), _foreign(change.version)
+        )
 
     def _fresh(self, snapshot: Snapshot, fragment: FragmentInfo, row_map: RowMap) -> BoolArray:
         """Return the rows whose inputs are what their class was computed from."""
@@ -459,10 +413,8 @@ class History(Sources):
             fresh |= (ids == k) & np.broadcast_to(verdict, fragment.rows)
         return fresh
 
-    def _removed(
-        self, column: str, before: Snapshot, after: Snapshot
-    ) -> list[tuple[FragmentInfo, BoolArray, RowMap]]:
-        """Return the rows that a version deleted, by fragment, with the fragment's row map."""
+    def _removed(self, column: str, before: Snapshot, after: Snapshot) -> list[Removed]:
+        """Return the rows that a version deleted, by fragment."""
         found = []
         for f in before.fragments.values():
             still = after.fragments.get(f.id)
@@ -473,7 +425,7 @@ class History(Sources):
                 gone &= ~live_mask(self._storage, after, still)
             if gone.any():
                 row_map = self.refreshed(before, f, column, self.row_map(before, f, column))
-                found.append((f, gone, row_map))
+                found.append(Removed(f, gone, row_map, self._fresh(before, f, row_map)))
         return found
 
 
@@ -483,11 +435,3 @@ def _missing(version: int) -> RowClass:
 
 def _foreign(version: int) -> RowClass:
     return replace(FOREIGN, generation=file_generation(version))
-
-
-def _with_marks(row_class: RowClass, translate: Callable[[Mark], Mark]) -> RowClass:
-    return replace(
-        row_class,
-        inputs=tuple(translate(m) for m in row_class.inputs),
-        wheres=tuple((d, tuple(translate(m) for m in ms)) for d, ms in row_class.wheres),
-    )

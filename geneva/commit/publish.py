@@ -8,13 +8,18 @@ metadata from it and commits on it. Crash windows and lost replies, in order:
 3. after it, reply lost: the next try finds each file's name in its fragment and counts it;
 4. after it, before the version is synced: a power failure may take the version, so the
    checkpoints are still there.
+
+A job that is to stop tries for a few more seconds: what is finished is to be seen, but whoever
+cancels does not wait for other writers to make room. Giving up loses nothing. The files stay as in
+1., and the same command commits them without computing.
 """
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -28,6 +33,7 @@ from geneva.errors import (
     TableChangedError,
     VersionGoneError,
 )
+from geneva.jobs.control import Control
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import RESUME
 from geneva.storage.snapshot import FragmentInfo
@@ -37,6 +43,7 @@ from geneva.types import ColumnFile, Target
 _CONFLICTS = 100
 _FAULTS = 5
 _MAX_WAIT_S = 2.0
+_LAST_S = 5.0  # of a job that is to stop
 
 
 class Verdict(Enum):
@@ -65,27 +72,34 @@ class Discarded:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What a commit did; ``version`` is ``None`` when nothing was left to commit."""
+    """What a commit did; ``version`` is ``None`` when nothing was left to commit.
+
+    Attributes
+    ----------
+    left
+        All files, if other writers won every try of a job that is to stop.
+    """
 
     snapshot: Snapshot
     version: int | None
     committed: tuple[ColumnFile, ...]
     discarded: tuple[Discarded, ...]
+    left: tuple[ColumnFile, ...] = ()
 
 
 def publish(
     storage: TableStorage,
     target: Target,
     files: Sequence[ColumnFile],
-    job_id: str,
-    may_publish: Callable[[], None] = lambda: None,
+    control: Control,
 ) -> Published:
     """Make column files visible in one version; those that no longer fit are discarded.
 
     Parameters
     ----------
-    may_publish
-        Called before every try; raises if the job is somebody else's by now.
+    control
+        Of the job. Its recorder is asked before every try, and raises if the job is somebody
+        else's by now; once the job is to stop, there are only a few more tries.
 
     Raises
     ------
@@ -96,20 +110,21 @@ def publish(
     StorageError
         The store failed every try.
     """
+    tries = _Tries(control)
     landed: dict[str, ColumnFile] = {}
     doubtful: set[str] = set()  # a commit that named them was sent, and no reply came
     vanished: list[Discarded] = []
     version: int | None = None
     faults = 0
-    for attempt in range(_CONFLICTS):
+    while tries.left:
         try:
             snapshot = storage.open()
             check_target(snapshot, target)
             valid, discarded = _verify(storage, snapshot, target, files, landed)
             if valid:
                 replacements = [Replacement(f.fragment_id, f.name, f.size_bytes) for f in valid]
-                properties = {"geneva.job": job_id}
-                may_publish()
+                properties = {"geneva.job": control.job_id}
+                control.recorder.may_publish()
                 doubtful |= {f.name for f in valid}
                 snapshot = storage.publish(snapshot, replacements, target.columns, properties)
                 version = snapshot.version
@@ -140,12 +155,49 @@ def publish(
                 raise StorageError(
                     f"committing to {storage.uri} failed: {error}; {RESUME}"
                 ) from error
-        wait = min(0.01 * 2**attempt, _MAX_WAIT_S)
-        time.sleep(wait * random.uniform(0.5, 1.0))
+        tries.wait()
+    return _left(Published(snapshot, None, (), (), tuple(files)), tries, target, storage.uri)
+
+
+def _left(nothing: Published, tries: _Tries, target: Target, uri: str) -> Published:
+    """Say that other writers won every try."""
+    if tries.cut_short:
+        return nothing
     raise ConflictError(
-        f"{_CONFLICTS} tries to commit column {target.name!r} lost against other writers of "
-        f"{storage.uri}; run the same command again: nothing is computed twice"
+        f"{tries.made} tries to commit column {target.name!r} lost against other writers of "
+        f"{uri}; run the same command again: nothing is computed twice"
     )
+
+
+class _Tries:
+    """Counts the tries to commit, and waits between them: ever longer, until the job is to stop."""
+
+    def __init__(self, control: Control) -> None:
+        self._control = control
+        self._until_s = math.inf
+        self._wait_s = 0.01
+        self.made = 0
+
+    @property
+    def cut_short(self) -> bool:
+        return time.monotonic() >= self._until_s
+
+    @property
+    def left(self) -> bool:
+        return self.made < _CONFLICTS and not self.cut_short
+
+    def wait(self) -> None:
+        self.made += 1
+        wait_s = self._wait_s * random.uniform(0.5, 1.0)
+        self._wait_s = min(2 * self._wait_s, _MAX_WAIT_S)
+        if not self._control.stopping:
+            self._until_s = math.inf  # it may have been paused and resumed
+            self._control.sleep(wait_s)
+        elif self._until_s == math.inf:
+            self._until_s = time.monotonic() + _LAST_S
+            self._wait_s = 0.01
+        else:
+            time.sleep(min(wait_s, max(self._until_s - time.monotonic(), 0.0)))
 
 
 def _keeping(doubtful: set[str], discarded: Sequence[Discarded]) -> tuple[Discarded, ...]:

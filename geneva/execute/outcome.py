@@ -52,6 +52,19 @@ def event_of(task: Task, error: BaseException) -> TaskEvent:
     return TaskFailed(task, "storage", text, None, trace, _portable(error))
 
 
+def died(event: TaskLost, column: str) -> str:
+    """Return the message of a job that ends because a task lost too many workers."""
+    task = event.task
+    workers = f"{task.attempt + 1} workers died one after the other ({event.reason})"
+    if not event.started:
+        workers = f"nodes went away again and again, the last one ({event.reason})"
+    return (
+        f"{workers} while computing {column!r}, rows {task.start} to {task.stop} of fragment "
+        f"{task.fragment_id}; the UDF may crash or run out of memory there: on_error='null' skips "
+        "the rows that do it"
+    )
+
+
 def _portable(error: BaseException | None) -> BaseException | None:
     """Return an exception if it survives pickling, so that tracebacks can chain to it."""
     try:

@@ -60,8 +60,15 @@ class Control:
         """Whether the job's time is up."""
         return self._deadline is not None and time.monotonic() > self._deadline
 
+    @property
+    def stopping(self) -> bool:
+        """Whether something else than to run is wanted, or time is up."""
+        return self._wanted is not Wanted.RUN or self.expired
+
     def sleep(self, seconds: float) -> None:
-        """Block for so long, or until something else than to run is wanted."""
+        """Block for so long, or until something else than to run is wanted, or time is up."""
+        if self._deadline is not None:
+            seconds = min(seconds, max(self._deadline - time.monotonic(), 0.0))
         with self._changed:
             self._changed.wait_for(lambda: self._wanted is not Wanted.RUN, seconds)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import copy
 import functools
 import linecache
 import math
@@ -21,6 +23,11 @@ _MUTATORS = {
     "append", "add", "update", "setdefault", "pop", "popitem", "clear", "extend", "insert",
     "remove", "discard", "move_to_end", "appendleft", "popleft", "__setitem__",
 }  # fmt: skip
+
+
+# Threads that parse at the same time may disturb each other: where one is interrupted by the
+# garbage collector, "AST constructor recursion depth mismatch" (Python 3.11.7, its gh-106905).
+_ATTEMPTS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +121,8 @@ def text_of(node: Node, constant: Callable[[Any], str], keep: Callable[[ast.expr
 
 def stripped(node: Node, keep: Callable[[ast.expr], bool]) -> Node:
     """Return a copy of the tree without hints, docstrings and unwanted decorators."""
-    copy = ast.parse(ast.unparse(node))
-    found = next(n for n in ast.walk(copy) if type(n) is type(node))
+    again = _tree(ast.unparse(node))
+    found = next(n for n in ast.walk(again) if type(n) is type(node))
     if not isinstance(found, ast.Lambda):
         found.decorator_list = [d for d in found.decorator_list if keep(d)]
     cleaned = _Strip().visit(found)
@@ -153,12 +160,9 @@ class _Writer:
         """Write the outermost definition; of its decorators only those to keep."""
         if isinstance(node, ast.Lambda):
             return self._node(node)
-        every = node.decorator_list
-        node.decorator_list = [decorator for decorator in every if keep(decorator)]
-        try:
-            return self._node(node)
-        finally:
-            node.decorator_list = every
+        kept = copy.copy(node)  # the tree is shared: another thread may look a function up in it
+        kept.decorator_list = [d for d in node.decorator_list if keep(d)]
+        return self._node(kept)
 
     def _node(self, node: ast.AST, in_record: bool = False) -> str:
         if isinstance(node, ast.Constant):
@@ -277,9 +281,16 @@ def _file_tree(file: str, module_names: dict[str, Any]) -> ast.Module | None:
 @functools.lru_cache(maxsize=64)
 def _parsed(text: str) -> ast.Module | None:
     try:
-        return ast.parse(text)
+        return _tree(text)
     except SyntaxError:
         return None
+
+
+def _tree(text: str) -> ast.Module:
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(SystemError):
+            return ast.parse(text)
+    return ast.parse(text)
 
 
 def _classes(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.ClassDef]]:

@@ -18,8 +18,17 @@ import pyarrow as pa
 import pytest
 
 import geneva
-from geneva.errors import StorageError, SupersededError, TableChangedError
+from geneva.commit import publish
+from geneva.errors import (
+    JobCancelledError,
+    JobTimeoutError,
+    StorageError,
+    SupersededError,
+    TableChangedError,
+)
 from geneva.storage.lance import TableStorage
+from geneva.types import JobState
+from tests.support.backfills import times, until, xs
 from tests.support.calls import CallLog
 from tests.support.tables import (
     assert_table_invariants,
@@ -29,7 +38,14 @@ from tests.support.tables import (
     make_table,
     pairs,
 )
-from tests.support.writers import Action, MeddledStorage, Once, rewrite_column, unaware
+from tests.support.writers import (
+    Action,
+    ContestedStorage,
+    MeddledStorage,
+    Once,
+    rewrite_column,
+    unaware,
+)
 
 ROWS, FRAGMENTS = 40, 4
 ALL = {i: 2 * i for i in range(ROWS)}
@@ -865,6 +881,101 @@ def test_writer_that_wins_many_times_in_a_row_only_delays_the_commit(
     assert set(case.calls.counts.values()) == {1}  # some rows were deleted before their turn
     case.again()
     case.settle(0)
+
+
+# --- writers that are always first ----------------------------------------------------------
+
+
+@pytest.fixture
+def contested(
+    tmp_path: Path, calls: CallLog, monkeypatch: pytest.MonkeyPatch
+) -> tuple[geneva.Table, Path]:
+    """A table whose column no job can commit, and the file that ends this."""
+    monkeypatch.setattr(publish, "_LAST_S", 1.0)
+    table = make_table(tmp_path, rows=20, fragments=2)
+    table.add_columns({"y": times(calls)})
+    ends = tmp_path / "ends"
+    told = {"column": "s", "ends": str(ends), "log": str(tmp_path / "contests")}
+    return geneva.Table(table, storage=ContestedStorage(table.storage.uri, **told)), ends
+
+
+def waiting(table: geneva.Table, log: str, **arguments: Any) -> geneva.Job:
+    """Start a job, and return when its next try to commit is a second away or more."""
+    job = table.backfill_async("y", executor="local", concurrency=1, **arguments)
+    until(lambda: len(CallLog(log)) >= 8)
+    return job
+
+
+def test_cancelled_job_waits_for_minutes_for_other_writers(
+    contested: tuple[geneva.Table, Path], calls: CallLog
+) -> None:
+    table, ends = contested
+    job = waiting(table, table.storage.log)
+    job.cancel()
+    with pytest.raises(JobCancelledError, match=r"committed but 2 \(other writers were always"):
+        job.wait(10)
+    assert job.state is JobState.CANCELLED
+    assert xs(calls) == list(range(20))
+    ends.touch()
+    result = table.backfill("y", executor="local")
+    assert (result.rows_computed, result.rows_replayed) == (20, 20)
+    assert len(calls) == 0
+    assert column(table, "y") == [2 * i for i in range(20)]
+    assert table.storage.objects.list("work") == []
+    assert_table_invariants(table, DOUBLED)
+
+
+def test_cancelled_job_does_not_try_to_commit_again(
+    contested: tuple[geneva.Table, Path], calls: CallLog
+) -> None:
+    table, ends = contested
+    job = waiting(table, table.storage.log)
+    ends.touch()
+    job.cancel()
+    assert job.wait(10).fragments_committed == 2
+    assert column(table, "y") == [2 * i for i in range(20)]
+
+
+@pytest.mark.parametrize(("granularity", "committed"), [(64, 4), (1, 1)])
+def test_interrupt_between_tries_throws_finished_fragments_away(
+    tmp_path: Path, calls: CallLog, granularity: int, committed: int
+) -> None:
+    def interrupt(uri: str) -> None:
+        raise KeyboardInterrupt
+
+    case = start(tmp_path, calls, interrupt, "commit")
+    with pytest.raises(JobCancelledError, match="interrupted"):
+        case.backfill(commit_granularity=granularity)
+    done = {x for x, y in pairs(case.table, "x", "y").items() if y is not None}
+    assert len(done) >= 10 * committed
+    case.again()
+    assert case.computed_once
+    assert pairs(case.table, "x", "y") == ALL
+
+
+def test_time_that_is_up_is_not_seen_while_others_commit(
+    contested: tuple[geneva.Table, Path],
+) -> None:
+    job = waiting(contested[0], contested[0].storage.log, timeout=3)
+    with pytest.raises(JobTimeoutError, match=r"committed but 2 \(other writers were always"):
+        job.wait(10)
+    assert_table_invariants(contested[0], DOUBLED)
+
+
+def test_paused_job_waits_for_minutes_or_counts_twice(
+    contested: tuple[geneva.Table, Path], calls: CallLog
+) -> None:
+    table, ends = contested
+    job = waiting(table, table.storage.log)
+    job.pause()
+    until(lambda: job.state is JobState.PAUSED, 10)
+    ends.touch()
+    job.resume()
+    result = job.wait(30)
+    assert (result.rows_computed, result.fragments_committed) == (20, 2)
+    assert xs(calls) == list(range(20))
+    assert column(table, "y") == [2 * i for i in range(20)]
+    assert table.storage.objects.list("work") == []
 
 
 # --- the same on Ray ----------------------------------------------------------------------

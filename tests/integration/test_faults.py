@@ -3,6 +3,7 @@ goes on when the cause is gone, without computing a recorded batch again."""
 
 from __future__ import annotations
 
+import datetime as dt
 import errno
 import gc
 import os
@@ -26,6 +27,7 @@ import geneva
 from geneva.checkpoint.journal import replay
 from geneva.checkpoint.key import logs_by_key
 from geneva.clean import clean
+from geneva.column import pickles
 from geneva.column.name import ColumnFileName
 from geneva.errors import (
     CorruptFileError,
@@ -616,6 +618,132 @@ def test_work_that_a_job_has_taken_up_is_removed(tmp_path: Path, calls: CallLog)
     assert set(calls.keys) == {str(x) for x in range(20, 40)}
     assert name in ours(table)
     check_nothing_is_left(table)
+
+
+# --- columns that were dropped ---------------------------------------------------------------
+
+
+def records(table: geneva.Table) -> dict[str, list[str]]:
+    """Return what is recorded of columns, by folder."""
+    return {f: table.storage.objects.list(f) for f in ("ledger", "force", "udfs")}
+
+
+def age(table: geneva.Table) -> None:
+    for path in table.storage.path.rglob("*"):
+        os.utime(path, (0, 0))
+
+
+@pytest.fixture
+def dropped(tmp_path: Path, calls: CallLog) -> geneva.Table:
+    """A table with a column y, and one that was filled and dropped; the tag ``had`` has both."""
+    table = make_table(tmp_path, rows=40, fragments=2)
+    table.add_columns({"y": doubled(calls)})
+    table.backfill("y", **ONE)
+    table.add_columns({"z": geneva.udf(data_type=pa.int64(), input_columns=["x"])(lambda x: -x)})
+    table.backfill("z", **ONE)
+    table.backfill("z", force=True, num_frags=1, **ONE)  # not completed: its token stays
+    dataset = lance.dataset(table.storage.uri)
+    dataset.tags.create("had", dataset.version)
+    table.drop_columns(["z"])
+    assert {k: len(v) for k, v in records(table).items()} == {"ledger": 2, "force": 1, "udfs": 2}
+    return table
+
+
+def doubled(calls: CallLog) -> geneva.UDF:
+    @geneva.udf
+    def double(x: int) -> int:
+        calls(x)
+        return 2 * x
+
+    return double
+
+
+def forget_old_versions(table: geneva.Table) -> None:
+    lance.dataset(table.storage.uri).cleanup_old_versions(
+        older_than=dt.timedelta(0), error_if_tagged_old_versions=False
+    )
+
+
+def test_records_of_a_dropped_column_stay_for_ever(dropped: geneva.Table, calls: CallLog) -> None:
+    lance.dataset(dropped.storage.uri).tags.delete("had")
+    forget_old_versions(dropped)
+    assert clean(dropped.storage).records == 0  # too young
+    age(dropped)
+    before = records(dropped)
+    assert clean(dropped.storage, dry_run=True).records == 3
+    assert records(dropped) == before
+    done = clean(dropped.storage)
+    assert done.records == 3
+    assert done.record_bytes > 0
+    assert {k: len(v) for k, v in records(dropped).items()} == {"ledger": 1, "force": 0, "udfs": 1}
+    calls.clear()
+    assert dropped.backfill("y", **ONE).rows_computed == 0
+    dropped.add([{"x": 99, "s": "new"}])
+    assert dropped.backfill("y", **ONE).rows_computed == 1
+    assert calls.keys == ["99"]
+
+
+def test_tag_of_a_version_that_has_a_dropped_column_loses_its_udf(dropped: geneva.Table) -> None:
+    forget_old_versions(dropped)
+    age(dropped)
+    before = records(dropped)
+    for seconds in (0, 3600):
+        assert clean(dropped.storage, seconds).records == 0
+    assert records(dropped) == before
+    lance.dataset(dropped.storage.uri, version="had").restore()
+    table = geneva.connect(dropped.storage.path.parent).open_table("t")
+    assert table.backfill("z", **ONE).rows_computed == 0
+    table.add([{"x": 99, "s": "new"}])
+    assert table.backfill("z", **ONE).rows_computed == 1
+    assert pairs(table, "x", "z")[99] == -99
+    assert_table_invariants(table)
+
+
+def test_udf_that_is_about_to_be_bound_is_removed(tmp_path: Path, calls: CallLog) -> None:
+    table = make_table(tmp_path, rows=4, fragments=1)
+    sha = pickles.store(table.storage, doubled(calls))
+    assert clean(table.storage, 0).records == 0
+    assert records(table)["udfs"] == [f"udfs/{sha}"]
+    age(table)
+    assert clean(table.storage, 0).records == 1
+    assert records(table)["udfs"] == []
+
+
+@dataclass(frozen=True)
+class Looked(TableStorage):
+    """Has something else happen each time that clean looks what versions there are."""
+
+    meanwhile: Callable[[], Any] = lambda: None
+
+    def open(self, version: int | None = None) -> Any:
+        snapshot = super().open(version)
+        self.meanwhile()
+        return snapshot
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_udf_that_is_bound_again_while_clean_runs_is_removed(
+    tmp_path: Path, calls: CallLog, whole: bool
+) -> None:
+    table = make_table(tmp_path, rows=4, fragments=1)
+    udf = doubled(calls)
+    pickles.store(table.storage, udf)
+    age(table)
+    looks = []
+
+    def bind() -> None:
+        looks.append(1)
+        if len(looks) == 2:  # after the versions were listed for the last time
+            if whole:
+                table.add_columns({"y": udf})
+            else:
+                pickles.store(table.storage, udf)
+
+    assert clean(Looked(table.storage.uri, meanwhile=bind), 0).records == 0
+    assert len(looks) == 2
+    if not whole:
+        table.add_columns({"y": udf})
+    assert table.backfill("y", **ONE).rows_computed == 4
 
 
 # --- what a job leaves -----------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import logging
 import os
 import pickle
@@ -508,3 +509,19 @@ def test_clean_takes_what_is_old_and_leaves_what_is_young(
     assert orphan not in storage.list_files()
     assert len(content(table)) == ROWS
     assert_table_invariants(table)
+
+
+def test_udf_whose_age_nobody_knows_is_removed(bucket: Bucket) -> None:
+    table = table_in(bucket, bucket.options())
+    objects = table.storage.objects
+    table.add_columns({"y": geneva.udf(data_type=pa.int64(), input_columns=["x"])(lambda x: -x)})
+    table.backfill("y", executor="local", concurrency=1)
+    table.drop_columns(["y"])
+    udfs = objects.list("udfs")
+    assert clean(table.storage, 0).records == 0  # an older version has the column
+    dataset = lance.dataset(table.storage.uri, storage_options=bucket.options())
+    dataset.cleanup_old_versions(older_than=dt.timedelta(0))
+    assert clean(table.storage).records == 0
+    assert clean(table.storage, 0).records == 1
+    assert (objects.list("ledger"), objects.list("udfs")) == ([], udfs)
+    assert len(udfs) == 1

@@ -483,6 +483,34 @@ def test_computed_value_that_got_a_wider_type_is_taken_for_a_persons(
     assert run(table, "y", "local").rows_computed == 8
 
 
+@pytest.mark.parametrize(
+    ("kind", "wrap"),
+    [
+        (pa.list_(pa.float32(), 2), lambda v: [1.0, v]),
+        (pa.list_(pa.float64()), lambda v: [v]),
+        (pa.struct([pa.field("a", pa.float64())]), lambda v: {"a": v}),
+        (pa.list_(pa.struct([pa.field("a", pa.float32())])), lambda v: [{"a": v}]),
+    ],
+    ids=["vector", "list", "struct", "list of structs"],
+)
+def test_nested_zero_that_became_a_negative_one_is_taken_for_the_same(
+    tmp_path: Path, kind: pa.DataType, wrap: Any
+) -> None:
+    x = pa.array([wrap(0.0), wrap(1.0), wrap(2.0), None], kind)  # Arrow finds a NaN to differ
+    table = make_table(tmp_path, data=pa.table({"x": x}), fragments=1)
+
+    @geneva.udf(data_type=pa.string())
+    def shown(x: Any) -> str:
+        return str(x)
+
+    table.add_columns({"y": shown})
+    assert run(table, "y", "local").rows_computed == 4
+    negative = {str(wrap(0.0)): wrap(-0.0)}
+    rewrite_column(table.storage.uri, "x", lambda v: negative.get(str(v), v), [0], "update")
+    assert run(table, "y", "local").rows_computed == 1
+    assert "-0.0" in column(table, "y")[0]
+
+
 @dataclass(frozen=True)
 class Weighed(TableStorage):
     """Notes the bytes of each batch that is read."""

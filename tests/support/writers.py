@@ -17,6 +17,7 @@ from lance.fragment import DataFile
 import geneva
 from geneva.jobs.claims import FOLDER
 from geneva.storage.lance import TableStorage
+from tests.support.calls import CallLog
 from tests.support.tables import database_of
 
 Action = Callable[[str], None]
@@ -54,6 +55,25 @@ class MeddledStorage(TableStorage):
         if self.meddle is not None:
             self.meddle()
         return super().publish(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class ContestedStorage(TableStorage):
+    """Lets another writer be first at every commit, until a file is there that ends it.
+
+    It writes a column again, with the same values, in the fragments that are to be committed.
+    """
+
+    column: str = ""
+    ends: str = ""
+    log: str = ""
+
+    def publish(self, snapshot: Any, replacements: Any, *args: Any, **kwargs: Any) -> Any:
+        if not os.path.exists(self.ends):
+            CallLog(self.log)("contested")
+            ids = [r.fragment_id for r in replacements]
+            rewrite_column(self.uri, self.column, lambda v: v, ids, "update")
+        return super().publish(snapshot, replacements, *args, **kwargs)
 
 
 class _Unaware:

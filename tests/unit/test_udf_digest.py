@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import itertools
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geneva.udf import UDF, udf
+from geneva.udf import UDF, source, udf
+from geneva.udf import digest as digests
 
 _numbers = itertools.count()
 
@@ -338,3 +341,57 @@ def test_digest_is_the_same_in_every_process_and_python_version(tmp_path: Path) 
         seen.add(done.stdout.strip())
     # Pinned, so that the same test under another Python shows a digest that depends on it.
     assert seen == {"740fc014773b7e34b2c6b4a77a50e6254528ee26a6e8aa22394f28dafbe6c9b5"}
+
+
+def plus_one(x: int) -> int:
+    return x + 1
+
+
+plus_two = udf(data_type=pa.int64())(lambda x: x + 2)
+
+
+@udf
+def plus_three(x: int) -> int:
+    return plus_one(x) + 2
+
+
+def test_udfs_that_threads_declare_while_garbage_is_collected() -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            sum(range(50))  # lets other threads run, in the middle of a tree
+
+    def digest(target: Any) -> str:
+        for _ in range(3):
+            Cycle()
+        source._parsed.cache_clear()
+        return digests.of_code("f", target, "")
+
+    targets = [plus_one, plus_two.target, plus_three.target]
+    alone = [digest(target) for target in targets]
+    before, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.set_threshold(50)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            seen = list(pool.map(digest, targets * 30))
+    finally:
+        gc.set_threshold(*before)
+        sys.setswitchinterval(interval)
+    assert seen == alone * 30
+
+
+def test_decorated_function_that_another_thread_looks_up_while_it_is_written() -> None:
+    target = plus_three.target
+    node = source.function_tree(target)
+    found = []
+
+    def constant(value: Any) -> str:
+        found.append(source.function_tree(target))
+        return repr(value)
+
+    assert node is not None
+    source.text_of(node, constant, keep=lambda decorator: False)
+    assert set(found) == {node}
