@@ -262,6 +262,9 @@ class RayExecutor:
     def _settle(self, actor: Actor, reference: Any) -> None:
         if actor not in self._actors:
             return  # it died, and an earlier reference of the same actor said so
+        begins = reference == actor.beginning
+        if begins:
+            actor.beginning = None  # a failure is raised once: what others do is still waited for
         try:
             value = ray.get(reference)
         except (RayActorError, ObjectLostError) as error:
@@ -272,8 +275,8 @@ class RayExecutor:
             return
         except RuntimeEnvSetupError as error:
             raise UdfError(f"the UDF's runtime_env could not be set up: {error}") from error
-        if reference == actor.beginning:
-            actor.beginning, actor.ready, actor.node = None, True, value
+        if begins:
+            actor.ready, actor.node = True, value
             self._start_deaths = 0
         elif reference == actor.progress:
             actor.progress, (actor.rows_done, part) = None, value
