@@ -320,10 +320,10 @@ class RayExecutor:
         """Report the tasks of an applier that is dead or out of reach, and ask for another one."""
         self._actors.remove(actor)
         end(actor)  # out of reach is not dead: it must not compute what others get now
+        self._last_words(actor)
         innocent = node_lost(error, actor.node)
         if not actor.node and not innocent:
             self._dead_at_start(error)
-        self._last_words(actor)
         for reference, tasks in reversed(actor.tasks.items()):  # the first is to be the next again
             self._events += self._last_events(actor, reference, tasks, error, started=not innocent)
         _LOG.info("an applier died: %s", error)
@@ -332,10 +332,12 @@ class RayExecutor:
 
     def _last_words(self, actor: Actor) -> None:
         """Take in what a dead applier left in its files, and in the reply to the last poll."""
+        if owed := _references(actor):
+            ray.wait(owed, num_returns=len(owed), timeout=_LAST_REPLY_S)
         self._printed(actor, actor.heard.rest())
         if actor.progress is not None:
             with suppress(RayError):
-                _, part = ray.get(actor.progress, timeout=_LAST_REPLY_S)
+                _, part = ray.get(actor.progress, timeout=0)
                 self._printed(actor, actor.heard.add(part))
 
     def _last_events(

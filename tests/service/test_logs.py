@@ -266,6 +266,29 @@ def test_prints_of_a_udf_that_cannot_start(scene: Scene, service: Service, execu
 
 @pytest.mark.crash
 @pytest.mark.ray
+def test_prints_of_appliers_that_die_while_they_start(scene: Scene, service: Service):
+    @geneva.udf(num_cpus=0.5)
+    class Model:
+        def __init__(self) -> None:
+            import os
+
+            print("no such device")
+            os.abort()
+
+        def __call__(self, x: int) -> int:
+            return x
+
+    scene.table.add_columns({"a": Model})
+    options = {"executor": "ray", "concurrency": 1}
+    run = service.submit("a", arguments=options, ray={"num_cpus": 1})
+    service.until(run, "FAILED", timeout_s=120)
+    job = f"/api/v1/jobs/{service.job(run)['id']}"
+    text = service.ask("GET", f"{job}/logs/applier-0")["text"]
+    assert text.count("begins with a\n") == text.count("no such device") == 4
+
+
+@pytest.mark.crash
+@pytest.mark.ray
 def test_last_words_of_an_applier_that_dies(scene: Scene, service: Service, tmp_path: Path):
     died = tmp_path / "died"
 
