@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,10 +16,14 @@ import pytest
 import geneva
 from geneva.errors import NoSuchJobError
 from geneva.execute.output import Heard, Output, Part
+from geneva.jobs.recorder import Recorder
 from geneva.service.logs import SEGMENT_BYTES, SEGMENTS, Log, Printer
-from geneva.types import Printed
+from geneva.types import ExecutorEvent, Printed, Progress
 from tests.service.conftest import Scene
+from tests.support.backfills import until
+from tests.support.nodes import in_child
 from tests.support.services import Service
+from tests.support.tables import make_table
 
 # ------------------------------------------------------------------------------------------ files
 
@@ -348,26 +356,31 @@ def test_death_while_prints_are_handed_over(scene: Scene, service: Service, tmp_
     assert sorted(rows) == [*range(26), *range(25, 40)]
 
 
-@pytest.mark.crash
-@pytest.mark.ray
-def test_prints_that_arrive_with_the_death_of_a_far_applier(
-    scene: Scene, service: Service, tmp_path: Path
-):
-    died, driver = tmp_path / "died", tmp_path / "driver"
+class Kept(Recorder):
+    """Keeps what was printed."""
 
-    @geneva.udf(num_cpus=0.5)
+    text = ""
+
+    def took(self, event: ExecutorEvent) -> None:
+        if isinstance(event, Printed):
+            self.text += event.text
+
+
+def busy_while_an_applier_dies(path: Path) -> None:
+    dying, busy, died = path / "dying", path / "busy", path / "died"
+
+    @geneva.udf(num_cpus=1)
     def dies(x: int) -> int:
-        import contextlib
-        import os
-        import subprocess
-        import sys
-        import threading
-        import time
-
         def last_act() -> None:
-            time.sleep(1)  # the reply leaves; the driver, which is stopped, does not see it yet
+            time.sleep(1)  # the reply arrives
             died.touch()
             os.abort()
+
+        def take_and_die(heard: int) -> Part:
+            dying.touch()
+            until(busy.exists)
+            threading.Thread(target=last_act).start()
+            return take(heard)
 
         print(f"row {x}")
         if x == 25 and not died.exists():
@@ -376,33 +389,32 @@ def test_prints_that_arrive_with_the_death_of_a_far_applier(
                     if (kept := open_file.readlink()).parent.name.startswith("geneva-"):
                         kept.unlink()
             output = sys.stdout.default  # type: ignore[attr-defined]  # this applier's own
-            take = output.take
-
-            def take_and_die(*heard: int) -> object:
-                pid = driver.read_text()
-                again = f"kill -STOP {pid}; sleep 3; kill -CONT {pid}"
-                subprocess.Popen(["sh", "-c", again], start_new_session=True)
-                time.sleep(0.3)
-                threading.Thread(target=last_act).start()
-                return take(*heard)
-
-            while not driver.exists():
-                time.sleep(0.01)
-            output.take = take_and_die
+            take, output.take = output.take, take_and_die
             time.sleep(60)  # a poll comes before
         return x
 
-    scene.table.add_columns({"a": dies})
+    def observe(_: Progress) -> None:
+        if dying.exists() and not busy.exists():
+            busy.touch()
+            until(died.exists)
+            time.sleep(2)  # the news of the death arrives
+
+    ray = {"num_cpus": 1, "log_to_driver": False}
+    table = geneva.connect(str(path), ray=ray).open_table("t")
+    table.add_columns({"a": dies})
     options = {"executor": "ray", "concurrency": 1, "batch_size": 1, "checkpoint_size": 1}
-    run = service.submit("a", arguments=options, ray={"num_cpus": 1})
-    pid = service.driver(run)
-    (tmp_path / "pid").write_text(str(pid))
-    (tmp_path / "pid").rename(driver)
-    service.until(run, "SUCCEEDED", timeout_s=120)
-    job = f"/api/v1/jobs/{service.job(run)['id']}"
-    text = service.ask("GET", f"{job}/logs/applier-0")["text"]
-    rows = [int(x) for x in re.findall(r"^row (\d+)$", text, re.MULTILINE)]
-    assert sorted(rows) == [*range(26), *range(25, 40)]
+    call = table.prepare_backfill("a", options, "job")
+    call.control.recorder = kept = Kept()
+    call.run(observe)
+    rows = [int(x) for x in re.findall(r"^row (\d+)$", kept.text, re.MULTILINE)]
+    assert sorted(rows) == [*range(26), *range(25, 40)], kept.text
+
+
+@pytest.mark.crash
+@pytest.mark.ray
+def test_prints_that_arrive_with_the_death_of_a_far_applier(tmp_path: Path):
+    make_table(tmp_path, rows=40, fragments=4)
+    in_child(busy_while_an_applier_dies, tmp_path)
 
 
 def assert_printed(text: str) -> None:
