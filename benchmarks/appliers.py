@@ -23,6 +23,7 @@ from geneva.execute.ray import TASKS_AT_ONCE, RayApplier, RayExecutor, start_ray
 from geneva.execute.warm import Actor
 from geneva.result import BackfillResult
 from geneva.storage.lance import TableStorage
+from geneva.types import Printed
 
 _APPLIERS = 160
 _PROCESSES = 24
@@ -86,11 +87,11 @@ class HostedExecutor(RayExecutor):
         actor.beginning = self._begin(actor)
         return actor
 
-    def close(self, *, kill: bool) -> None:
+    def close(self, *, kill: bool) -> list[Printed]:
         for machines in self._machines:
             ray.kill(machines)
         self._machines, self._actors, self._made = [], [], 0
-        super().close(kill=kill)
+        return super().close(kill=kill)
 
 
 def run(scale: Scale) -> list[Answer]:

@@ -224,7 +224,8 @@ class Driver:
         try:
             self._commit()
         finally:
-            self._executor.close(kill=stuck)
+            for printed in self._executor.close(kill=stuck):
+                self._control.recorder.took(printed)
             self._add_up()
 
     def _add_up(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from geneva.storage.lance import TableStorage
-from geneva.types import ExecutorEvent, JobSettings, Task, Workers
+from geneva.types import ExecutorEvent, JobSettings, Printed, Task, Workers
 from geneva.udf import UDF
 
 Udfs = Mapping[str, UDF]  # by the incarnation of their columns
@@ -60,5 +60,8 @@ class Executor(Protocol):
     def cancel(self) -> None:
         """Let running tasks stop at the next batch boundary, and drop those not begun."""
 
-    def close(self, *, kill: bool) -> None:
-        """Release the appliers; with ``kill``, do not wait for a batch that will not end."""
+    def close(self, *, kill: bool) -> list[Printed]:
+        """Release the appliers; with ``kill``, do not wait for a batch that will not end.
+
+        Returns what they printed and `wait` did not return.
+        """

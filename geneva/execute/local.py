@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from geneva.execute.executor import Udfs
 from geneva.execute.follow import SharedApplier
-from geneva.execute.output import bind
+from geneva.execute.output import Heard, bind
 from geneva.storage.lance import TableStorage
 from geneva.types import (
     ExecutorEvent,
@@ -33,6 +33,7 @@ class LocalExecutor:
         self._tasks: queue.SimpleQueue[Sequence[Task] | None] = queue.SimpleQueue()
         self._events: queue.SimpleQueue[list[TaskEvent]] = queue.SimpleQueue()
         self._appliers: list[SharedApplier] = []
+        self._heard: list[Heard] = []
         self._threads: list[threading.Thread] = []
         self._in_flight = 0
         self._cancelled = threading.Event()
@@ -52,6 +53,7 @@ class LocalExecutor:
         for k in range(appliers):
             applier = SharedApplier(storage, udfs.__getitem__)
             self._appliers.append(applier)
+            self._heard.append(Heard())
             thread = threading.Thread(
                 target=self._serve,
                 args=(k, applier, settings, names, self._tasks, self._events, self._cancelled),
@@ -110,9 +112,12 @@ class LocalExecutor:
         except queue.Empty:
             pass
         self._in_flight -= len(ended)
-        texts = [a.output.take() for a in self._appliers]
-        printed = [Printed(k, text) for k, text in enumerate(texts) if text]
-        return [*printed, *itertools.chain.from_iterable(ended)]
+        return [*self._printed(), *itertools.chain.from_iterable(ended)]
+
+    def _printed(self) -> list[Printed]:
+        both = zip(self._appliers, self._heard, strict=True)
+        texts = [heard.add(applier.output.take(heard.until)) for applier, heard in both]
+        return [Printed(k, text) for k, text in enumerate(texts) if text]
 
     def workers(self) -> Workers:
         """All threads are ready at once."""
@@ -125,14 +130,16 @@ class LocalExecutor:
         for applier in self._appliers:
             applier.cancel()
 
-    def close(self, *, kill: bool) -> None:
+    def close(self, *, kill: bool) -> list[Printed]:
         """End the threads; one that is stuck in a UDF is left behind."""
         for _ in self._threads:
             self._tasks.put(None)
         if not kill:
             for thread in self._threads:
                 thread.join()
-        self._threads, self._appliers = [], []
+        last = self._printed()
+        self._threads, self._appliers, self._heard = [], [], []
+        return last
 
 
 def _of(applier: int, event: TaskEvent) -> TaskEvent:

@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
 from typing import Any
@@ -30,6 +29,7 @@ from ray.exceptions import (
     GetTimeoutError,
     ObjectLostError,
     RayActorError,
+    RayError,
     RayTaskError,
     RuntimeEnvSetupError,
 )
@@ -39,7 +39,7 @@ from geneva.execute.cluster import autoscaling, draining_nodes, node_lost, nodes
 from geneva.execute.executor import Udfs
 from geneva.execute.follow import SharedApplier
 from geneva.execute.memory import give_back_large
-from geneva.execute.output import keep_prints
+from geneva.execute.output import Part, keep_prints
 from geneva.execute.probe import ensure_probe, read_probe
 from geneva.execute.reservation import (
     actor_options,
@@ -69,6 +69,7 @@ TASKS_AT_ONCE = 2  # of an applier: the UDF threads find work where tasks meet
 _PROGRESS_S = 0.5
 _NODES_S = 1.0
 _REST_S = 2.0
+_LAST_REPLY_S = 0.5  # a reply that left before its sender died comes at once, or never
 _START_DEATHS = 3
 _OBJECT_STORE_BYTES = 96 << 20  # data never travels through it
 _LOG = logging.getLogger("geneva")
@@ -110,13 +111,13 @@ class RayApplier:
                 "disk that all nodes mount at the same path, or on an object store"
             )
 
-    def run(self, tasks: Sequence[Task]) -> tuple[list[TaskEvent], int, str]:
+    def run(self, tasks: Sequence[Task], heard: int) -> tuple[list[TaskEvent], int, Part]:
         """Carry out tasks that go together; return what `progress` does as well."""
-        return self._applier.carry_out(tasks), *self.progress()
+        return self._applier.carry_out(tasks), *self.progress(heard)
 
-    def progress(self) -> tuple[int, str]:
-        """Return the rows done since `begin`, and what was printed since the last call."""
-        return self._applier.progress(), self._applier.output.take()
+    def progress(self, heard: int) -> tuple[int, Part]:
+        """Return the rows done since `begin`, and what was printed and not heard yet."""
+        return self._applier.progress(), self._applier.output.take(heard)
 
     def cancel(self) -> None:
         """Stop at the next batch boundary."""
@@ -203,9 +204,9 @@ class RayExecutor:
         return actor
 
     def _begin(self, actor: Actor) -> Any:
-        actor.output = f"{self._outputs}/{uuid4().hex}"
+        actor.heard.path = f"{self._outputs}/{uuid4().hex}"
         begin = actor.handle.begin.options(concurrency_group="work")
-        return begin.remote(self._settings, self._names, actor.output)
+        return begin.remote(self._settings, self._names, actor.heard.path)
 
     # --- running -----------------------------------------------------------------------
 
@@ -228,8 +229,8 @@ class RayExecutor:
             self._hand_out(max(self._actors, key=lambda a: a.room(TASKS_AT_ONCE)), *tasks)
 
     def _hand_out(self, actor: Actor, *tasks: Task) -> None:
-        reference = actor.handle.run.options(concurrency_group="work").remote(tasks)
-        actor.tasks[reference] = tasks
+        run = actor.handle.run.options(concurrency_group="work")
+        actor.tasks[run.remote(tasks, actor.heard.until)] = tasks
 
     def _hand_out_suspects(self) -> None:
         for actor in self._actors:
@@ -261,6 +262,9 @@ class RayExecutor:
     def _settle(self, actor: Actor, reference: Any) -> None:
         if actor not in self._actors:
             return  # it died, and an earlier reference of the same actor said so
+        begins = reference == actor.beginning
+        if begins:
+            actor.beginning = None  # a failure is raised once: what others do is still waited for
         try:
             value = ray.get(reference)
         except (RayActorError, ObjectLostError) as error:
@@ -271,15 +275,15 @@ class RayExecutor:
             return
         except RuntimeEnvSetupError as error:
             raise UdfError(f"the UDF's runtime_env could not be set up: {error}") from error
-        if reference == actor.beginning:
-            actor.beginning, actor.ready, actor.node = None, True, value
+        if begins:
+            actor.ready, actor.node = True, value
             self._start_deaths = 0
         elif reference == actor.progress:
-            actor.progress, (actor.rows_done, text) = None, value
-            self._printed(actor, text)
+            actor.progress, (actor.rows_done, part) = None, value
+            self._printed(actor, actor.heard.add(part))
         else:
-            events, actor.rows_done, text = value
-            self._printed(actor, text)
+            events, actor.rows_done, part = value
+            self._printed(actor, actor.heard.add(part))
             del actor.tasks[reference]
             self._events += [self._ended(actor, event) for event in events]
 
@@ -316,16 +320,25 @@ class RayExecutor:
         """Report the tasks of an applier that is dead or out of reach, and ask for another one."""
         self._actors.remove(actor)
         end(actor)  # out of reach is not dead: it must not compute what others get now
+        self._last_words(actor)
         innocent = node_lost(error, actor.node)
         if not actor.node and not innocent:
             self._dead_at_start(error)
         for reference, tasks in reversed(actor.tasks.items()):  # the first is to be the next again
             self._events += self._last_events(actor, reference, tasks, error, started=not innocent)
-        with suppress(OSError):  # it began nothing, or on another host
-            self._printed(actor, Path(actor.output).read_text(errors="replace"))
         _LOG.info("an applier died: %s", error)
         if not self._cancelled and not actor.leaving:
             self._ask_for(min(self._wanted, self._staying + 1))
+
+    def _last_words(self, actor: Actor) -> None:
+        """Take in what a dead applier left in its files, and in the reply to the last poll."""
+        if owed := _references(actor):
+            ray.wait(owed, num_returns=len(owed), timeout=_LAST_REPLY_S)
+        self._printed(actor, actor.heard.rest())
+        if actor.progress is not None:
+            with suppress(RayError):
+                _, part = ray.get(actor.progress, timeout=0)
+                self._printed(actor, actor.heard.add(part))
 
     def _last_events(
         self,
@@ -338,12 +351,12 @@ class RayExecutor:
     ) -> list[TaskEvent]:
         """Return how a dead applier's tasks ended: they may have been done, and the next not."""
         try:
-            events, _, text = ray.get(reference, timeout=0)
+            events, _, part = ray.get(reference, timeout=0)
         except (GetTimeoutError, RayActorError, ObjectLostError):
             if self._cancelled:
                 return [TaskStopped(task) for task in tasks]
             return [TaskLost(t, _reason(death), started=started) for t in reversed(tasks)]
-        self._printed(actor, text)
+        self._printed(actor, actor.heard.add(part))
         return [self._ended(actor, event) for event in events]
 
     def _dead_at_start(self, error: Exception) -> None:
@@ -378,6 +391,7 @@ class RayExecutor:
         gone = [a for a in self._actors if a.leaving and not a.tasks]
         for actor in gone:
             end(actor)
+            self._printed(actor, actor.heard.rest())
         self._actors = [a for a in self._actors if a not in gone]
 
     def _poll_progress(self) -> None:
@@ -388,7 +402,7 @@ class RayExecutor:
         for actor in self._actors:
             if actor.ready and actor.tasks and actor.progress is None:
                 call = actor.handle.progress.options(concurrency_group="control")
-                actor.progress = call.remote()
+                actor.progress = call.remote(actor.heard.until)
 
     def workers(self) -> Workers:
         """Return ready and wanted appliers, and rows done."""
@@ -410,7 +424,7 @@ class RayExecutor:
             if actor.ready:
                 actor.handle.cancel.options(concurrency_group="control").remote()
 
-    def close(self, *, kill: bool) -> None:
+    def close(self, *, kill: bool) -> list[Printed]:
         """Keep the actors that are idle or about to be, release the others."""
         young = time.monotonic() - self._started_at <= _REST_S if self._actors else False
         usable = [a for a in self._actors if not a.tasks and not a.leaving and (a.ready or young)]
@@ -420,11 +434,15 @@ class RayExecutor:
                 end(actor)
         for actor in keep:
             actor.progress = actor.beginning = None
+        for actor in self._actors:  # what was killed, or could not begin, has told no reply
+            self._printed(actor, actor.heard.rest())
+        last = [event for event in self._events if isinstance(event, Printed)]
         POOL.give(keep)
         self._actors, self._wanted = [], 0
         rmtree(self._outputs, ignore_errors=True)
         self._events.clear()
         self._suspects.clear()
+        return last
 
 
 @cache

@@ -12,6 +12,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from geneva.execute.cluster import draining_nodes, others_wait
+from geneva.execute.output import Heard
 from geneva.types import Task
 
 IDLE_S = 60.0
@@ -35,8 +36,8 @@ class Actor:
         Whether it has begun the present job.
     leaving
         Whether its node is being drained: it gets no more tasks.
-    output
-        File of what it printed and its driver has not seen, if it is on the driver's host.
+    heard
+        What its driver has of what it printed.
     tasks
         By call, in the order in which they were handed out; one that an applier died with is alone.
     """
@@ -51,7 +52,7 @@ class Actor:
     tasks: dict[Any, tuple[Task, ...]] = field(default_factory=dict)
     progress: Any = None
     rows_done: int = 0
-    output: str = ""
+    heard: Heard = field(default_factory=Heard)
     idle_since: float = 0.0
 
     @property

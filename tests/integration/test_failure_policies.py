@@ -21,9 +21,11 @@ from geneva.errors import (
     SettingError,
     StorageError,
     TooManyFailuresError,
+    UdfError,
     UdfFailedError,
     WorkerDiedError,
 )
+from tests.support.backfills import CPUS
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, flushing, make_table, pairs
 
@@ -491,6 +493,36 @@ def test_rows_that_kill_workers_are_isolated_and_skipped(
     assert "died" in failure["message"]
     counts = calls.counts
     assert all(counts[str(i)] == 1 for i in range(ROWS) if not 10 <= i < 15)
+    assert_table_invariants(table, DOUBLED)
+
+
+@pytest.mark.ray
+def test_applier_that_cannot_start_takes_no_work_of_others_along(
+    table: geneva.Table, tmp_path: Path, ray_cluster: None
+) -> None:
+    first, busy = tmp_path / "first", tmp_path / "busy"
+
+    @geneva.udf(num_cpus=CPUS)
+    class Model:
+        def __init__(self) -> None:
+            try:
+                first.touch(exist_ok=False)
+            except FileExistsError:
+                while not busy.exists():
+                    time.sleep(0.01)
+                raise OSError("no weights") from None
+
+        def __call__(self, x: int) -> int:
+            if x >= 30:
+                busy.touch()
+                time.sleep(0.5)
+            return 2 * x
+
+    table.add_columns({"y": Model})
+    with pytest.raises(UdfError, match="no weights"):
+        table.backfill("y", executor="ray", concurrency=2, batch_size=1, commit_granularity=100)
+    kept = pairs(table, "x", "y")
+    assert {i: kept[i] for i in range(20)} == {i: 2 * i for i in range(20)}
     assert_table_invariants(table, DOUBLED)
 
 

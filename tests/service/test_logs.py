@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 import geneva
 from geneva.errors import NoSuchJobError
-from geneva.execute.output import Output
+from geneva.execute.output import Heard, Output, Part
+from geneva.jobs.recorder import Recorder
 from geneva.service.logs import SEGMENT_BYTES, SEGMENTS, Log, Printer
-from geneva.types import Printed
+from geneva.types import ExecutorEvent, Printed, Progress
 from tests.service.conftest import Scene
+from tests.support.backfills import until
+from tests.support.nodes import in_child
 from tests.support.services import Service
+from tests.support.tables import make_table
 
 # ------------------------------------------------------------------------------------------ files
 
@@ -82,29 +90,97 @@ def test_log_that_cannot_be_written_ends_nothing(tmp_path: Path):
 
 
 def test_output_that_nobody_takes_holds_the_latest():
-    output = Output(most_chars=10)
+    output, heard = Output(most_chars=10), Heard()
     for k in range(8):
         output.write(f"{k}ab")
-    assert output.take() == "[15 characters were not kept]\n5ab6ab7ab"
-    assert output.take() == ""
+    assert heard.add(output.take(0)) == "[15 characters were not kept]\n5ab6ab7ab"
+    assert heard.add(output.take(heard.until)) == ""
     output.write("0123456789xyz")
-    assert output.take() == "[3 characters were not kept]\n3456789xyz"
+    assert heard.add(output.take(heard.until)) == "[3 characters were not kept]\n3456789xyz"
 
 
-def test_what_nobody_took_outlives_the_process(tmp_path: Path):
-    output, file = Output(most_chars=100), tmp_path / "output"
+def test_replies_that_are_lost_or_late():
+    output, heard = Output(), Heard()
+    output.write("one ")
+    output.take(0)  # lost
+    output.write("two ")
+    late = output.take(0)
+    output.write("three ")
+    assert heard.add(output.take(0)) == "one two three "
+    assert heard.add(late) == ""
+    output.write("four")
+    assert output.take(heard.until) == Part(heard.until, "four")
+    assert heard.add(output.take(late.end)) == "four"
+
+
+def test_what_nobody_heard_outlives_the_process(tmp_path: Path):
+    output, heard, kept = Output(), Heard(), tmp_path / "kept"
+    kept.mkdir()
     output.keep_in(str(tmp_path / "another host" / "output"))
-    output.write("unheard")
-    output.keep_in(str(file))
-    output.write("taken\n")
-    output.take()
+    output.write("before\n")
+    output.keep_in(str(kept / "output"))
+    heard.path = str(kept / "output")
+    output.write("heard\n")
+    assert heard.add(output.take(0)) == "before\nheard\n"
+    output.write("in a reply\r")
+    output.take(heard.until)
     output.write("last ")
     output.write("words \udcff\n")
-    assert file.read_text() == "last words ?\n"
-    for _ in range(100):
-        output.write("x" * 40)
-    assert file.stat().st_size <= 200
-    assert file.read_text().endswith("x" * 40)
+    assert heard.rest() == "in a reply\rlast words ?\n"
+    assert heard.rest() == ""
+    assert heard.add(output.take(0)) == ""
+
+
+def test_more_prints_at_once_than_are_held(tmp_path: Path):
+    output, heard = Output(most_chars=100), Heard()
+    heard.path = str(tmp_path / "output")
+    output.keep_in(heard.path)
+    lines = [f"line {k}\n" for k in range(50_000)]
+    for k in range(0, len(lines), 10_000):
+        for line in lines[k : k + 10_000]:
+            output.write(line)
+        assert heard.add(output.take(heard.until)) == "".join(lines[k : k + 10_000])
+    for line in ["x" * 99 + "\n"] * 50_000:
+        output.write(line)
+    assert sum(f.stat().st_size for f in tmp_path.iterdir()) < 3 * SEGMENT_BYTES
+    note, _, text = heard.add(output.take(heard.until)).partition("\n")
+    assert note.endswith("characters were not kept]")
+    assert int(note[1:].split()[0].replace(",", "")) + len(text) == 5_000_000
+    assert len(text) >= SEGMENT_BYTES
+    output.write("y" * 3 * SEGMENT_BYTES)
+    assert heard.rest().endswith("\n" + "y" * SEGMENT_BYTES)
+
+
+def test_full_disk_takes_what_was_printed_meanwhile_only(tmp_path: Path):
+    program = (
+        "import resource, signal, sys; from geneva.execute.output import Output\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "output = Output(most_chars=10)\n"
+        f"output.keep_in({str(tmp_path / 'output')!r})\n"
+        "def limit(most): resource.setrlimit(resource.RLIMIT_FSIZE, (most, -1))\n"
+        "output.write('one '); limit(6); output.write('two ')\n"
+        "limit(0); output.write('three '); limit(100); output.write('four')\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    heard = Heard()
+    heard.path = str(tmp_path / "output")
+    assert heard.rest().endswith("characters were not kept]\nfour")
+    assert heard.until == len("one two three four")
+
+
+def test_fork_of_an_applier_does_not_move_what_it_prints(tmp_path: Path):
+    program = (
+        "import os; from geneva.execute.output import Output\n"
+        "output = Output()\n"
+        f"output.keep_in({str(tmp_path / 'output')!r})\n"
+        "output.write('one '); pid = os.fork()\n"
+        "if not pid: output.write('of the fork '); os._exit(0)\n"
+        "os.waitpid(pid, 0); output.write('two')\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    heard = Heard()
+    heard.path = str(tmp_path / "output")
+    assert heard.rest() == "one two"
 
 
 # ---------------------------------------------------------------------------------------- service
@@ -176,6 +252,49 @@ def test_what_a_job_leaves_behind(talkative: Scene, service: Service, executor: 
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("executor", ["local", _ON_RAY])
+def test_prints_of_a_udf_that_cannot_start(scene: Scene, service: Service, executor: str):
+    @geneva.udf(num_cpus=0.5)
+    class Model:
+        def __init__(self) -> None:
+            print("no such file: weights.bin")
+            raise OSError("no weights")
+
+        def __call__(self, x: int) -> int:
+            return x
+
+    scene.table.add_columns({"a": Model})
+    options = {"executor": executor, "concurrency": 1}
+    run = service.submit("a", arguments=options, ray={"num_cpus": 1})
+    service.until(run, "FAILED", timeout_s=120)
+    job = f"/api/v1/jobs/{service.job(run)['id']}"
+    text = service.ask("GET", f"{job}/logs/applier-0")["text"]
+    assert text.count("no such file: weights.bin") == 1
+
+
+@pytest.mark.crash
+@pytest.mark.ray
+def test_prints_of_appliers_that_die_while_they_start(scene: Scene, service: Service):
+    @geneva.udf(num_cpus=0.5)
+    class Model:
+        def __init__(self) -> None:
+            import os
+
+            print("no such device")
+            os.abort()
+
+        def __call__(self, x: int) -> int:
+            return x
+
+    scene.table.add_columns({"a": Model})
+    options = {"executor": "ray", "concurrency": 1}
+    run = service.submit("a", arguments=options, ray={"num_cpus": 1})
+    service.until(run, "FAILED", timeout_s=120)
+    job = f"/api/v1/jobs/{service.job(run)['id']}"
+    text = service.ask("GET", f"{job}/logs/applier-0")["text"]
+    assert text.count("begins with a\n") == text.count("no such device") == 4
+
+
 @pytest.mark.crash
 @pytest.mark.ray
 def test_last_words_of_an_applier_that_dies(scene: Scene, service: Service, tmp_path: Path):
@@ -200,6 +319,102 @@ def test_last_words_of_an_applier_that_dies(scene: Scene, service: Service, tmp_
     text = service.ask("GET", f"{job}/logs/applier-0")["text"]
     assert text.count("these were its last words") == 1
     assert [text.count(f"row {x}\n") for x in range(40)] == [1] * 25 + [2] + [1] * 14
+
+
+@pytest.mark.crash
+@pytest.mark.ray
+def test_death_while_prints_are_handed_over(scene: Scene, service: Service, tmp_path: Path):
+    died = tmp_path / "died"
+
+    @geneva.udf(num_cpus=0.5)
+    def dies(x: int) -> int:
+        import os
+        import sys
+        import time
+
+        print(f"row {x}")
+        if x == 25 and not died.exists():
+            output = sys.stdout.default  # type: ignore[attr-defined]  # this applier's own
+            take = output.take
+
+            def take_and_die(*heard: int) -> object:
+                take(*heard)
+                died.touch()
+                os.abort()
+
+            output.take = take_and_die
+            time.sleep(60)  # a poll comes before
+        return x
+
+    scene.table.add_columns({"a": dies})
+    options = {"executor": "ray", "concurrency": 1, "batch_size": 1, "checkpoint_size": 1}
+    run = service.submit("a", arguments=options, ray={"num_cpus": 1})
+    service.until(run, "SUCCEEDED", timeout_s=120)
+    job = f"/api/v1/jobs/{service.job(run)['id']}"
+    text = service.ask("GET", f"{job}/logs/applier-0")["text"]
+    rows = [int(x) for x in re.findall(r"^row (\d+)$", text, re.MULTILINE)]
+    assert sorted(rows) == [*range(26), *range(25, 40)]
+
+
+class Kept(Recorder):
+    """Keeps what was printed."""
+
+    text = ""
+
+    def took(self, event: ExecutorEvent) -> None:
+        if isinstance(event, Printed):
+            self.text += event.text
+
+
+def busy_while_an_applier_dies(path: Path) -> None:
+    dying, busy, died = path / "dying", path / "busy", path / "died"
+
+    @geneva.udf(num_cpus=1)
+    def dies(x: int) -> int:
+        def last_act() -> None:
+            time.sleep(1)  # the reply arrives
+            died.touch()
+            os.abort()
+
+        def take_and_die(heard: int) -> Part:
+            dying.touch()
+            until(busy.exists)
+            threading.Thread(target=last_act).start()
+            return take(heard)
+
+        print(f"row {x}")
+        if x == 25 and not died.exists():
+            for open_file in Path("/proc/self/fd").iterdir():  # as if it were on another host
+                with contextlib.suppress(OSError):
+                    if (kept := open_file.readlink()).parent.name.startswith("geneva-"):
+                        kept.unlink()
+            output = sys.stdout.default  # type: ignore[attr-defined]  # this applier's own
+            take, output.take = output.take, take_and_die
+            time.sleep(60)  # a poll comes before
+        return x
+
+    def observe(_: Progress) -> None:
+        if dying.exists() and not busy.exists():
+            busy.touch()
+            until(died.exists)
+            time.sleep(2)  # the news of the death arrives
+
+    ray = {"num_cpus": 1, "log_to_driver": False}
+    table = geneva.connect(str(path), ray=ray).open_table("t")
+    table.add_columns({"a": dies})
+    options = {"executor": "ray", "concurrency": 1, "batch_size": 1, "checkpoint_size": 1}
+    call = table.prepare_backfill("a", options, "job")
+    call.control.recorder = kept = Kept()
+    call.run(observe)
+    rows = [int(x) for x in re.findall(r"^row (\d+)$", kept.text, re.MULTILINE)]
+    assert sorted(rows) == [*range(26), *range(25, 40)], kept.text
+
+
+@pytest.mark.crash
+@pytest.mark.ray
+def test_prints_that_arrive_with_the_death_of_a_far_applier(tmp_path: Path):
+    make_table(tmp_path, rows=40, fragments=4)
+    in_child(busy_while_an_applier_dies, tmp_path)
 
 
 def assert_printed(text: str) -> None:

@@ -16,7 +16,16 @@ from lance.fragment import FragmentMetadata
 import geneva
 from geneva.column.file import ColumnFileBuilder
 from geneva.storage.lance import TableStorage
-from geneva.types import ColumnFile, Counts, JobSettings, Task, TaskDone, TaskEvent, Workers
+from geneva.types import (
+    ColumnFile,
+    Counts,
+    JobSettings,
+    Printed,
+    Task,
+    TaskDone,
+    TaskEvent,
+    Workers,
+)
 from geneva.udf import UDF
 
 _LINKS = 10_000  # names of one file; file systems allow 32,000 or more
@@ -82,8 +91,9 @@ class ScriptedExecutor:
     def cancel(self) -> None:
         """Nothing runs."""
 
-    def close(self, *, kill: bool) -> None:
+    def close(self, *, kill: bool) -> list[Printed]:
         """Nothing is held."""
+        return []
 
     def _linked(self, task: Task) -> ColumnFile:
         if self._file is None or self._links == _LINKS:
