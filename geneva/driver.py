@@ -408,11 +408,9 @@ class Driver:
         self.tally.notes.append(f"fragment {file.fragment_id} was planned again: {lost.reason}")
         self.tally.takes_back(file)
         match lost.verdict:
-            case Verdict.VANISHED if not lost.keep_file:
-                self.compacted = True
-                self._vanished.append(file)
             case Verdict.VANISHED:
                 self.compacted = True
+                self._vanished += [] if lost.keep_file else [file]
             case Verdict.USELESS:
                 if not lost.keep_file:
                     self._remove(file)
