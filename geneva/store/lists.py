@@ -42,6 +42,8 @@ from geneva.types import JobState
 
 _MOST = 2**31 - 1  # of a whole number in a column
 _RUN, _JOB = Run.__table__.c, Job.__table__.c
+_SLOTS: Select[Any] = select(Pool.name, Pool.slots)
+_COUNTED: Select[Any] = select(_JOB.state, _JOB.pool, func.count()).group_by(_JOB.state, _JOB.pool)
 _RUN_ID, _JOB_ID = select(_RUN.id), select(_JOB.id)
 
 
@@ -144,18 +146,11 @@ class Lists:
 
     def pools(self) -> list[PoolRecord]:
         """Return the pools; the one with the empty name stands for all jobs."""
-        active, queued = [s.value for s in ACTIVE], JobState.QUEUED.value
-        counted = select(Job.pool, Job.state, func.count()).group_by(Job.pool, Job.state)
-        counted = counted.where(Job.state.in_([*active, queued]))
+        going_on = [*(s.value for s in ACTIVE), JobState.QUEUED.value]
         with self.database.read() as session:
-            slots = {p.name: p.slots for p in session.scalars(select(Pool))}
-            taken: Counter[str] = Counter()
-            waiting: Counter[str] = Counter()
-            for pool, state, number in session.execute(counted):
-                (waiting if state == queued else taken)[pool] += number
-        names = sorted({"", DEFAULT_POOL, *slots, *taken, *waiting})
-        taken[""], waiting[""] = taken.total(), waiting.total()
-        return [PoolRecord(n, slots.get(n), taken[n], waiting[n]) for n in names]
+            slots = _slots(session)
+            counted = session.execute(_COUNTED.where(_JOB.state.in_(going_on))).all()
+        return _pools(slots, counted)
 
     def set_pool(self, name: str, slots: int | None) -> None:
         """Set how many jobs of a pool may be active at once; running ones go on."""
@@ -164,11 +159,32 @@ class Lists:
         with self.database.write() as session:
             session.merge(Pool(name=name, slots=slots))
 
-    def counts(self) -> dict[JobState, int]:
-        """Return the number of jobs in each state."""
+    def counts(self) -> tuple[dict[JobState, int], list[PoolRecord]]:
+        """Return the number of jobs in each state, and the pools."""
         with self.database.read() as session:
-            counted = session.execute(select(Job.state, func.count()).group_by(Job.state))
-            return {JobState(state): number for state, number in counted}
+            slots = _slots(session)
+            counted = session.execute(_COUNTED).all()
+        by_state: Counter[JobState] = Counter()
+        for state, _, number in counted:
+            by_state[JobState(state)] += number
+        return dict(by_state), _pools(slots, counted)
+
+
+def _slots(session: Session) -> dict[str, int | None]:
+    return {name: slots for name, slots in session.execute(_SLOTS)}
+
+
+def _pools(slots: dict[str, int | None], counted: Sequence[Any]) -> list[PoolRecord]:
+    taken: Counter[str] = Counter()
+    waiting: Counter[str] = Counter()
+    for state, pool, number in counted:
+        if state in ACTIVE:
+            taken[pool] += number
+        elif state == JobState.QUEUED:
+            waiting[pool] += number
+    names = sorted({"", DEFAULT_POOL, *slots, *taken, *waiting})
+    taken[""], waiting[""] = taken.total(), waiting.total()
+    return [PoolRecord(n, slots.get(n), taken[n], waiting[n]) for n in names]
 
 
 def _wished(model: type[Base], wanted: Select[Any], wish: Wish) -> Select[Any]:
