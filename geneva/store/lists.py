@@ -42,7 +42,7 @@ from geneva.types import JobState
 
 _MOST = 2**31 - 1  # of a whole number in a column
 _RUN, _JOB = Run.__table__.c, Job.__table__.c
-_SLOTS: Select[Any] = select(Pool.name, Pool.slots)
+_SLOTS = select(Pool.name, Pool.slots)
 _COUNTED: Select[Any] = select(_JOB.state, _JOB.pool, func.count()).group_by(_JOB.state, _JOB.pool)
 _RUN_ID, _JOB_ID = select(_RUN.id), select(_JOB.id)
 
