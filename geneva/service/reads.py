@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_THREADS = 2  # so that a long page holds up others only when there are two of them
+_THREADS = 4  # long pages hold up others only when there are as many of them
 _READERS = ThreadPoolExecutor(_THREADS, "geneva-read")
 
 
