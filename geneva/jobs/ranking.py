@@ -101,7 +101,6 @@ def choose(
     start: list[Candidate] = []
     waiting: dict[str, str] = {}
     for c in rank(queued, active, now_s):
-        taken = _met(owners, c)
         if caps.total is not None and total >= caps.total:
             waiting[c.id] = f"waiting: {total} of {caps.total} slots are taken"
         elif in_pool[c.pool] >= caps.pools.get(c.pool, total + 1):
@@ -112,7 +111,7 @@ def choose(
         elif in_run[c.run_id] >= caps.runs.get(c.run_id, total + 1):
             slots = caps.runs[c.run_id]
             waiting[c.id] = f"waiting: {in_run[c.run_id]} of {slots} jobs of its run are active"
-        elif taken is not None:
+        elif (taken := _met(owners, c)) is not None:
             waiting[c.id] = f"waiting: column {taken[0]!r} is being filled by job {taken[1]}"
         elif limit is not None and len(start) >= limit:
             waiting[c.id] = "waiting: as many drivers run on the host as may (--max-drivers)"
@@ -135,7 +134,7 @@ def _own(owners: _Owners, candidate: Candidate) -> None:
 
 def _met(owners: _Owners, candidate: Candidate) -> tuple[str, str] | None:
     """Return a column that another job fills in the same rows, and that job's id."""
-    for column in sorted(candidate.columns):
+    for column in sorted(candidate.columns) if len(candidate.columns) > 1 else candidate.columns:
         for owner in owners.get(column, ()):
             if candidate.may_meet(owner):
                 return column[1], owner.id

@@ -7,9 +7,9 @@ loopback only; then a page of another site, in a browser of this host, must not 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from enum import IntEnum
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
 
 from fastapi import Depends, HTTPException, Request, Security
@@ -29,10 +29,10 @@ class Role(IntEnum):
     OPERATOR = 2
 
 
-def needs(role: Role) -> Callable[..., None]:
+def needs(role: Role) -> Callable[..., Coroutine[Any, Any, None]]:
     """Return a dependency that refuses requests of a lower role."""
 
-    def check(request: Request, credentials: _Credentials) -> None:
+    async def check(request: Request, credentials: _Credentials) -> None:
         settings: Settings = request.app.state.settings
         if settings.operator_token is None:
             check_origin(request)

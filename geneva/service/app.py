@@ -14,6 +14,7 @@ from geneva.service.limits import Limits
 from geneva.service.metrics import Measured, Metrics
 from geneva.service.openapi import describe, operation_id
 from geneva.service.problems import Problem, install
+from geneva.service.reads import reading
 from geneva.service.settings import Settings
 from geneva.service.state import places
 from geneva.store.migrate import check
@@ -44,7 +45,7 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
     app.add_middleware(Measured, metrics=counted)
 
     @app.get("/healthz", tags=["health"])
-    def health() -> dict[str, str]:
+    async def health() -> dict[str, str]:
         """Say that the process answers."""
         return {"status": "ok"}
 
@@ -55,8 +56,9 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
         return {"status": "ok"}
 
     @app.get("/metrics", tags=["health"], dependencies=[Viewer], response_class=PlainTextResponse)
-    def metrics() -> PlainTextResponse:
+    async def metrics() -> PlainTextResponse:
         """Return counts for Prometheus."""
-        return PlainTextResponse(generate_latest(counted.registry), media_type=CONTENT_TYPE_LATEST)
+        text = await reading(lambda: generate_latest(counted.registry))
+        return PlainTextResponse(text, media_type=CONTENT_TYPE_LATEST)
 
     return app

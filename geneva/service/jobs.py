@@ -24,6 +24,7 @@ from geneva.jobs.records import (
 )
 from geneva.service.access import Operator, Viewer
 from geneva.service.logs import Log, logs_of
+from geneva.service.reads import read
 from geneva.service.schemas import PoolChange
 from geneva.service.state import Lists, Places, Store
 from geneva.service.tables import open_table
@@ -40,6 +41,7 @@ _LogName = Annotated[str, InPath(pattern=r"^(driver|applier-[0-9]{1,6})$")]
 
 
 @router.get("/jobs", tags=["jobs"], dependencies=[Viewer])
+@read
 def jobs(
     lists: Lists,
     state: Annotated[list[JobState] | None, Query()] = None,
@@ -54,6 +56,7 @@ def jobs(
 
 
 @router.get("/jobs/{job_id}", tags=["jobs"], dependencies=[Viewer])
+@read
 def job(job_id: str, store: Store) -> JobRecord:
     """Show a job."""
     return store.job(job_id)
@@ -67,6 +70,7 @@ def steer(job_id: str, verb: Literal["pause", "resume", "cancel"], store: Store)
 
 
 @router.get("/jobs/{job_id}/tasks", tags=["jobs"], dependencies=[Viewer])
+@read
 def tasks(
     job_id: str,
     lists: Lists,
@@ -79,6 +83,7 @@ def tasks(
 
 
 @router.get("/jobs/{job_id}/failures", tags=["jobs"], dependencies=[Viewer])
+@read
 def failures(
     job_id: str, lists: Lists, limit: _Limit = 100, cursor: _Cursor = None
 ) -> Page[FailureRecord]:
@@ -87,6 +92,7 @@ def failures(
 
 
 @router.get("/jobs/{job_id}/stages", tags=["jobs"], dependencies=[Viewer])
+@read
 def stages(job_id: str, lists: Lists) -> list[StageRecord]:
     """Add up the fragments of each column of a job: how many in each state, and stage times."""
     return lists.stages(job_id)
@@ -135,6 +141,7 @@ def _log(places: Places, store: Store, job_id: str, name: str) -> Log:
 
 
 @router.get("/pools", tags=["pools"], dependencies=[Viewer])
+@read
 def pools(lists: Lists) -> list[PoolRecord]:
     """List the pools; the one with the empty name counts all jobs."""
     return lists.pools()
@@ -155,6 +162,7 @@ def set_total(changed: PoolChange, lists: Lists) -> None:
 
 
 @router.get("/auto", tags=["tables"], dependencies=[Viewer])
+@read
 def auto(store: Store) -> list[WatchRecord]:
     """List the columns that are kept filled, with the latest run of each and why it was made."""
     return Watches(store.database).all()

@@ -86,14 +86,14 @@ class _Counts(Collector):
 
     def collect(self) -> list[GaugeMetricFamily]:
         """Count."""
-        counts = self._lists.counts()
+        counts, pools = self._lists.counts()
         states = GaugeMetricFamily("geneva_jobs", "Jobs by state.", labels=["state"])
         for state in JobState:
             states.add_metric([state.value], counts.get(state, 0))
         active = GaugeMetricFamily("geneva_pool_active", "Active jobs.", labels=["pool"])
         queued = GaugeMetricFamily("geneva_pool_queued", "Queued jobs.", labels=["pool"])
         slots = GaugeMetricFamily("geneva_pool_slots", "Cap of a pool.", labels=["pool"])
-        for pool in self._lists.pools():
+        for pool in pools:
             active.add_metric([pool.name], pool.active)
             queued.add_metric([pool.name], pool.queued)
             if pool.slots is not None:

@@ -17,6 +17,7 @@ from geneva.jobs.records import EventRecord, RunRecord
 from geneva.plan.report import plan_facts
 from geneva.service import admission
 from geneva.service.access import Operator, Viewer
+from geneva.service.reads import read
 from geneva.service.schemas import NewRun, RunChange
 from geneva.service.state import Lists, Places, Store
 from geneva.service.streams import Stream
@@ -61,6 +62,7 @@ def plan(new: NewRun, places: Places) -> dict[str, Any]:
 
 
 @router.get("", dependencies=[Viewer])
+@read
 def runs(
     lists: Lists,
     state: Annotated[list[JobState] | None, Query()] = None,
@@ -76,6 +78,7 @@ def runs(
 
 
 @router.get("/{run_id}", dependencies=[Viewer])
+@read
 def run(run_id: str, store: Store) -> RunRecord:
     """Show a run with all its jobs."""
     return store.run(run_id)
@@ -118,6 +121,7 @@ def delete(run_id: str, places: Places) -> None:
 
 
 @router.get("/{run_id}/events", dependencies=[Viewer])
+@read
 def events(
     run_id: str,
     lists: Lists,

@@ -41,21 +41,28 @@ def places(settings: Settings, store: _Store) -> _Places:
     return _Places(settings, store, _Lists(store.database), catalog, past, streams)
 
 
-def _get(request: Request) -> _Places:
+def _of(request: Request) -> _Places:
     found: _Places = request.app.state.places
     return found
 
 
-def _get_store(request: Request) -> _Store:
-    return _get(request).store
+# Coroutines, as FastAPI sends every other function through a thread.
 
 
-def _get_lists(request: Request) -> _Lists:
-    return _get(request).lists
+async def _get(request: Request) -> _Places:
+    return _of(request)
 
 
-def _get_catalog(request: Request) -> _Catalog:
-    return _get(request).catalog
+async def _get_store(request: Request) -> _Store:
+    return _of(request).store
+
+
+async def _get_lists(request: Request) -> _Lists:
+    return _of(request).lists
+
+
+async def _get_catalog(request: Request) -> _Catalog:
+    return _of(request).catalog
 
 
 Places = Annotated[_Places, Depends(_get)]

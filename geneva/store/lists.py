@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, func, select, tuple_
+from sqlalchemy import Row, Select, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from geneva.errors import NoSuchJobError, SettingError
@@ -25,16 +26,25 @@ from geneva.jobs.records import (
 from geneva.jobs.states import ACTIVE
 from geneva.store.database import Database
 from geneva.store.found import (
+    EVENTS,
+    FAILURES,
+    JOBS,
+    RUNS,
+    TASKS,
     event_record,
     failure_record,
     job_record,
     run_record,
     task_record,
 )
-from geneva.store.models import Event, Failure, Job, Pool, Run, Task
+from geneva.store.models import Base, Event, Failure, Job, Pool, Run, Task
 from geneva.types import JobState
 
 _MOST = 2**31 - 1  # of a whole number in a column
+_RUN, _JOB = Run.__table__.c, Job.__table__.c
+_SLOTS = select(Pool.name, Pool.slots)
+_COUNTED: Select[Any] = select(_JOB.state, _JOB.pool, func.count()).group_by(_JOB.state, _JOB.pool)
+_RUN_ID, _JOB_ID = select(_RUN.id), select(_JOB.id)
 
 
 class Lists:
@@ -46,19 +56,19 @@ class Lists:
     def runs(self, wish: Wish) -> Page[RunRecord]:
         """Return runs, the newest first unless asked otherwise."""
         with self.database.read() as session:
-            found = list(session.scalars(_wished(Run, wish)))
+            found = session.execute(_wished(Run, RUNS, wish)).all()
             shown = found[: wish.limit]
-            jobs: dict[str, list[Job]] = {run.id: [] for run in shown}
-            of_them = select(Job).where(Job.run_id.in_(jobs), Job.superseded.is_(False))
-            for job in session.scalars(of_them.order_by(Job.created_s, Job.id)):
+            jobs: dict[str, list[Row[Any]]] = {run.id: [] for run in shown}
+            of_them = JOBS.where(_JOB.run_id.in_(jobs), _JOB.superseded.is_(False))
+            for job in session.execute(of_them.order_by(_JOB.created_s, _JOB.id)):
                 jobs[job.run_id].append(job)
-            return Page([run_record(r, jobs[r.id]) for r in shown], _next(found, wish))
+        return Page([run_record(r, jobs[r.id]) for r in shown], _next(Run, found, wish))
 
     def jobs(self, wish: Wish) -> Page[JobRecord]:
         """Return jobs, the newest first unless asked otherwise."""
         with self.database.read() as session:
-            found = list(session.scalars(_wished(Job, wish)))
-            return Page([job_record(j) for j in found[: wish.limit]], _next(found, wish))
+            found = session.execute(_wished(Job, JOBS, wish)).all()
+        return Page([job_record(j) for j in found[: wish.limit]], _next(Job, found, wish))
 
     def tasks(
         self,
@@ -69,21 +79,22 @@ class Lists:
     ) -> Page[TaskRecord]:
         """Return the fragments of a job in order."""
         _check_limit(limit, 10_000)
-        wanted = select(Task).where(Task.job_id == job_id)
-        wanted = wanted.order_by(Task.column, Task.fragment_id).limit(limit + 1)
+        of = Task.__table__.c
+        wanted = TASKS.where(of.job_id == job_id)
+        wanted = wanted.order_by(of.column, of.fragment_id).limit(limit + 1)
         if state is not None:
-            wanted = wanted.where(Task.state == state.value)
+            wanted = wanted.where(of.state == state.value)
         if cursor is not None:
             after = decode_cursor(cursor, str, int)
-            wanted = wanted.where(tuple_(Task.column, Task.fragment_id) > tuple_(*after))
+            wanted = wanted.where(tuple_(of.column, of.fragment_id) > tuple_(*after))
         with self.database.read() as session:
             _known(session, job_id)
-            found = list(session.scalars(wanted))
-            if len(found) <= limit:
-                return Page([task_record(t) for t in found])
-            last = found[limit - 1]
-            cursor = encode_cursor(last.column, last.fragment_id)
-            return Page([task_record(t) for t in found[:limit]], cursor)
+            found = session.execute(wanted).all()
+        if len(found) <= limit:
+            return Page([task_record(t) for t in found])
+        last = found[limit - 1]
+        cursor = encode_cursor(last.column, last.fragment_id)
+        return Page([task_record(t) for t in found[:limit]], cursor)
 
     def stages(self, job_id: str) -> list[StageRecord]:
         """Return what the fragments of each column of a job add up to."""
@@ -105,46 +116,41 @@ class Lists:
     ) -> Page[FailureRecord]:
         """Return the rows on which a job's UDF failed."""
         _check_limit(limit)
-        wanted = select(Failure).where(Failure.job_id == job_id)
-        wanted = wanted.order_by(Failure.column, Failure.fragment_id, Failure.row)
+        of = Failure.__table__.c
+        wanted = FAILURES.where(of.job_id == job_id)
+        wanted = wanted.order_by(of.column, of.fragment_id, of.row)
         if cursor is not None:
             after = decode_cursor(cursor, str, int, int)
-            place = tuple_(Failure.column, Failure.fragment_id, Failure.row)
+            place = tuple_(of.column, of.fragment_id, of.row)
             wanted = wanted.where(place > tuple_(*after))
         with self.database.read() as session:
             _known(session, job_id)
-            found = list(session.scalars(wanted.limit(limit + 1)))
-            if len(found) <= limit:
-                return Page([failure_record(f) for f in found])
-            last = found[limit - 1]
-            cursor = encode_cursor(last.column, last.fragment_id, last.row)
-            return Page([failure_record(f) for f in found[:limit]], cursor)
+            found = session.execute(wanted.limit(limit + 1)).all()
+        if len(found) <= limit:
+            return Page([failure_record(f) for f in found])
+        last = found[limit - 1]
+        cursor = encode_cursor(last.column, last.fragment_id, last.row)
+        return Page([failure_record(f) for f in found[:limit]], cursor)
 
     def events(self, run_id: str, after: int = 0, limit: int = MAX_LIMIT) -> Page[EventRecord]:
         """Return the events of a run that came after its n-th."""
         _check_limit(limit)
         after = min(after, _MOST)
-        wanted = select(Event).where(Event.run_id == run_id, Event.seq > after)
+        of = Event.__table__.c
+        wanted = EVENTS.where(of.run_id == run_id, of.seq > after).order_by(of.seq).limit(limit)
         with self.database.read() as session:
-            if session.get(Run, run_id) is None:
+            if session.execute(_RUN_ID.where(_RUN.id == run_id)).first() is None:
                 raise NoSuchJobError(f"there is no run {run_id!r}")
-            found = list(session.scalars(wanted.order_by(Event.seq).limit(limit)))
-            return Page([event_record(e) for e in found])
+            found = session.execute(wanted).all()
+        return Page([event_record(e) for e in found])
 
     def pools(self) -> list[PoolRecord]:
         """Return the pools; the one with the empty name stands for all jobs."""
-        active, queued = [s.value for s in ACTIVE], JobState.QUEUED.value
-        counted = select(Job.pool, Job.state, func.count()).group_by(Job.pool, Job.state)
-        counted = counted.where(Job.state.in_([*active, queued]))
+        going_on = [*(s.value for s in ACTIVE), JobState.QUEUED.value]
         with self.database.read() as session:
-            slots = {p.name: p.slots for p in session.scalars(select(Pool))}
-            taken: Counter[str] = Counter()
-            waiting: Counter[str] = Counter()
-            for pool, state, number in session.execute(counted):
-                (waiting if state == queued else taken)[pool] += number
-        names = sorted({"", DEFAULT_POOL, *slots, *taken, *waiting})
-        taken[""], waiting[""] = taken.total(), waiting.total()
-        return [PoolRecord(n, slots.get(n), taken[n], waiting[n]) for n in names]
+            slots = _slots(session)
+            counted = session.execute(_COUNTED.where(_JOB.state.in_(going_on))).all()
+        return _pools(slots, counted)
 
     def set_pool(self, name: str, slots: int | None) -> None:
         """Set how many jobs of a pool may be active at once; running ones go on."""
@@ -153,26 +159,47 @@ class Lists:
         with self.database.write() as session:
             session.merge(Pool(name=name, slots=slots))
 
-    def counts(self) -> dict[JobState, int]:
-        """Return the number of jobs in each state."""
+    def counts(self) -> tuple[dict[JobState, int], list[PoolRecord]]:
+        """Return the number of jobs in each state, and the pools."""
         with self.database.read() as session:
-            counted = session.execute(select(Job.state, func.count()).group_by(Job.state))
-            return {JobState(state): number for state, number in counted}
+            slots = _slots(session)
+            counted = session.execute(_COUNTED).all()
+        by_state: Counter[JobState] = Counter()
+        for state, _, number in counted:
+            by_state[JobState(state)] += number
+        return dict(by_state), _pools(slots, counted)
 
 
-def _wished(model: Any, wish: Wish) -> Select[Any]:
+def _slots(session: Session) -> dict[str, int | None]:
+    return {name: slots for name, slots in session.execute(_SLOTS)}
+
+
+def _pools(slots: dict[str, int | None], counted: Sequence[Any]) -> list[PoolRecord]:
+    taken: Counter[str] = Counter()
+    waiting: Counter[str] = Counter()
+    for state, pool, number in counted:
+        if state in ACTIVE:
+            taken[pool] += number
+        elif state == JobState.QUEUED:
+            waiting[pool] += number
+    names = sorted({"", DEFAULT_POOL, *slots, *taken, *waiting})
+    taken[""], waiting[""] = taken.total(), waiting.total()
+    return [PoolRecord(n, slots.get(n), taken[n], waiting[n]) for n in names]
+
+
+def _wished(model: type[Base], wanted: Select[Any], wish: Wish) -> Select[Any]:
     """Return the query for runs or jobs, one more than the page holds."""
     _check_limit(wish.limit)
-    wanted = select(model)
+    of = model.__table__.c
     if wish.states:
-        wanted = wanted.where(model.state.in_([s.value for s in wish.states]))
+        wanted = wanted.where(of.state.in_([s.value for s in wish.states]))
     for name in ("db", "table"):
         if (value := getattr(wish, name)) is not None:
-            wanted = wanted.where(getattr(model, name) == value)
+            wanted = wanted.where(of[name] == value)
     if wish.name is not None and model is Run:
-        wanted = wanted.where(Run.name == wish.name)
+        wanted = wanted.where(of.name == wish.name)
     name, kind = _sorted_by(model, wish)
-    order = (getattr(model, name), model.id)
+    order = (of[name], of.id)
     place = tuple_(*order)
     down = wish.sort.startswith("-")
     if wish.cursor is not None:
@@ -182,7 +209,7 @@ def _wished(model: Any, wish: Wish) -> Select[Any]:
     return wanted.limit(wish.limit + 1)
 
 
-def _sorted_by(model: Any, wish: Wish) -> tuple[str, type]:
+def _sorted_by(model: type[Base], wish: Wish) -> tuple[str, type]:
     """Return the column that a list is sorted by, and the kind of its values."""
     name, kind = _SORTS[wish.sort.removeprefix("-")]
     if not hasattr(model, name):
@@ -193,11 +220,11 @@ def _sorted_by(model: Any, wish: Wish) -> tuple[str, type]:
 _SORTS = {"created": ("created_s", float), "priority": ("priority", int), "name": ("name", str)}
 
 
-def _next(found: list[Any], wish: Wish) -> str | None:
+def _next(model: type[Base], found: Sequence[Row[Any]], wish: Wish) -> str | None:
     if len(found) <= wish.limit:
         return None
     last = found[wish.limit - 1]
-    name, _ = _sorted_by(type(last), wish)
+    name, _ = _sorted_by(model, wish)
     return encode_cursor(getattr(last, name), last.id)
 
 
@@ -207,5 +234,5 @@ def _check_limit(limit: int, most: int = MAX_LIMIT) -> None:
 
 
 def _known(session: Session, job_id: str) -> None:
-    if session.get(Job, job_id) is None:
+    if session.execute(_JOB_ID.where(_JOB.id == job_id)).first() is None:
         raise NoSuchJobError(f"there is no job {job_id!r}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Hashable
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Text, bindparam, cast, func, select, update
 from sqlalchemy.orm import Session
 
 from geneva.jobs.process import ProcessId
@@ -16,6 +17,15 @@ from geneva.store.database import Database
 from geneva.store.models import Job, Pool, Run
 from geneva.types import JobState
 
+_JOB = Job.__table__.c
+_CANDIDATES = select(
+    *(_JOB.id, _JOB.run_id, _JOB.pool, _JOB.priority, _JOB.queued_s, _JOB.table_uri),
+    cast(_JOB.fills, Text),
+    *(_JOB.fragments, _JOB.reason),
+)
+_TELL = (
+    update(Job.__table__).where(_JOB.id == bindparam("job")).values(reason=bindparam("told"))  # type: ignore[arg-type]
+)
 _CLAIM_S = 60.0  # within which a driver that was started must have attached
 
 
@@ -59,7 +69,8 @@ def claim(database: Database, owner: ProcessId, limit: int | None = None) -> lis
         if not queued:
             return []
         active = _candidates(session, ACTIVE, None)
-        choice = choose(list(queued), list(active), _caps(session), now_s, limit)
+        candidates, holders = [c for c, _ in queued], [c for c, _ in active]
+        choice = choose(candidates, holders, _caps(session), now_s, limit)
         # Runs are locked in one order, whatever the rank of their jobs.
         runs = {i: locked_run(session, i) for i in sorted({c.run_id for c in choice.start})}
         claims = [
@@ -67,10 +78,10 @@ def claim(database: Database, owner: ProcessId, limit: int | None = None) -> lis
             for c in choice.start
             if (claimed := _take(session, runs[c.run_id], c.id, owner, now_s)) is not None
         ]
-        reasons = {c.id: reason for c, reason in queued.items()}
-        news = [{"id": k, "reason": r} for k, r in choice.waiting.items() if r != reasons[k]]
+        reasons = {c.id: reason for c, reason in queued}
+        news = [{"job": k, "told": r} for k, r in choice.waiting.items() if r != reasons[k]]
         if news:  # in the order in which others lock the jobs of a run
-            session.execute(update(Job), sorted(news, key=lambda told: told["id"]))
+            session.connection().execute(_TELL, sorted(news, key=lambda told: told["job"]))
         return claims
 
 
@@ -87,26 +98,20 @@ def _take(session: Session, run: Run, job_id: str, owner: ProcessId, now_s: floa
 
 def _candidates(
     session: Session, states: Collection[JobState], now_s: float | None
-) -> dict[Candidate, str]:
+) -> list[tuple[Candidate, str]]:
     """Return the jobs in some states, with the reason that was last given for it."""
-    wanted = select(
-        Job.id,
-        Job.run_id,
-        Job.pool,
-        Job.priority,
-        Job.queued_s,
-        Job.table_uri,
-        Job.fills,
-        Job.fragments,
-        Job.reason,
-    ).where(Job.state.in_([s.value for s in states]))
+    wanted = _CANDIDATES.where(_JOB.state.in_([s.value for s in states]))
     if now_s is not None:
-        wanted = wanted.where(Job.not_before_s <= now_s)
-    found = {}
+        wanted = wanted.where(_JOB.not_before_s <= now_s)
+    found = []
+    same: dict[tuple[str, str], frozenset[tuple[str, str]]] = {}  # most jobs are like others
     for name, run, pool, priority, queued_s, uri, fills, only, reason in session.execute(wanted):
-        columns = frozenset((uri, c) for c in fills)
+        columns = same.get((uri, fills))
+        if columns is None:
+            columns = same[uri, fills] = frozenset((uri, c) for c in json.loads(fills))
         fragments = None if only is None else frozenset(only)
-        found[Candidate(name, run, pool, priority, queued_s, columns, fragments)] = reason
+        candidate = Candidate(name, run, pool, priority, queued_s, columns, fragments)
+        found.append((candidate, reason))
     return found
 
 

@@ -26,11 +26,13 @@ from geneva.jobs.states import when_asked
 from geneva.storage.secrets import HIDDEN, without_secrets
 from geneva.store.change import jobs_of, locked_job, locked_run, move, note, settle
 from geneva.store.failures import Picked, groups_of, picked_of
-from geneva.store.found import job_record, run_record
+from geneva.store.found import JOBS, RUNS, job_record, run_record
 from geneva.store.lists import Lists
 from geneva.store.models import Job, Run
 from geneva.store.queue import Claim
 from geneva.types import JobState
+
+_RUN, _JOB = Run.__table__.c, Job.__table__.c
 
 
 class Store(Lists):
@@ -271,18 +273,18 @@ class Store(Lists):
     def run(self, run_id: str) -> RunRecord:
         """Return a run with all its jobs, superseded ones included."""
         with self.database.read() as session:
-            run = session.get(Run, run_id)
+            run = session.execute(RUNS.where(_RUN.id == run_id)).first()
             if run is None:
                 job = session.get(Job, run_id)
                 hint = "" if job is None else f": that is a job of run {job.run_id}"
                 raise NoSuchJobError(f"there is no run {run_id!r}{hint}")
-            jobs = select(Job).where(Job.run_id == run_id).order_by(Job.created_s, Job.id)
-            return run_record(run, list(session.scalars(jobs)))
+            jobs = JOBS.where(_JOB.run_id == run_id).order_by(_JOB.created_s, _JOB.id)
+            return run_record(run, session.execute(jobs).all())
 
     def job(self, job_id: str) -> JobRecord:
         """Return a job."""
         with self.database.read() as session:
-            job = session.get(Job, job_id)
+            job = session.execute(JOBS.where(_JOB.id == job_id)).first()
             if job is None:
                 raise NoSuchJobError(f"there is no job {job_id!r}")
             return job_record(job)
