@@ -85,6 +85,11 @@ def connect(
     return Connection(open_database, folder, known, dict(ray or {}), place)
 
 
+def import_lancedb() -> None:
+    """Import lancedb before something of it is wanted; in a thread, it holds up all others."""
+    import lancedb  # noqa: F401
+
+
 def _folder(uri: str) -> Path | None:
     """Return where a database lies, as lancedb understands it, if it is a folder that is there."""
     path = Path(uri).expanduser().absolute()

@@ -57,12 +57,7 @@ class Scheduler:
         """Tick until `stop` is called; drivers go on."""
         with self._watching():
             while not self._ended.is_set():
-                try:
-                    self.tick()
-                except GenevaError as error:
-                    _LOG.warning("tick failed: %s", error)
-                except Exception:
-                    _LOG.exception("tick failed")
+                self.try_to_tick()
                 self._ended.wait(self._settings.tick_s)
 
     @contextlib.contextmanager
@@ -79,6 +74,15 @@ class Scheduler:
         finally:
             watcher.stop()
             thread.join(10)
+
+    def try_to_tick(self) -> None:
+        """Look once and act; of what goes wrong the log tells."""
+        try:
+            self.tick()
+        except GenevaError as error:
+            _LOG.warning("tick failed: %s", error)
+        except Exception:
+            _LOG.exception("tick failed")
 
     def stop(self) -> None:
         """End `run` after the present tick."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 from fastapi import FastAPI
 
+from geneva.connection import import_lancedb
 from geneva.service.app import create_app
 from geneva.service.scheduler import Scheduler
 from geneva.service.settings import Settings
@@ -19,6 +20,7 @@ from geneva.store.place import open_store
 
 @contextlib.contextmanager
 def _scheduling(scheduler: Scheduler) -> Iterator[None]:
+    scheduler.try_to_tick()  # all that is queued is read, before anybody waits for an answer
     thread = threading.Thread(target=scheduler.run, name="geneva-scheduler", daemon=True)
     thread.start()
     try:
@@ -49,6 +51,8 @@ def serve(
         app, host=settings.host, port=settings.port, log_level="info", server_header=False
     )
     server = uvicorn.Server(config)
+    if settings.db is not None:
+        import_lancedb()  # now: later, every request would wait for it
     _settle()
     with contextlib.ExitStack() as stack:
         if schedule:
