@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import sysconfig
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -30,7 +31,22 @@ def _is_own(module: ModuleType) -> bool:
         # No file and no spec: made by hand, as notebooks do. Namespace packages have a spec and
         # no code of their own.
         return getattr(module, "__spec__", None) is None
-    return _is_own_file(file)
+    return _is_own_file(file) and not _was_installed(file, module.__name__.partition(".")[0])
+
+
+def _was_installed(file: str, top: str) -> bool:
+    """Whether a package manager put a module where it is, as ``pip install --target`` does."""
+    roots = (r for r in sys.path if r and Path(file).is_relative_to(Path(r) / top))
+    return any(_records(root, top) for root in (*roots, str(Path(file).parent)))
+
+
+@functools.lru_cache(maxsize=4096)
+def _records(root: str, top: str) -> bool:
+    for record in Path(root).glob("*.dist-info/RECORD"):
+        with suppress(OSError), record.open(errors="replace") as lines:
+            if any(line.startswith((f"{top}/", f"{top}.")) for line in lines):
+                return True
+    return False
 
 
 @functools.lru_cache(maxsize=4096)

@@ -17,6 +17,7 @@ import pytest
 
 from geneva.errors import UdfError
 from geneva.udf import UDF, from_reference, udf
+from geneva.udf.project import is_own_module
 
 ROOT = Path(__file__).parents[2]
 LOCK = threading.Lock()
@@ -221,3 +222,21 @@ def test_stored_udf_is_pickled_into_something_else_when_it_is_run() -> None:
     assert loaded.dumps() == stored
     assert stored not in cloudpickle.dumps(loaded)  # it does not travel with what it came from
     assert UDF.loads(loaded.with_params({"k": 3}).dumps())(5) == 15
+
+
+def test_package_in_another_folder_than_pythons_is_taken_for_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As `pip install --target` leaves it, or a zip of dependencies; beside it, a user's module.
+    for name in ("vendored/__init__.py", "vendored/inner/part.py", "single.py", "mine.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "vendored-1.0.dist-info").mkdir()
+    record = "vendored/__init__.py,,\nvendored/inner/part.py,,\nsingle.py,,\n"
+    (tmp_path / "vendored-1.0.dist-info" / "RECORD").write_text(record)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = ["vendored", "vendored.inner.part", "single", "mine"]
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.import_module(name)
+    assert [n for n in names if is_own_module(n)] == ["mine"]
