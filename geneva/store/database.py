@@ -17,6 +17,7 @@ from sqlalchemy.exc import (
     OperationalError,
     ProgrammingError,
 )
+from sqlalchemy.exc import TimeoutError as NoneFreeError
 from sqlalchemy.orm import Session
 
 from geneva.errors import ServiceError, SettingError
@@ -44,7 +45,10 @@ class Database:
     def __init__(self, url: str, busy_s: float = 60.0) -> None:
         self.url = url
         self.engine = _engine(url, busy_s)
-        weakref.finalize(self, self.engine.dispose)
+        # With connections of their own, those who read do not wait for those who wait to write.
+        self._reading = _engine(url, busy_s)
+        for engine in (self.engine, self._reading):
+            weakref.finalize(self, engine.dispose)
 
     @property
     def is_sqlite(self) -> bool:
@@ -54,7 +58,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Session]:
         """Yield a session that sees one state of the database and waits for nobody."""
-        with _answering(self.url), Session(self.engine) as session:
+        with _answering(self.url), Session(self._reading) as session:
             yield session
 
     @contextmanager
@@ -83,6 +87,7 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+        self._reading.dispose()
 
 
 def _engine(url: str, busy_s: float) -> Engine:
@@ -140,3 +145,6 @@ def _answering(url: str) -> Iterator[None]:
     except (InterfaceError, OperationalError, ProgrammingError) as error:
         shown = make_url(url).render_as_string()
         raise ServiceError(f"the database of jobs, {shown}, failed: {error.orig}") from error
+    except NoneFreeError as error:
+        shown = make_url(url).render_as_string()
+        raise ServiceError(f"the database of jobs, {shown}, is too busy: {error}") from error

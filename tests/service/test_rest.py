@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
+import sqlite3
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,7 +22,9 @@ from geneva.jobs.process import this_process
 from geneva.service.app import create_app
 from geneva.service.limits import Rate
 from geneva.service.settings import Settings
+from geneva.store.database import Database
 from geneva.store.leases import Leases
+from geneva.store.migrate import upgrade
 from geneva.store.queue import claim
 from geneva.store.store import Store
 from geneva.types import JobState, Progress
@@ -329,3 +335,24 @@ def test_udf_is_not_loaded_by_the_service(http: TestClient, scene: Scene):
     pickle = Path(scene.table.storage.uri) / "_backfill" / "udfs" / binding.pickle
     pickle.write_bytes(b"no pickle at all")
     assert http.post(RUNS, json=BODY | {"columns": ["z"]}).status_code == 201
+
+
+def test_reads_that_wait_behind_slow_writes(tmp_path: Path, scene: Scene) -> None:
+    file = tmp_path / "jobs.db"
+    database = Database(f"sqlite:///{file}")
+    upgrade(database)
+    with (
+        client_for(Store(database), scene) as http,
+        closing(sqlite3.connect(file, isolation_level=None)) as other,
+        ThreadPoolExecutor(50) as people,
+    ):
+        other.execute("BEGIN IMMEDIATE")  # all who write wait for this one
+        writes = [people.submit(http.post, RUNS, json=BODY) for _ in range(50)]
+        time.sleep(1)
+        assert not any(w.done() for w in writes)
+        for path in ("/healthz", RUNS, "/api/v1/jobs", "/metrics"):
+            assert http.get(path).status_code == 200
+        assert not any(w.done() for w in writes)
+        other.execute("ROLLBACK")
+        assert {w.result().status_code for w in writes} == {201}
+    database.close()
