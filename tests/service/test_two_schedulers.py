@@ -18,7 +18,7 @@ def test_two_schedulers_do_not_exceed_a_cap(jobs: Store, jobs_url: str):
     assert [error for *_, error in found if error] == []
     assert sum(claimed for claimed, *_ in found) == 60
     assert max(most for _, most, _ in found) <= 3
-    assert Lists(jobs.database).counts() == {JobState.SUCCEEDED: 60}
+    assert Lists(jobs.database).counts()[0] == {JobState.SUCCEEDED: 60}
 
 
 @pytest.mark.crash
@@ -29,5 +29,5 @@ def test_eight_schedulers_claim_ten_thousand_jobs_without_a_lock_error(jobs: Sto
     assert [error for *_, error in found if error] == []
     assert sum(claimed for claimed, *_ in found) == 10_000
     lists = Lists(jobs.database)
-    assert lists.counts() == {JobState.SUCCEEDED: 10_000}
+    assert lists.counts()[0] == {JobState.SUCCEEDED: 10_000}
     assert {j.epoch for j in lists.jobs(Wish(limit=1000)).items} == {1}
