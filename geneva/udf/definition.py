@@ -162,7 +162,14 @@ class UDF:
             If something in it cannot be pickled; the message names it.
         """
         kept = self.__dict__.get("_pickled")
-        return pickling.dumps(self) if kept is None else kept
+        if kept:
+            return kept  # type: ignore[no-any-return]
+        data = pickling.dumps(self)
+        # Of one that was loaded, which is as it was stored. To pickle it for every backfill takes
+        # as long as a small one; large ones would be held twice.
+        if kept is not None and len(data) <= _KEPT_PICKLE_BYTES:
+            self.__dict__["_pickled"] = data
+        return data
 
     @staticmethod
     def loads(data: bytes) -> UDF:
@@ -174,9 +181,8 @@ class UDF:
             If the bytes come from another minor version of Python, or need what is not here.
         """
         udf = pickling.loads(data, UDF)
-        # To pickle it again takes as long as a small backfill; large ones would be held twice.
-        if len(data) <= _KEPT_PICKLE_BYTES:
-            udf.__dict__["_pickled"] = bytes(data)
+        # Not these bytes: those of a UDF that was bound twice may differ, pickled again they do not.
+        udf.__dict__["_pickled"] = b""
         return udf
 
     def _own_instance(self) -> Callable[..., Any]:

@@ -70,10 +70,21 @@ def logged(calls: CallLog, name: str, factor: int, **settings: Any) -> geneva.UD
     return multiply
 
 
-def two(path: Path, calls: CallLog, **settings: Any) -> geneva.Table:
+def logged_of_text(calls: CallLog, name: str, factor: int) -> geneva.UDF:
+    """Return the same, of a UDF that reads a text too, whose size no type tells."""
+
+    @geneva.udf(num_cpus=CPUS, name=name)
+    def multiply(x: int, s: str) -> int:
+        calls(f"{name}:{x}")
+        return factor * x
+
+    return multiply
+
+
+def two(path: Path, calls: CallLog, udf: Any = logged, **settings: Any) -> geneva.Table:
     """Return a table whose columns a = 2x and b = 3x read the same, over storage that counts."""
     table = make_table(path, rows=ROWS, fragments=FRAGMENTS)
-    table.add_columns({"a": logged(calls, "a", 2, **settings), "b": logged(calls, "b", 3)})
+    table.add_columns({"a": udf(calls, "a", 2, **settings), "b": udf(calls, "b", 3)})
     return watched(table, CallLog(path / "reads.log"))
 
 
@@ -110,14 +121,14 @@ def check(table: geneva.Table) -> None:
 
 def test_second_column_reads_nothing(tmp_path: Path, calls: CallLog, executor: str) -> None:
     (tmp_path / "one").mkdir()
-    alone = two(tmp_path / "one", calls)
+    alone = two(tmp_path / "one", calls, logged_of_text)
     fill(alone, "a", "local")
     one = reads(alone)
     assert one["task:0"] == 1
     assert any(k.startswith("sample:") for k in one)
     calls.clear()
 
-    table = two(tmp_path, calls)
+    table = two(tmp_path, calls, logged_of_text)
     result = fill(table, ["a", "b"], executor)
     assert reads(table) == one
     assert (result.rows_computed, result.rows_replayed) == (2 * ROWS, 0)

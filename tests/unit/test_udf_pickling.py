@@ -212,16 +212,16 @@ def test_damaged_or_foreign_bytes_are_refused() -> None:
             UDF.loads(bad)
 
 
-def test_stored_udf_is_pickled_into_something_else_when_it_is_run() -> None:
+def test_loaded_udf_is_pickled_again_for_every_backfill() -> None:
     @udf(params={"k": 2})
     def times(x: int, k: int) -> int:
         return k * x
 
-    stored = times.dumps()
-    loaded = UDF.loads(stored)
-    assert loaded.dumps() == stored
-    assert stored not in cloudpickle.dumps(loaded)  # it does not travel with what it came from
+    loaded = UDF.loads(times.dumps())
+    assert loaded.dumps() is loaded.dumps()
+    assert loaded.dumps() not in cloudpickle.dumps(loaded)  # it does not travel with that
     assert UDF.loads(loaded.with_params({"k": 3}).dumps())(5) == 15
+    assert times.dumps() is not times.dumps()  # what it refers to may change
 
 
 def test_package_in_another_folder_than_pythons_is_taken_for_the_users_own(
