@@ -181,7 +181,7 @@ class UDF:
             If the bytes come from another minor version of Python, or need what is not here.
         """
         udf = pickling.loads(data, UDF)
-        # Not these bytes: those of a UDF that was bound twice may differ, pickled again they do not.
+        # Not these bytes: those of one UDF bound twice may differ; pickled again, they do not.
         udf.__dict__["_pickled"] = b""
         return udf
 
