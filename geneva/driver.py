@@ -397,7 +397,7 @@ class Driver:
 
     def _drop_spare(self, plans: list[FragmentPlan]) -> None:
         """Remove checkpoints of fragments that need no work any more."""
-        for plan in plans:
+        for plan in plans if self._spare else ():
             logs = self._spare.pop(plan.fragment_id, ())
             if plan.task is None:
                 self._logs.release((plan.fragment_id, logs))
