@@ -80,7 +80,6 @@ class Published:
         All files, if other writers won every try of a job that is to stop.
     """
 
-    snapshot: Snapshot
     version: int | None
     committed: tuple[ColumnFile, ...]
     discarded: tuple[Discarded, ...]
@@ -134,7 +133,7 @@ def publish(
             if landed:  # before the checkpoints go: Lance itself syncs nothing
                 storage.sync_version(snapshot)
             lost = _keeping(doubtful, [*discarded, *vanished])
-            return Published(snapshot, version, tuple(landed.values()), lost)
+            return Published(version, tuple(landed.values()), lost)
         except CommitConflict as error:
             doubtful -= {f.name for f in files}
             if not error.retryable:
@@ -156,13 +155,13 @@ def publish(
                     f"committing to {storage.uri} failed: {error}; {RESUME}"
                 ) from error
         tries.wait()
-    return _left(Published(snapshot, None, (), (), tuple(files)), tries, target, storage.uri)
+    return _given_up(files, tries, target, storage.uri)
 
 
-def _left(nothing: Published, tries: _Tries, target: Target, uri: str) -> Published:
-    """Say that other writers won every try."""
+def _given_up(files: Sequence[ColumnFile], tries: _Tries, target: Target, uri: str) -> Published:
+    """Leave the files to the next run if the job is to stop; else say who won every try."""
     if tries.cut_short:
-        return nothing
+        return Published(None, (), (), tuple(files))
     raise ConflictError(
         f"{tries.made} tries to commit column {target.name!r} lost against other writers of "
         f"{uri}; run the same command again: nothing is computed twice"
