@@ -72,8 +72,7 @@ def _same_values(a: pa.Array, b: pa.Array) -> BoolArray:
         pairs = pa.list_(pa.struct([kind.key_field, kind.item_field]))
         return _same_lists(a.cast(pairs), b.cast(pairs))
     if pa.types.is_floating(kind):
-        bits = {16: pa.int16(), 32: pa.int32(), 64: pa.int64()}[kind.bit_width]
-        a, b = a.view(bits), b.view(bits)
+        a, b = _bits(a), _bits(b)
     try:
         return flags(pc.equal(a, b))
     except pa.ArrowNotImplementedError:

@@ -70,8 +70,7 @@ class BatchSizer:
         self._rows = fixed or self._least
         self._room = MAX_ROWS  # on the UDF's device
         self._target_s = TARGET_S
-        self._asks = latency  # until it was answered
-        self._answered = False
+        self._latency, self._answered = latency, False
         self._alone_s = 0.0  # that the smallest batch took, while one of twice the rows is tried
         self._lock = threading.Lock()
 
@@ -102,11 +101,16 @@ class BatchSizer:
     def _in_time(self, rows: int, seconds: float) -> float:
         """Return how many times as many rows a batch may hold by the time that this one took."""
         alone_s, self._alone_s = self._alone_s, 0.0
-        if self._asks and rows == self._least and seconds > self._target_s:
+        if (
+            self._latency
+            and not self._answered
+            and rows == self._least
+            and seconds > self._target_s
+        ):
             self._alone_s = seconds
             return 2.0
         if alone_s and seconds > alone_s / 2:  # else the first call only took its time to begin
-            self._asks, self._answered = False, True
+            self._answered = True
             if seconds < _SAME * alone_s:
                 self._target_s = 2 * alone_s
         return self._target_s / max(seconds, 1e-9)
@@ -122,6 +126,5 @@ class BatchSizer:
         """Begin with what an earlier job of the same UDF arrived at."""
         self._room, self._target_s = earlier._room, earlier._target_s
         self._answered = earlier._answered
-        self._asks = self._asks and not self._answered
         self._limit = max(self._least, min(self._limit, self._room))
         self._rows = max(self._least, min(self._limit, earlier.rows))

@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 
 from geneva.errors import ServiceError, SettingError
 
+_OVERFLOW = 5  # connections beyond the five that stay open, of those who read and who write each
 _CLAIMS = 0x67656E65  # advisory lock of PostgreSQL: one scheduler decides at a time
 _NOW = {
     "sqlite": text("SELECT (julianday('now') - 2440587.5) * 86400.0"),
@@ -98,13 +99,18 @@ def _engine(url: str, busy_s: float) -> Engine:
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername.startswith("postgresql"):
-        return create_engine(parsed, pool_pre_ping=True)
+        return create_engine(parsed, pool_pre_ping=True, max_overflow=_OVERFLOW)
     if parsed.drivername != "sqlite" or not parsed.database or parsed.database == ":memory:":
         raise SettingError(
             f"{parsed.render_as_string()!r}: jobs are kept in sqlite:///a/file or postgresql://..."
         )
     Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(parsed, connect_args={"timeout": busy_s}, json_deserializer=_from_json)
+    engine = create_engine(
+        parsed,
+        connect_args={"timeout": busy_s},
+        json_deserializer=_from_json,
+        max_overflow=_OVERFLOW,
+    )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
