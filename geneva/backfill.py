@@ -365,7 +365,8 @@ class _Job:
         committed = self._driver.committed
         column = target.columns[0]
         for file in committed:
-            ledger.learn(entry_key(target.incarnation, file.name, file.fragment_id), file.row_map)
+            key = entry_key(target.incarnation, file.name, file.fragment_id)
+            ledger.learn(key, file.row_map_text)
         if self._request.where is not None and committed:
             later = self._planner_on(History(self._storage, snapshot, ledger), force)
             settled = [f for f in committed if not self._driver.waits(f.fragment_id)]

@@ -290,6 +290,8 @@ class ColumnFile:
 
     Attributes
     ----------
+    row_map_text
+        As its footer holds it: a tenth of what the row map would travel as.
     logs
         Checkpoints that are of no use once it is committed; others may need some of them still.
     size_bytes
@@ -299,13 +301,18 @@ class ColumnFile:
     fragment_id: int
     rows: int
     name: str
-    row_map: RowMap
+    row_map_text: str
     sources: tuple[tuple[int, str], ...]
     target_file: str | None
     logs: tuple[str, ...] = ()
     deletion: str = ""
     live: RowSet | None = None
     size_bytes: int = 0
+
+    @property
+    def row_map(self) -> RowMap:
+        """Read from its text, anew each time."""
+        return RowMap.loads(self.row_map_text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from geneva.column.name import ColumnFileName, class_hash
 from geneva.errors import CorruptFileError
 from geneva.rows import MISSING, IntArray, RowClass, RowMap, RowStatus
 from geneva.storage.lance import Snapshot, TableStorage
-from geneva.storage.values import ColumnWriter, flags, size_of
+from geneva.storage.values import ColumnWriter, Footer, flags, size_of
 from geneva.types import ColumnFile, Target, Task, stored_type
 
 ROW_MAP = "geneva.rows"
@@ -24,6 +25,7 @@ _PRESENT_ROWS = 8192  # present values read at once
 _PRESENT_BYTES = 8 << 20  # the same, where rows are wide
 _SPARSE = 10  # a file with so many rows around each computed one is mostly null
 _NO_DICTIONARY = {b"lance-encoding:dict-divisor": b"1000000"}
+_BYTE = 8  # bits
 _WRITE_BYTES = 2 << 20  # larger vector batches make the Lance writer several times slower
 GATHER_BYTES = 1 << 18  # smaller ones are written together: a call costs as much as 1000s of rows
 
@@ -107,10 +109,10 @@ class ColumnFileBuilder:
             self._emit_present(min(self._task.rows, self._cursor + self._span_rows))
         self._flush()
         assert self._writer is not None
-        row_map = RowMap.from_ids(self._classes.all, self._ids)
+        row_map = RowMap.from_ids(self._classes.all, self._ids).dumps()
         size = self._writer.close(
             {
-                ROW_MAP: row_map.dumps(),
+                ROW_MAP: row_map,
                 WORK_KEY: self._task.key,
                 FRAGMENT: str(self._task.fragment_id),
                 "geneva.nulls": str(self._nulls),
@@ -121,7 +123,7 @@ class ColumnFileBuilder:
             fragment_id=self._task.fragment_id,
             rows=self._task.rows,
             name=self._name,
-            row_map=row_map,
+            row_map_text=row_map,
             sources=self._task.sources,
             target_file=self._task.target_file,
             deletion=self._task.deletion,
@@ -149,9 +151,7 @@ class ColumnFileBuilder:
         if stop - start == len(rows):
             self._write(values)
         else:
-            index = np.full(stop - start, -1, np.int64)
-            index[rows - start] = np.arange(len(rows))
-            self._write(_scatter(values, index, present))
+            self._write(_scatter(values, rows - start, stop - start, present))
         self._cursor = stop
 
     def _emit_present(self, stop: int) -> None:
@@ -293,16 +293,42 @@ def _spans(rows: IntArray, cursor: int, span_rows: int) -> Iterator[tuple[int, i
     yield from itertools.pairwise(edges)
 
 
-def _scatter(values: list[pa.Array], index: IntArray, present: list[pa.Array]) -> list[pa.Array]:
-    """Lay values out by index; where it is -1, take the present value or null."""
-    gaps = index < 0
+def _scatter(
+    values: list[pa.Array], rows: IntArray, count: int, present: list[pa.Array]
+) -> list[pa.Array]:
+    """Lay values out in so many rows; the others keep the present value or are null."""
+    if all(pa.types.is_primitive(v.type) and v.type.bit_width >= _BYTE for v in values):
+        kept = present or [None] * len(values)
+        return [_scattered(v, rows, count, p) for v, p in zip(values, kept, strict=True)]
+    gaps = np.ones(count, np.bool_)
+    gaps[rows] = False
+    index = np.zeros(count, np.int64)
+    index[rows] = np.arange(len(rows))
     if not present:
         where = pa.array(index, mask=gaps)
         return [v.take(where) for v in values]
-    filled = index.copy()
-    filled[gaps] = np.flatnonzero(gaps) + len(values[0])
-    where = pa.array(filled)
+    index[gaps] = np.flatnonzero(gaps) + len(rows)
+    where = pa.array(index)
     return [pa.concat_arrays([v, p]).take(where) for v, p in zip(values, present, strict=True)]
+
+
+def _scattered(values: pa.Array, rows: IntArray, count: int, present: pa.Array | None) -> pa.Array:
+    """Lay out plain numbers: ten times as fast as Arrow, which looks at each row."""
+    if present is None:
+        found, valid = np.zeros(count, _raw(values).dtype), np.zeros(count, np.bool_)
+    else:
+        found, valid = _raw(present).copy(), flags(present.is_valid()).copy()
+    found[rows] = _raw(values)
+    valid[rows] = flags(values.is_valid()) if values.null_count else True
+    bits = np.packbits(valid, bitorder="little")
+    buffers = [pa.py_buffer(bits), pa.py_buffer(found)]
+    return pa.Array.from_buffers(values.type, count, buffers)
+
+
+def _raw(array: pa.Array) -> npt.NDArray[np.void]:
+    """Return the bytes of plain numbers, one item each."""
+    item = np.dtype((np.void, array.type.bit_width // _BYTE))
+    return np.frombuffer(array.buffers()[1], item, len(array), array.offset * item.itemsize)
 
 
 def _unsliced(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -357,7 +383,17 @@ def read_row_map(storage: TableStorage, name: str) -> RowMap:
     CorruptFileError
         It has none.
     """
-    metadata = storage.read_footer(name).metadata
-    if ROW_MAP not in metadata:
+    return RowMap.loads(row_map_text(storage.read_footer(name), name))
+
+
+def row_map_text(footer: Footer, name: str) -> str:
+    """Return a column file's row map as its footer holds it.
+
+    Raises
+    ------
+    CorruptFileError
+        It has none.
+    """
+    if ROW_MAP not in footer.metadata:
         raise CorruptFileError(f"column file {name} has no row map in its footer")
-    return RowMap.loads(metadata[ROW_MAP])
+    return footer.metadata[ROW_MAP]

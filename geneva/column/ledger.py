@@ -87,11 +87,15 @@ class Ledger:
             self._maps[key] = RowMap.loads(self._texts[key])
         return self._maps.get(key)
 
-    def learn(self, key: str, row_map: RowMap) -> None:
-        """Remember a proven row map."""
-        if key not in self._texts:
+    def learn(self, key: str, row_map: RowMap | str) -> None:
+        """Remember a proven row map, or what its `dumps` returned."""
+        if key in self._texts:
+            return
+        if isinstance(row_map, str):
+            self._texts[key] = row_map
+        else:
             self._maps[key] = row_map
-            self.changed = True
+        self.changed = True
 
     def born(self, key: str) -> int | None:
         """Return the version in which a file came to be, if that was proven."""

@@ -91,10 +91,10 @@ def _copy(
     journal: Journal,
 ) -> None:
     """Checkpoint those values of a lost file that its own job computed."""
-    newest = max(c.generation for c in file.row_map.classes)
-    fresh = file.row_map.mask(lambda c: c.status is RowStatus.COMPUTED and c.generation == newest)[
-        old_rows
-    ]
+    row_map = file.row_map
+    newest = max(c.generation for c in row_map.classes)
+    computed = row_map.mask(lambda c: c.status is RowStatus.COMPUTED and c.generation == newest)
+    fresh = computed[old_rows]
     old_rows, new_rows = old_rows[fresh], new_rows[fresh]
     start, step = 0, _FIRST_ROWS
     while start < len(old_rows):

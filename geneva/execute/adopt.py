@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from geneva.checkpoint.journal import Replay
-from geneva.column.file import WORK_KEY, check_file, read_row_map
+from geneva.column.file import WORK_KEY, check_file, row_map_text
 from geneva.errors import CorruptFileError
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.types import ColumnFile, Counts, Target, Task, TaskDone
@@ -23,8 +23,9 @@ def adopt(
     schema = pa.schema([snapshot.schema.field(c) for c in target.columns])
     try:
         check_file(storage, fact["file"], task.rows, schema)
-        row_map = read_row_map(storage, fact["file"])
-        if storage.read_footer(fact["file"]).metadata.get(WORK_KEY) != task.key:
+        footer = storage.read_footer(fact["file"])
+        row_map = row_map_text(footer, fact["file"])
+        if footer.metadata.get(WORK_KEY) != task.key:
             return None
     except (FileNotFoundError, CorruptFileError):
         return None  # cleaned up or torn by a power failure: the records are still there

@@ -224,12 +224,11 @@ class Planner:
             present = self._target_file(fragment, snapshot)
             inputs = self._marks(fragment, self._columns)
             filters = self._marks(fragment, self._filter_columns)
-            read = [
-                c.wheres
-                for c in file.row_map.classes
-                if c.inputs == inputs and (self._where.digest, filters) in c.wheres
-            ]
-            failed = any(c.status is RowStatus.FAILED for c in file.row_map.classes)
+            classes = file.row_map.classes
+            read = any(
+                c.inputs == inputs and (self._where.digest, filters) in c.wheres for c in classes
+            )
+            failed = any(c.status is RowStatus.FAILED for c in classes)
             if failed and self._options.retry_failed:
                 continue  # the next such run tries them once more
             if present == file.name and read:

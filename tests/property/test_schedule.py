@@ -94,7 +94,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         file = None
         if task.assemble and hit:
             name = f"f{task.fragment_id}"
-            row_map = RowMap.uniform(ROWS, CLASS)
+            row_map = RowMap.uniform(ROWS, CLASS).dumps()
             file = ColumnFile(task.fragment_id, ROWS, name, row_map, (), None)
         event = TaskDone(
             task.key, task.fragment_id, task.start, task.stop, file, Counts(computed=rows), (), logs

@@ -103,7 +103,7 @@ class ScriptedExecutor:
         name = f"{head}.{uuid4().hex}.{suffix}"
         os.link(folder / self._file.name, folder / name)
         self._links += 1
-        row_map, sources = self._file.row_map, task.sources
+        row_map, sources = self._file.row_map_text, task.sources
         return ColumnFile(task.fragment_id, task.rows, name, row_map, sources, task.target_file)
 
     def _written(self, task: Task) -> ColumnFile:

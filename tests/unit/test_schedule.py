@@ -48,7 +48,7 @@ def spans(fragment: int, count: int, rows: int = 10) -> tuple[Task, ...]:
 def done(t: Task, *, hit: bool = True, logs: tuple[str, ...] = (), replayed: int = 0) -> TaskDone:
     rows = t.stop - t.start
     file = ColumnFile(
-        t.fragment_id, t.rows, f"f{t.fragment_id}", RowMap.uniform(t.rows, CLASS), (), None
+        t.fragment_id, t.rows, f"f{t.fragment_id}", RowMap.uniform(t.rows, CLASS).dumps(), (), None
     )
     counts = Counts(computed=rows if hit else 0, replayed=replayed)
     return TaskDone(
