@@ -280,7 +280,7 @@ class _Classes:
 
     def holding_value(self, ids: IntArray) -> int:
         """Count the rows that hold a value."""
-        return int(self._holds[ids].sum()) if self.missing else 0
+        return int(np.count_nonzero(self._holds[ids])) if self.missing else 0
 
 
 def _spans(rows: IntArray, cursor: int, span_rows: int) -> Iterator[tuple[int, int]]:
@@ -317,7 +317,7 @@ def _scattered(values: pa.Array, rows: IntArray, count: int, present: pa.Array |
     if present is None:
         found, valid = np.zeros(count, _raw(values).dtype), np.zeros(count, np.bool_)
     else:
-        found, valid = _raw(present).copy(), flags(present.is_valid()).copy()
+        found, valid = _raw(present).copy(), flags(present.is_valid())
     found[rows] = _raw(values)
     valid[rows] = flags(values.is_valid()) if values.null_count else True
     bits = np.packbits(valid, bitorder="little")

@@ -146,7 +146,7 @@ class History(Sources):
         """Say of every row with a value that it is of one class; nulls are missing."""
         filled = " or ".join(f"`{c}` is not null" for c in group_columns(snapshot, column))
         pieces = [
-            flags(b.column("v").fill_null(False))
+            flags(b.column("v"))
             for b in self._storage.scan(snapshot, fragment.id, {"v": filled}, batch_rows=65_536)
         ]
         present = np.concatenate(pieces) if pieces else np.ones(0, np.bool_)

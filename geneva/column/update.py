@@ -144,7 +144,7 @@ class Update:
         found: list[OldRow] = []
         at = 0
         for r in self._removed:
-            first, at = at, at + int(r.gone.sum())
+            first, at = at, at + int(np.count_nonzero(r.gone))
             if at <= start or first >= stop:
                 continue
             mask = between(r.gone, start - first, stop - first)

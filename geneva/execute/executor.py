@@ -15,6 +15,12 @@ Udfs = Mapping[str, UDF]  # by the incarnation of their columns
 class Executor(Protocol):
     """Runs the tasks of one job at a time on appliers."""
 
+    def capacity(self, udf: UDF, appliers: int) -> int:
+        """Return how many of some appliers can run at once, as far as is known now.
+
+        Asked before each `start`, which goes by the same nodes.
+        """
+
     def start(
         self, storage: TableStorage, udfs: Udfs, settings: JobSettings, appliers: int
     ) -> None:
@@ -31,9 +37,6 @@ class Executor(Protocol):
         ResourceError
             No node can ever hold one.
         """
-
-    def capacity(self, udf: UDF, appliers: int) -> int:
-        """Return how many of some appliers can run at once, as far as is known now."""
 
     def free_slots(self, waiting: int) -> int:
         """Return how many of some waiting tasks should be handed out now, alone or in groups.

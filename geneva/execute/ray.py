@@ -139,6 +139,7 @@ class RayExecutor:
     def __init__(self, ray_options: Mapping[str, Any], resource_timeout_s: float) -> None:
         self._options = dict(ray_options)
         self._resource_timeout_s = resource_timeout_s
+        self._alive: list[dict[str, float]] = []  # nodes, as `capacity` found them
         self._actors: list[Actor] = []
         self._events: deque[ExecutorEvent] = deque()
         self._suspects: deque[Task] = deque()  # wait for an applier without tasks
@@ -154,20 +155,19 @@ class RayExecutor:
     def capacity(self, udf: UDF, appliers: int) -> int:
         """Return how many appliers the alive nodes hold now, between 1 and ``appliers``."""
         start_ray(self._options)
-        return max(1, min(appliers, slots(nodes(), reservation(udf))))
+        self._alive = nodes()
+        return max(1, min(appliers, slots(self._alive, reservation(udf))))
 
     def start(
         self, storage: TableStorage, udfs: Udfs, settings: JobSettings, appliers: int
     ) -> None:
         """Take warm actors, ask for the rest; returns at once."""
-        start_ray(self._options)
         udf = udfs[settings.target.incarnation]
         self._needs = reservation(udf)
-        alive = nodes()
-        self._missing = lacking(alive, self._needs)
+        self._missing = lacking(self._alive, self._needs)
         if self._missing and not autoscaling():
             raise ResourceError(self._missing)
-        self._started_at = self._missing_since = time.monotonic()
+        self._started_at = self._missing_since = self._watched_at = time.monotonic()
         self._cancelled = False
         self._wanted = appliers
         self._storage, self._settings = storage, settings
@@ -183,7 +183,7 @@ class RayExecutor:
             actor.beginning = self._begin(actor)
         self._reference = ray.put({self._names[column]: data for column, data in pickled.items()})
         # What cannot fit now is asked for once it is clear that the job lasts.
-        self._ask_for(min(appliers, max(1, slots(alive, self._needs))))
+        self._ask_for(min(appliers, max(1, slots(self._alive, self._needs))))
 
     def _ask_for(self, appliers: int) -> None:
         for _ in range(appliers - self._staying):

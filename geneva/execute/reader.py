@@ -309,7 +309,7 @@ def _selected(
     if deleted:
         chosen = flags(batch.column("_rowaddr").is_valid())
     if masked:
-        true = flags(batch.column("m").fill_null(False))
+        true = flags(batch.column("m"))
         chosen = true if chosen is None else chosen & true
     return None if chosen is not None and chosen.all() else chosen
 

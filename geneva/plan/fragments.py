@@ -147,7 +147,7 @@ class Planner:
             fragment.live_rows,
             Action.SKIP,
             "up to date",
-            rows_waiting=int(waiting.sum()),
+            rows_waiting=int(np.count_nonzero(waiting)),
             rows_foreign=kept[RowStatus.FOREIGN],
             rows_unverified=kept[RowStatus.UNVERIFIED],
             rows_failed=kept[RowStatus.FAILED],
@@ -159,7 +159,7 @@ class Planner:
             if kept[RowStatus.COMPUTED] == fragment.live_rows:
                 self._history.ledger.mark_done([work])  # what was compared to see it is not again
             return plan
-        rows = int(need.sum())
+        rows = int(np.count_nonzero(need))
         task = self._task(fragment, row_map, need, live, inputs, filters, file)
         action = Action.FILTER if self._where else Action.COMPUTE
         return replace(
@@ -176,12 +176,12 @@ class Planner:
             self._snapshot, plan.fragment_id, columns, batch_rows=65_536
         ):
             live = flags(batch.column("_rowaddr").is_valid())
-            true = flags(batch.column("m").fill_null(False))
+            true = flags(batch.column("m"))
             found.append(live & true)
         selected = np.concatenate(found)
         if plan.task.need is not None:
             selected &= plan.task.need.mask()
-        rows = int(selected.sum())
+        rows = int(np.count_nonzero(selected))
         if not rows:
             return replace(
                 plan,
@@ -209,7 +209,14 @@ class Planner:
         stale = need & ~row_map.mask(lambda c: c.status is RowStatus.MISSING)
         kept = {s.value: n for s, n in self._kept(row_map, live & ~stale).items()}
         waiting = need & ~self._ready(fragment)
-        return found | kept | {"stale": int(stale.sum()), "waiting": int(waiting.sum())}
+        return (
+            found
+            | kept
+            | {
+                "stale": int(np.count_nonzero(stale)),
+                "waiting": int(np.count_nonzero(waiting)),
+            }
+        )
 
     def settled(self, snapshot: Snapshot, committed: Mapping[int, ColumnFile]) -> list[str]:
         """Return what the ledger may say is done of fragments that were just committed.
@@ -377,7 +384,7 @@ class Planner:
         filters: Marks,
         file: str,
     ) -> Task:
-        whole = bool(need.sum() == live.sum())
+        whole = np.count_nonzero(need) == np.count_nonzero(live)
         wheres = ((self._where.digest, filters),) if self._where else ()
         digest = self._target.digest
         row_class = RowClass(

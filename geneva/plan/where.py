@@ -81,6 +81,7 @@ def parse_where(text: str, schema: pa.Schema) -> Where:
         raise
 
 
+@lru_cache(maxsize=256)  # a notebook, or a watch, asks with the same filter again and again
 def _checked(text: str, schema: pa.Schema) -> Where:
     if not text.strip():
         raise WhereError("where is empty; leave it out to compute every row that needs it")
