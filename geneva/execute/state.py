@@ -103,8 +103,9 @@ class Schedule:
         """Return tasks to hand out together, most often one; none if there is none now.
 
         Small fragments go together as far as an applier is soon done with them, by what those
-        before took, and as long as there is enough left to share evenly. None goes with one of
-        the next commit, which may take longer than those before made believe.
+        before took, and no more than an equal share of what is left (guided self-scheduling,
+        Polychronopoulos and Kuck 1987). None goes with one of the next commit, which may take
+        longer than those before made believe.
         """
         if (first := self.next_task()) is None:
             return ()
@@ -113,7 +114,8 @@ class Schedule:
             quick = int(_GROUP_S / max(self._task_s, 1e-9))
             before = (len(self._finished) + len(self._begun) - 1) % self._granularity
             of_commit = self._granularity - before
-            most = min(quick, _GROUP, of_commit, self.waiting // (2 * max(appliers, 1)))
+            share = -(-self.waiting // max(appliers, 1))
+            most = min(quick, _GROUP, of_commit, share)
             while len(group) < most and (task := self._next_to_join(self._group_rows - rows)):
                 group.append(task)
                 rows += task.rows

@@ -233,7 +233,7 @@ def test_small_fragments_are_handed_out_together_once_they_are_known_to_be_quick
     schedule = Schedule([(task(k),) for k in range(50)], None, 64, group_rows=1000)
     assert len(schedule.next_group(2)) == 1
     quick(schedule, 1)
-    assert [t.fragment_id for t in schedule.next_group(2)] == list(range(2, 13))  # 47 // 4
+    assert [t.fragment_id for t in schedule.next_group(2)] == list(range(2, 26))  # half of 48
 
 
 def test_group_ends_where_rows_granularity_or_num_frags_end() -> None:
