@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +45,7 @@ class RowStatus(StrEnum):
 _VALUED = {RowStatus.COMPUTED, RowStatus.FOREIGN, RowStatus.UNVERIFIED}
 
 
-@dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """What supplied one column of one fragment when it was read.
 
     Attributes
@@ -238,7 +237,7 @@ def _class_from_json(raw: list[Any]) -> RowClass:
 
 
 def _marks_to_json(marks: Marks) -> list[list[Any]]:
-    return [[m.field, m.file, m.generation] for m in marks]
+    return [list(m) for m in marks]
 
 
 def _marks_from_json(raw: list[list[Any]]) -> Marks:

@@ -59,5 +59,5 @@ def vouches(file: str, incarnation: str, digest: str, inputs: Marks) -> bool:
 
 def class_hash(digest: str, inputs: Marks) -> str:
     """Return 16 digits that stand for a UDF and what it read."""
-    text = repr((digest, [(m.field, m.file, m.generation) for m in inputs]))
+    text = repr((digest, [tuple(m) for m in inputs]))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

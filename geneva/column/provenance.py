@@ -362,7 +362,7 @@ class History(Sources):
                 return mark
             name = names.get(mark.field)
             if name is None or name not in after.fields or self.mark(before, old, name) != mark:
-                return replace(mark, file=GONE)
+                return mark._replace(file=GONE)
             return self.mark(after, new, name)
 
         return translate

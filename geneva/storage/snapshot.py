@@ -10,13 +10,14 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+# Named tuples: made for each of 100,000 fragments, at a third of what a frozen dataclass costs.
 
-@dataclass(frozen=True, slots=True)
-class DataFileInfo:
+
+class DataFileInfo(NamedTuple):
     """A data file of a fragment and the ids of the fields that it supplies."""
 
     path: str
@@ -24,8 +25,7 @@ class DataFileInfo:
     size_bytes: int = 0  # 0: not recorded
 
 
-@dataclass(frozen=True, slots=True)
-class FragmentInfo:
+class FragmentInfo(NamedTuple):
     """What one version's manifest says of one fragment; ``rows`` counts deleted ones too."""
 
     id: int
@@ -127,16 +127,17 @@ def _shared(fields: tuple[int, ...]) -> frozenset[int]:
 
 def _fragment_info(meta: Any) -> FragmentInfo:
     deletion = meta.deletion_file
+    files = [
+        DataFileInfo(_path_of(f), _shared(tuple(f.fields)), f.file_size_bytes or 0)
+        for f in meta.files
+    ]
     return FragmentInfo(
-        id=meta.id,
-        rows=meta.physical_rows,
-        deleted=meta.num_deletions or 0,
-        deletion="" if deletion is None else str(sorted(deletion.asdict().items())),
-        files=tuple(
-            DataFileInfo(_path_of(f), _shared(tuple(f.fields)), f.file_size_bytes or 0)
-            for f in meta.files
-        ),
-        overlaid=bool(meta.overlays),
+        meta.id,
+        meta.physical_rows,
+        meta.num_deletions or 0,
+        "" if deletion is None else str(sorted(deletion.asdict().items())),
+        tuple(files),
+        bool(meta.overlays),
     )
 
 
