@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,14 @@ class ReadCounts(TableStorage):
 
     log: str = ""
 
-    def scan(self, snapshot: Any, fragment_id: int, columns: Any, **kwargs: Any) -> Iterator[Any]:
-        if "i0" in columns:
-            CallLog(self.log)(f"task:{fragment_id}")
-        elif "x" in columns:
-            CallLog(self.log)(f"sample:{fragment_id}")
-        return super().scan(snapshot, fragment_id, columns, **kwargs)
+    def scan(
+        self, snapshot: Any, fragment_ids: int | Sequence[int], columns: Any, **kwargs: Any
+    ) -> Iterator[Any]:
+        what = "task" if "i0" in columns else "sample"
+        if what == "task" or "x" in columns:
+            for i in [fragment_ids] if isinstance(fragment_ids, int) else fragment_ids:
+                CallLog(self.log)(f"{what}:{i}")  # those of a group are read in one scan
+        return super().scan(snapshot, fragment_ids, columns, **kwargs)
 
 
 def watched(table: geneva.Table, log: CallLog) -> geneva.Table:
