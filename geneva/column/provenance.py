@@ -374,12 +374,13 @@ class History(Sources):
     ) -> RowMap:
         """Compare a rewritten column with its previous version, row by row."""
         old = before.fragments[fragment.id]
-        row_map = self.row_map(before, old, column)
+        same, empty = np.ones(fragment.rows, np.bool_), np.ones(fragment.rows, np.bool_)
         for name in group_columns(after, column):
             if name in before.fields:
-                same, empty = compare(self._storage, (before, old, name), (after, fragment, name))
-                row_map = match_in_place(row_map, same, empty, _missing(born), _foreign(born))
-        return row_map
+                found = compare(self._storage, (before, old, name), (after, fragment, name))
+                same, empty = same & found[0], empty & found[1]
+        row_map = self.row_map(before, old, column)
+        return match_in_place(row_map, same, empty, _missing(born), _foreign(born))
 
     def _moved(
         self,

@@ -84,6 +84,25 @@ def test_correction_of_one_column_of_a_group_is_undone(
     assert pairs(table, "x", "h") == {0: 0, 1: kept["h"], 2: -4, 3: -6}
 
 
+@pytest.mark.parametrize("values", [{"w": 5, "h": None}, {"w": None, "h": 5}])
+def test_correction_of_a_group_in_place_that_empties_another_column_is_undone(
+    tmp_path: Path, values: dict[str, int | None]
+) -> None:
+    table = make_table(tmp_path, rows=4, fragments=1)
+    table.add_columns({("w", "h"): size})
+    run(table, "w", "local")
+    dataset = lance.dataset(table.storage.uri)
+    new = pa.table({"x": [3]} | {c: pa.array([v], pa.int64()) for c, v in values.items()})
+    updated, fields = dataset.get_fragment(0).update_columns(new, left_on="x", right_on="x")
+    operation = lance.LanceOperation.Update(
+        updated_fragments=[updated], fields_modified=fields, update_mode="rewrite_columns"
+    )
+    lance.LanceDataset.commit(dataset.uri, operation, read_version=dataset.version)
+    result = run(table, "w", "local")
+    assert (result.rows_computed, result.rows_foreign) == (0, 1)
+    assert {c: pairs(table, "x", c)[3] for c in values} == values
+
+
 @both_row_ids
 @pytest.mark.parametrize("corrected", ["w", "h"])
 def test_correction_of_a_group_outlives_a_request_to_recompute(
