@@ -169,27 +169,24 @@ class History(Sources):
             rows = ids == k
             sources = [c.inputs, *(marks for _, marks in c.wheres)]
             same = [self._same(snapshot, fragment, column, c, s, rows) for s in sources]
-            code = np.zeros(len(ids), np.int64)
-            for bit, verdict in enumerate(same):
-                code |= np.where(verdict, 1 << bit, 0)
-            for variant in np.unique(code[rows]).tolist():
-                found[rows & (code == variant)] = len(classes)
-                classes.append(self._remarked(snapshot, fragment, c, variant))
+            for verdicts, there in _by_verdicts(rows, same):
+                found[there] = len(classes)
+                classes.append(self._remarked(snapshot, fragment, c, verdicts))
         return RowMap.from_ids(classes, found)
 
     def _remarked(
-        self, snapshot: Snapshot, fragment: FragmentInfo, c: RowClass, variant: int
+        self, snapshot: Snapshot, fragment: FragmentInfo, c: RowClass, same: Sequence[bool]
     ) -> RowClass:
-        """Return a class with present marks of its inputs (bit 0) and of its filters."""
+        """Return a class with present marks of its inputs and filters, as far as they are same."""
         names = {f.id: n for n, f in snapshot.fields.items()}
 
-        def now(marks: Marks, bit: int) -> Marks:
-            if not variant >> bit & 1:
+        def now(marks: Marks, held: bool) -> Marks:
+            if not held:
                 return marks
             return tuple(self.mark(snapshot, fragment, names[m.field]) for m in marks)
 
-        wheres = tuple((d, now(ms, bit)) for bit, (d, ms) in enumerate(c.wheres, 1))
-        return replace(c, inputs=now(c.inputs, 0), wheres=wheres)
+        wheres = [(d, now(ms, held)) for (d, ms), held in zip(c.wheres, same[1:], strict=True)]
+        return replace(c, inputs=now(c.inputs, same[0]), wheres=tuple(wheres))
 
     def _same(
         self,
@@ -428,6 +425,18 @@ class History(Sources):
                 row_map = self.refreshed(before, f, column, self.row_map(before, f, column))
                 found.append(Removed(f, gone, row_map, self._fresh(before, f, row_map)))
         return found
+
+
+def _by_verdicts(
+    rows: BoolArray, verdicts: Sequence[bool | BoolArray]
+) -> list[tuple[tuple[bool, ...], BoolArray]]:
+    """Split rows into those for which all verdicts are alike; return these verdicts with them."""
+    found: list[tuple[tuple[bool, ...], BoolArray]] = [((), rows)]
+    for verdict in verdicts:
+        sides = (True, verdict), (False, np.logical_not(verdict))
+        split = [((*those, v), part & side) for those, part in found for v, side in sides]
+        found = [(those, part) for those, part in split if part.any()]
+    return found
 
 
 def _missing(version: int) -> RowClass:

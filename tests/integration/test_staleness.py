@@ -352,6 +352,20 @@ def test_rows_of_a_filter_are_computed_again_when_its_column_was_rewritten_in_pl
     assert run(table, "y", "local", where="status = 'new'").rows_computed == 0
 
 
+def test_rows_that_were_computed_under_many_filters_end_every_backfill(
+    tmp_path: Path, calls: CallLog
+) -> None:
+    table = make_table(tmp_path, rows=4, fragments=1)
+    table.add_columns({"y": times(calls, 10)})
+    for day in range(64):
+        assert run(table, "y", "local", where=f"x < {100 + day}").rows_computed == 4
+    calls.clear()
+    rewrite_column(table.storage.uri, "x", lambda v: v + 100 * (v == 3), [0], "update")
+    run(table, "y", "local")
+    assert xs(calls) == [103]
+    assert run(table, "y", "local", where="x < 100").rows_computed == 0
+
+
 def test_cleanup_after_compaction_computes_a_chain_again(tmp_path: Path) -> None:
     table = chain(tmp_path, {"x": list(range(20))}, 4)
     lance.dataset(table.storage.uri).optimize.compact_files()
