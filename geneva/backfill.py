@@ -93,7 +93,7 @@ def _checked(
         top_level(snapshot.schema, path)
     # The stored digest counts, not one computed now: a newer Python must not change it.
     digest = load(storage, binding).with_params(params).digest if params else binding.digest
-    return target_of(snapshot.schema, binding, digest), where
+    return target_of(snapshot, binding, digest), where
 
 
 def _check_fragments(snapshot: Snapshot, options: Options) -> None:

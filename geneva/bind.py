@@ -17,6 +17,7 @@ from geneva.column.binding import (
     computed,
     dependency_order,
     group_of,
+    nested_of,
     new_incarnation,
     python_version,
     top_level,
@@ -124,6 +125,7 @@ def _bind(
         rebind(storage, names[0], udf, auto)  # its values stay computed ones, fresh or stale
         return
     binding = _new_binding(storage, udf, new_incarnation(), grouped=len(names) > 1)
+    binding = replace(binding, nested=nested_of(storage.open(), binding.inputs) or {})
     metadata = [binding.metadata(k) | declared(auto) for k in range(len(names))]
 
     def publish() -> None:
@@ -182,7 +184,8 @@ def declare(storage: TableStorage, column: str, auto: Auto) -> None:
 
 
 def _rebind(storage: TableStorage, column: str, udf: UDF, auto: Auto | None) -> None:
-    schema = storage.open().schema
+    snapshot = storage.open()
+    schema = snapshot.schema
     old = binding_of(schema.field(column)) if column in schema.names else None
     if column not in schema.names:
         raise ColumnError(unknown_column(column, schema.names))
@@ -198,6 +201,9 @@ def _rebind(storage: TableStorage, column: str, udf: UDF, auto: Auto | None) -> 
             )
     incarnation = old.incarnation if old else new_incarnation()
     binding = _new_binding(storage, udf, incarnation, grouped=bool(old and old.grouped))
+    # The first ones are kept, or values from before they changed would count as of now.
+    nested = (old.nested if old else {}) or nested_of(snapshot, binding.inputs) or {}
+    binding = replace(binding, nested=nested)
     _check_binding(schema, names, binding)
     _check_auto(schema, auto)
     metadata = {n: binding.metadata(p) | declared(auto) for n, p in group}

@@ -71,7 +71,7 @@ def coverage(
     snapshot = snapshot or storage.open()
     known = ledger or Ledger.load(storage, binding.incarnation)
     history = History(storage, snapshot, known)
-    target = target_of(snapshot.schema, binding, binding.digest)
+    target = target_of(snapshot, binding, binding.digest)
     planner = Planner(storage, history, target, None, Options())
     counted = [planner.coverage(f) for f in snapshot.fragments.values()]
     schema = pa.schema([pa.field(n, pa.int64()) for n in _COUNTED])

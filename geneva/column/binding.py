@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
 
 from geneva.errors import ColumnError, SettingError
+from geneva.storage.snapshot import Snapshot
 from geneva.types import Target
 
 BINDING = b"geneva.binding"
 POSITION = b"geneva.position"
 PICKLES = "udfs"  # folder of pickled UDFs, by sha256
-_FORMAT = 1
+_FORMAT = 2  # 1: without `nested`
+
+
+Nested = Mapping[str, Sequence[Sequence[Any]]]  # by path: name, place and id of each field
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,8 @@ class Binding:
         Whether each column is a field of the struct that the UDF returns.
     reserves
         Resources of one applier, as Ray names them.
+    nested
+        What `nested_of` said of the inputs when a UDF was first bound that has any such.
     """
 
     incarnation: str
@@ -55,6 +63,7 @@ class Binding:
     grouped: bool = False
     reads_own_output: bool = False
     reserves: Mapping[str, float] = field(default_factory=dict)
+    nested: Nested = field(default_factory=dict)
     format: int = _FORMAT
 
     def metadata(self, position: int) -> dict[str, str]:
@@ -128,19 +137,56 @@ def group_of(schema: pa.Schema, binding: Binding) -> list[tuple[str, int]]:
     return sorted(found, key=lambda c: c[1])
 
 
-def target_of(schema: pa.Schema, binding: Binding, digest: str) -> Target:
+def target_of(snapshot: Snapshot, binding: Binding, digest: str) -> Target:
     """Return what a job fills, given the digest of the UDF with the job's parameters."""
+    schema = snapshot.schema
     group = group_of(schema, binding)
     columns = tuple(name for name, _ in group)
     return Target(
         columns=columns,
         data_types=tuple(schema.field(c).type for c in columns),
         incarnation=binding.incarnation,
-        digest=digest,
+        digest=digest_in(snapshot, binding, digest),
         bound_digest=binding.digest,
         inputs=binding.inputs,
         fields=tuple(position for _, position in group) if binding.grouped else (),
     )
+
+
+def nested_of(snapshot: Snapshot, inputs: Sequence[str]) -> Nested | None:
+    """Return the fields within columns that some inputs are or hold; ``None``: one has gone."""
+    found = {path: snapshot.nested(path) for path in inputs}
+    if None in found.values():
+        return None
+    return {path: fields for path, fields in found.items() if fields}
+
+
+def digest_in(snapshot: Snapshot, binding: Binding, digest: str) -> str:
+    """Return the digest that values of a UDF have while the fields within its inputs are as now.
+
+    They are dropped and renamed without a trace in any fragment. It is the UDF's own as long as
+    they are what they were when the column was bound.
+    """
+    now = nested_of(snapshot, binding.inputs) if binding.nested else None
+    if now is None or _same_fields(binding.nested, now):
+        return digest
+    # Without the ids, of which Lance gives out new ones when it replaces a column in place.
+    places = {path: [(name, place) for name, place, _ in now[path]] for path in sorted(now)}
+    return hashlib.sha256(f"{digest} {places}".encode()).hexdigest()
+
+
+def _same_fields(before: Nested, now: Nested) -> bool:
+    """Whether each field has kept its place, or its id where one before it was dropped."""
+    if before.keys() != now.keys():
+        return False
+    for path, fields in before.items():
+        known = {name: (place, i) for name, place, i in fields}
+        found = {name: (place, i) for name, place, i in now[path]}
+        if known.keys() != found.keys():
+            return False
+        if any(k[0] != found[n][0] and k[1] != found[n][1] for n, k in known.items()):
+            return False
+    return True
 
 
 def top_level(schema: pa.Schema, path: str) -> str:

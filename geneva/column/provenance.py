@@ -13,7 +13,7 @@ from functools import cache, partial
 
 import numpy as np
 
-from geneva.column.binding import Binding, binding_of
+from geneva.column.binding import Binding, binding_of, digest_in
 from geneva.column.file import read_row_map
 from geneva.column.ledger import Ledger, entry_key
 from geneva.column.marks import (
@@ -137,7 +137,8 @@ class History(Sources):
             own = group_columns(past, name)
             read = inputs_in(past, snapshot, binding)
             inputs = self.marks(past, there, [c for c in read if c not in own])
-            trusted = replace(trusted, digest=binding.digest, inputs=inputs)
+            digest = digest_in(past, binding, binding.digest)
+            trusted = replace(trusted, digest=digest, inputs=inputs)
         return self._by_value(snapshot, fragment, column, trusted)
 
     def _by_value(

@@ -355,7 +355,7 @@ class Planner:
         if key not in self._settled:
             if column not in self._others:
                 binding = self._bindings[column]
-                target = target_of(self._snapshot.schema, binding, binding.digest)
+                target = target_of(self._snapshot, binding, binding.digest)
                 there = replace(target, inputs=inputs_there(self._snapshot.schema, binding))
                 other = Planner(self._storage, self._history, there, None, Options())
                 other._orphaned = there != target

@@ -80,6 +80,24 @@ class Snapshot:
         """Return what a top-level field is called here: ids outlive renames."""
         return next((n for n, f in self.fields.items() if f.id == field_id), None)
 
+    def nested(self, path: str) -> list[tuple[str, int, int]] | None:
+        """Return what a column holds at and below a path: names, places and ids of the fields.
+
+        None of a column without fields; ``None`` if there is no such path.
+        """
+        nodes = {f.name(): f for f in self.dataset.lance_schema.fields()}
+        head, *rest = [path] if path in nodes else path.split(".")
+        if head not in nodes:
+            return None
+        node, found = nodes[head], list[tuple[str, int, int]]()
+        for part in rest:
+            children = {f.name(): (k, f) for k, f in enumerate(node.children())}
+            if part not in children:
+                return None
+            place, node = children[part]
+            found.append((part, place, node.id()))
+        return [*found, *_below(node, "")]
+
     @property
     def storage_version(self) -> str:
         """Lance file format version, such as ``2.2``."""
@@ -112,6 +130,12 @@ def _subtree(node: Any) -> Iterator[int]:
     yield node.id()
     for child in node.children():
         yield from _subtree(child)
+
+
+def _below(node: Any, path: str) -> Iterator[tuple[str, int, int]]:
+    for place, child in enumerate(node.children()):
+        yield f"{path}.{child.name()}", place, child.id()
+        yield from _below(child, f"{path}.{child.name()}")
 
 
 def _path_of(data_file: Any) -> str:

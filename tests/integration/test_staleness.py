@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -559,3 +560,84 @@ def test_wide_rows_that_an_update_moved_are_compared_all_at_once(
     ).plan_backfill("n")
     assert plan.rows_compute == 0
     assert 0 < max(seen) < 80 * size
+
+
+# --- fields within a struct ----------------------------------------------------------------------
+
+
+@geneva.udf(data_type=pa.string())
+def whole(m: dict) -> str:
+    return repr(m)
+
+
+@geneva.udf(input_columns=["m.a"])
+def plus_ten(a: int) -> int:
+    return a + 10
+
+
+def of_structs(path: Path, udf: geneva.UDF) -> geneva.Table:
+    data = pa.table({"id": range(6), "m": [{"a": i, "b": 100 + i} for i in range(6)]})
+    table = make_table(path, data=data, fragments=2)
+    table.add_columns({"y": udf})
+    assert run(table, "y", "local").rows_computed == 6
+    assert run(table, "y", "local").rows_computed == 0
+    return table
+
+
+def test_values_of_a_struct_are_stale_when_a_field_of_it_is_dropped(tmp_path: Path) -> None:
+    table = of_structs(tmp_path, whole)
+    table.drop_columns(["m.b"])
+    assert run(table, "y", "local").rows_computed == 6
+    assert column(table, "y") == [repr({"a": i}) for i in range(6)]
+    assert run(table, "y", "local").rows_computed == 0
+
+
+def test_values_of_a_field_are_stale_when_another_takes_its_name(tmp_path: Path) -> None:
+    table = of_structs(tmp_path, plus_ten)
+    table.alter_columns({"path": "m.a", "rename": "z"})
+    table.alter_columns({"path": "m.b", "rename": "a"})
+    table.add_columns({"y": plus_ten})  # bound again: the old values are no fresher for that
+    assert run(table, "y", "local").rows_computed == 6
+    assert column(table, "y") == [110 + i for i in range(6)]
+    assert run(table, "y", "local").rows_computed == 0
+
+
+def test_a_field_that_is_not_read_may_go(tmp_path: Path) -> None:
+    table = of_structs(tmp_path, plus_ten)
+    table.drop_columns(["m.b"])
+    assert run(table, "y", "local").rows_computed == 0
+
+
+def test_checkpoints_of_a_field_are_not_those_of_another_with_its_name(tmp_path: Path) -> None:
+    calls = CallLog(tmp_path / "calls.log")
+
+    @geneva.udf(input_columns=["m.a"], num_cpus=CPUS)
+    def until_four(a: int) -> int:
+        calls(a)
+        if a == 4:
+            raise ValueError("enough")
+        return a + 10
+
+    data = pa.table({"m": [{"a": i, "b": 100 + i} for i in range(6)]})
+    table = make_table(tmp_path, data=data, fragments=1)
+    table.add_columns({"y": until_four})
+    with pytest.raises(geneva.errors.UdfFailedError):
+        run(table, "y", "local", batch_size=1)
+    assert table.plan_backfill("y").rows_compute == 6
+    table.alter_columns({"path": "m.a", "rename": "z"})
+    table.alter_columns({"path": "m.b", "rename": "a"})
+    result = run(table, "y", "local", batch_size=1)
+    assert (result.rows_computed, result.rows_replayed) == (6, 0)
+    assert column(table, "y") == [110 + i for i in range(6)]
+
+
+def test_binding_of_before_nested_fields_were_noted_stays_as_it_is(tmp_path: Path) -> None:
+    table = make_table(tmp_path, data=pa.table({"m": [{"a": 1, "b": 2}]}), fragments=1)
+    table.add_columns({"y": plus_ten})
+    metadata = {k.decode(): v.decode() for k, v in table.schema.field("y").metadata.items()}
+    old = json.loads(metadata["geneva.binding"])
+    assert old.pop("nested")
+    metadata["geneva.binding"] = json.dumps(old | {"format": 1})
+    table.storage.set_field_metadata({"y": metadata})
+    assert run(table, "y", "local").rows_computed == 1
+    assert run(table, "y", "local").rows_computed == 0
