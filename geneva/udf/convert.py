@@ -64,18 +64,23 @@ def to_arrow(values: Any, data_type: pa.DataType, rows: int) -> pa.Array:
 
 def _convert(values: Any, data_type: pa.DataType, rows: int) -> pa.Array:
     array = _as_array(values, data_type)
-    if array is None:
+    if array is None or getattr(array, "ndim", 1) == 0:
         raise BadResult.at(
             None,
             f"expected {rows} values of {data_type}, got {type(values).__name__} "
             f"{shorten(values, 80)}; return an array or a list with one value per row",
         )
     _check_length(len(array), rows)
-    if isinstance(array, np.ndarray):
-        return from_numpy(array, data_type)
     if isinstance(array, list):
         return from_values(array, data_type)
-    return recast(array, data_type)
+    is_numpy = isinstance(array, np.ndarray)
+    return _owned(from_numpy(array, data_type) if is_numpy else recast(array, data_type))
+
+
+def _owned(array: pa.Array) -> pa.Array:
+    """Copy what the UDF may write to again: it may fill the same memory in each call."""
+    shared = any(b is not None and b.is_mutable for b in array.buffers())
+    return pa.concat_arrays([array]) if shared else array
 
 
 def _as_array(values: Any, data_type: pa.DataType) -> Any:

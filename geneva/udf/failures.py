@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import pyarrow as pa
+
 _EXCERPT_CHARS = 200
 
 
@@ -102,6 +104,14 @@ def shorten(value: Any, chars: int = _EXCERPT_CHARS) -> str:
     except Exception as error:
         text = f"<{type(value).__name__}, whose repr raised {type(error).__name__}>"
     return shorten_text(text, chars)
+
+
+def shorten_cell(array: pa.Array, row: int, chars: int = _EXCERPT_CHARS) -> str:
+    """Return a row's value as text, also one that Python cannot hold; never raises."""
+    try:
+        return shorten(array[row].as_py(), chars)
+    except Exception:  # a date after the year 9999, text that is no UTF-8
+        return shorten_text(" ".join(str(array.slice(row, 1)).split()), chars)
 
 
 def shorten_text(text: str, chars: int = _EXCERPT_CHARS) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from geneva.udf.failures import shorten
+from geneva.udf.failures import shorten_cell
 
 _t = pa.types
 
@@ -264,7 +264,7 @@ def _there_and_back(array: pa.Array, target: pa.DataType) -> pa.Array:
 def _require(array: pa.Array, same: pa.Array) -> None:
     index = pc.index(same, False).as_py()
     if index >= 0:
-        raise Inexact(index, f"{_shown(array, index)}, which it cannot hold exactly")
+        raise Inexact(index, f"{shorten_cell(array, index, 80)}, which it cannot hold exactly")
 
 
 def _cast(array: pa.Array, target: pa.DataType) -> pa.Array:
@@ -275,13 +275,6 @@ def _cast(array: pa.Array, target: pa.DataType) -> pa.Array:
             try:
                 pc.cast(array.slice(index, 1), target)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as one:
-                reason = f"{_shown(array, index)} ({array.type}): {one}"
+                reason = f"{shorten_cell(array, index, 80)} ({array.type}): {one}"
                 raise Inexact(index, reason) from error
         raise Inexact(None, f"{array.type}: {error}") from error
-
-
-def _shown(array: pa.Array, index: int) -> str:
-    try:
-        return shorten(array[index].as_py(), 80)
-    except ValueError:  # nanoseconds that Python's datetime cannot hold
-        return str(array[index])

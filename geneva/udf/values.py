@@ -191,7 +191,10 @@ def _to_date(value: Any) -> Any:
             return value.date()
         return NotImplemented
     if isinstance(value, np.datetime64):
-        return recast(pa.array(np.array([value])), pa.date32())[0].as_py()
+        if np.isnat(value):
+            return None
+        instant = _from_numpy_time(value, np.datetime64, pa.timestamp("us"))
+        return recast(pa.array(np.array([instant])), pa.date32())[0].as_py()
     return NotImplemented
 
 
@@ -213,8 +216,9 @@ def _from_numpy_time(value: Any, kind: type, target: pa.DataType) -> Any:
             return None
         # Of just this unit `pyarrow.array` takes NumPy's value as it is, nanoseconds included.
         made = value.astype(f"{value.dtype.kind}8[{target.unit}]")
-        if made != value:
-            raise Inexact(None, f"{value!r}, which is finer than {target.unit}")
+        # There and back: NumPy's own comparison overflows as the conversion does.
+        if made.astype(value.dtype) != value:
+            raise Inexact(None, f"{value!r}, which is finer than {target.unit} or out of its range")
         return made
     nanoseconds = getattr(value, "nanoseconds", None)
     if isinstance(value, dt.timedelta) and nanoseconds is not None and target.unit != "ns":

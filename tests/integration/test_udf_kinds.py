@@ -372,6 +372,26 @@ def test_large_integer_within_a_value_arrives_as_another_number(
         run(table, "y", "local", batch_size=2)
 
 
+@pytest.mark.parametrize("form", ["numpy", "arrow"])
+def test_results_in_the_same_memory_overwrite_those_of_earlier_calls(
+    tmp_path: Path, form: str
+) -> None:
+    table = numbers(tmp_path)
+
+    @geneva.udf(data_type=pa.int64())
+    class Doubled:
+        def __init__(self) -> None:
+            self.memory = np.zeros(1000, np.int64)
+
+        def __call__(self, x: pa.Array) -> Any:
+            out = np.multiply(x, 2, out=self.memory[: len(x)])
+            return out if form == "numpy" else pa.array(out)
+
+    table.add_columns({"y": Doubled})
+    table.backfill("y", executor="local", concurrency=1, batch_size=2)
+    assert pairs(table, "x", "y") == {i: 2 * i for i in range(24)}
+
+
 def test_stateful_udf_is_built_more_than_once_per_applier(
     tmp_path: Path, calls: CallLog, executor: str
 ) -> None:

@@ -71,6 +71,9 @@ LOSSY = [
     ([dt.time(1, 2, 3, 4)], pa.time32("s")),
     ([dt.timedelta(microseconds=5)], pa.duration("ms")),
     ([np.datetime64("2024-01-01T00:00:00.000000005")], pa.timestamp("us")),
+    ([np.datetime64("3000-01-01")], pa.timestamp("ns")),
+    ([np.timedelta64(10**6, "D")], pa.duration("ns")),
+    (pa.array([2**40], pa.timestamp("s")), pa.timestamp("ns")),
     ([[1.0, 2.0, 3.0]], VECTOR),
     (np.ones((1, 3)), VECTOR),
     (pa.array([[1.0, 2.0, 3.0]]), VECTOR),
@@ -189,6 +192,11 @@ def test_result_of_wrong_length_never_shifts_rows(came: int, make: Any) -> None:
         to_arrow(make([1] * came), pa.int64(), 2)
 
 
+def test_array_without_dimensions_is_no_result() -> None:
+    with pytest.raises(BadResult, match="one value per row"):
+        to_arrow(np.array(5.0), pa.float64(), 1)
+
+
 def test_lossy_value_deep_in_a_list_is_blamed_on_its_row() -> None:
     values = [[{"x": 1}], None, [], [{"x": 2}, {"x": 2.5}]]
     with pytest.raises(BadResult) as caught:
@@ -220,6 +228,33 @@ def test_sorted_series_does_not_shift_rows() -> None:
     assert to_arrow(series, pa.int64(), 3).to_pylist() == [3, 1, 2]
     with pytest.raises(BadResult, match="reordered index"):
         to_arrow(series.sort_values(), pa.int64(), 3)
+
+
+def test_memory_that_is_filled_again_changes_no_value() -> None:
+    memory = np.arange(4.0)
+    results: list[tuple[Any, pa.DataType, list[Any]]] = [
+        (memory, pa.float64(), [0, 1, 2, 3]),
+        (memory.reshape(2, 2), pa.list_(pa.float64(), 2), [[0, 1], [2, 3]]),
+        (pa.array(memory), pa.float64(), [0, 1, 2, 3]),
+        (
+            pa.FixedSizeListArray.from_arrays(pa.array(memory), 2),
+            pa.list_(pa.float64(), 2),
+            [[0, 1], [2, 3]],
+        ),
+        (
+            pa.RecordBatch.from_pydict({"a": pa.array(memory[:2])}),
+            pa.struct([("a", pa.float64())]),
+            [{"a": 0}, {"a": 1}],
+        ),
+    ]
+    kept = [to_arrow(values, kind, len(expected)) for values, kind, expected in results]
+    memory[:] = 7
+    assert [array.to_pylist() for array in kept] == [expected for *_, expected in results]
+
+
+def test_days_and_months_of_numpy_are_dates() -> None:
+    values = [np.datetime64("2024-05-06"), np.datetime64("2024-05"), np.datetime64("NaT")]
+    assert to_arrow(values, pa.date32(), 3).to_pylist() == [DAY.date(), dt.date(2024, 5, 1), None]
 
 
 def test_missing_text_of_pandas_is_null_not_nan() -> None:
