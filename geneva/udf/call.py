@@ -22,10 +22,10 @@ from geneva.udf.failures import (
     RowError,
     RowFailed,
     of_full_device,
-    shorten,
+    shorten_cell,
     shorten_text,
 )
-from geneva.udf.inputs import batch_arguments, python_columns
+from geneva.udf.inputs import batch_arguments, row_call
 from geneva.udf.retry import Retry
 from geneva.udf.signature import UdfKind
 
@@ -145,8 +145,7 @@ class Caller:
     # -- rows ---------------------------------------------------------------------------------
 
     def _rows(self, batch: pa.RecordBatch) -> Applied:
-        columns = python_columns(batch)
-        call = self._instance()
+        call, columns = row_call(self._instance(), batch)
         results: list[Any] = []
         failures: list[RowError] = []
         pending = map(call, *columns)
@@ -169,8 +168,8 @@ class Caller:
         return self._applied(batch, results, failures)
 
     def _awaited(self, batch: pa.RecordBatch) -> Applied:
-        columns = python_columns(batch)
-        work = self._await_all(self._instance(), columns, batch.num_rows)
+        call, columns = row_call(self._instance(), batch)
+        work = self._await_all(call, columns, batch.num_rows)
         outcomes, fatal = self._runner().run(work)
         if fatal:
             raise fatal[0]
@@ -402,7 +401,5 @@ def _text(error: BaseException) -> str:
 def _excerpt(batch: pa.RecordBatch, row: int) -> str:
     each = max(20, 200 // max(1, batch.num_columns))
     names = batch.schema.names
-    cells = (
-        f"{name}={shorten(batch.column(i)[row].as_py(), each)}" for i, name in enumerate(names)
-    )
+    cells = (f"{name}={shorten_cell(batch.column(i), row, each)}" for i, name in enumerate(names))
     return shorten_text(", ".join(cells))

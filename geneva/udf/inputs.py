@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, assert_never
 
 import numpy as np
@@ -10,10 +12,70 @@ import pyarrow.compute as pc
 
 from geneva.udf.signature import Container, UdfKind
 
+_TIME_NS = pa.time64("ns")
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """Stands for a value that Python cannot hold."""
+
+    reason: str
+
+
+def row_call(
+    call: Callable[..., Any], batch: pa.RecordBatch
+) -> tuple[Callable[..., Any], list[list[Any]]]:
+    """Return what to call with the values of a row, and each column as Python values.
+
+    A value that Python cannot hold, as a date after the year 9999, is a failure of its row only.
+    """
+    try:
+        return call, python_columns(batch)
+    except (ValueError, OverflowError):
+        names = batch.schema.names
+        cells = [
+            [_cell(name, column.slice(k, 1)) for k in range(batch.num_rows)]
+            for name, column in zip(names, batch.columns, strict=True)
+        ]
+        return _refusing(call), cells
+
+
+def _cell(name: str, one: pa.Array) -> Any:
+    try:
+        return _python_values(one)[0]
+    except (ValueError, OverflowError) as error:
+        return _Unreadable(
+            f"column {name!r} holds a {one.type} that Python cannot hold ({error}); "
+            "take it as a pyarrow.Array"
+        )
+
+
+def _refusing(call: Callable[..., Any]) -> Callable[..., Any]:
+    def refusing(*values: Any) -> Any:
+        for value in values:
+            if isinstance(value, _Unreadable):
+                raise ValueError(value.reason)
+        return call(*values)
+
+    return refusing
+
 
 def python_columns(batch: pa.RecordBatch) -> list[list[Any]]:
-    """Return each column as Python values; null is ``None``."""
-    return [column.to_pylist() for column in batch.columns]
+    """Return each column as Python values; null is ``None``.
+
+    Raises
+    ------
+    ValueError, OverflowError
+        Python cannot hold one of them.
+    """
+    return [_python_values(column) for column in batch.columns]
+
+
+def _python_values(column: pa.Array) -> list[Any]:
+    # Of a time of day `to_pylist` would drop the nanoseconds.
+    exact = pc.cast(column, pa.time64("us")) if column.type == _TIME_NS else column
+    values: list[Any] = exact.to_pylist()
+    return values
 
 
 def batch_arguments(batch: pa.RecordBatch, kind: UdfKind, container: Container) -> list[Any]:

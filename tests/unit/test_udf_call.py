@@ -365,3 +365,39 @@ def test_empty_batch_calls_nothing() -> None:
     applied = Caller(never)(empty)
     assert len(applied.values) == 0
     assert applied.values.type == pa.int64()
+
+
+LATE = pa.array([0, 10**12, 1], pa.timestamp("s"))  # the middle one is after the year 9999
+FINE = pa.array([0, 1, 1000], pa.time64("ns"))
+NO_TEXT = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
+
+
+@pytest.mark.parametrize("values", [LATE, FINE, NO_TEXT], ids=["late", "fine", "no_text"])
+@pytest.mark.parametrize("form", ["row", "async"])
+def test_value_that_python_cannot_hold_fails_more_than_its_row(form: str, values: pa.Array) -> None:
+    def scalar(x: Any) -> bool:
+        return True
+
+    async def awaited(x: Any) -> bool:
+        return True
+
+    made = udf(scalar if form == "row" else awaited)
+    inputs = pa.RecordBatch.from_pydict({"x": values})
+    with Caller(made, "null") as caller:
+        applied = caller(inputs)
+    assert applied.values.to_pylist() == [True, None, True]
+    assert [f.row for f in applied.failures] == [1]
+    assert "column 'x'" in applied.failures[0].message
+    with Caller(made) as caller, pytest.raises(RowFailed, match=r"row 1.*pyarrow\.Array"):
+        caller(inputs)
+
+
+@pytest.mark.parametrize("values", [LATE, FINE, NO_TEXT], ids=["late", "fine", "no_text"])
+def test_report_of_a_failed_row_fails_over_its_input(values: pa.Array) -> None:
+    @udf(data_type=pa.int64())
+    def fail(x: pa.Array) -> pa.Array:
+        raise ValueError("bad")
+
+    applied = Caller(fail, "null")(pa.RecordBatch.from_pydict({"x": values}))
+    assert [f.message for f in applied.failures] == ["bad"] * 3
+    assert all(f.input.startswith("x=") for f in applied.failures)
