@@ -267,7 +267,24 @@ def _output_types(names: tuple[str, ...], udf: UDF) -> list[pa.DataType]:
             f"UDF {udf.name!r} returns {udf.data_type}: Lance cannot keep a fixed-size list of "
             "structs beside other values; use a list, or a UDF of its own for that column"
         )
+    if any(_holds_fixed_lists_of_text(t) for t in types):
+        raise UdfError(
+            f"UDF {udf.name!r} returns {udf.data_type}: Lance cannot write a fixed-size list of "
+            "text or bytes; use a list"
+        )
     return types
+
+
+def _holds_fixed_lists_of_text(data_type: pa.DataType) -> bool:
+    inner = [data_type.field(i).type for i in range(data_type.num_fields)]
+    fixed = pa.types.is_fixed_size_list(data_type)
+    return any((fixed and _is_text(t)) or _holds_fixed_lists_of_text(t) for t in inner)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    t = pa.types
+    text = t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind)
+    return bool(text or t.is_binary(kind) or t.is_large_binary(kind) or t.is_binary_view(kind))
 
 
 def _holds_fixed_lists_of_structs(data_type: pa.DataType) -> bool:

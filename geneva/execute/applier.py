@@ -470,7 +470,7 @@ class TaskRun:
 
     def gather(self, unit: Unit, applied: list[Applied]) -> Computed:
         """Join the batches of a unit."""
-        columns, errors = joined(applied, self._settings.target.fields)
+        columns, errors = joined(applied, self._settings.target)
         failures = tuple(self.failure(int(unit.rows[k]), e) for k, e in errors[:_FAILURES_KEPT])
         failed = np.array([k for k, _ in errors], np.int64)
         return Computed(

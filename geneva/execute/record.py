@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from geneva.checkpoint.journal import Journal
 from geneva.rows import IntArray
-from geneva.types import Counts, Failure
+from geneva.types import Counts, Failure, Target, stored_type
 from geneva.udf import Applied, RowError
 
 _HELD_S = 0.2
@@ -35,20 +35,14 @@ class Computed:
 
 
 def joined(
-    applied: Sequence[Applied], fields: Sequence[int]
+    applied: Sequence[Applied], target: Target
 ) -> tuple[list[pa.Array], list[tuple[int, RowError]]]:
-    """Join batches that follow each other: their columns, and what failed where.
-
-    Parameters
-    ----------
-    fields
-        Which field of the struct that the UDF returned fills each column; empty: it is the column.
-    """
+    """Join batches that follow each other: their columns, and what failed where."""
     if len(applied) == 1:
-        return columns_of(applied[0].values, fields), [(e.row, e) for e in applied[0].failures]
+        return _columns_of(applied[0].values, target), [(e.row, e) for e in applied[0].failures]
     starts = itertools.accumulate((len(a.values) for a in applied), initial=0)
     errors = [(s + e.row, e) for s, a in zip(starts, applied, strict=False) for e in a.failures]
-    return columns_of(pa.concat_arrays([a.values for a in applied]), fields), errors
+    return _columns_of(pa.concat_arrays([a.values for a in applied]), target), errors
 
 
 def together(done: Collection[Computed]) -> Computed:
@@ -115,13 +109,16 @@ class Recorder:
         self._journal.append(done.rows, done.values, texts)
 
 
-def columns_of(values: pa.Array, fields: Sequence[int]) -> list[pa.Array]:
-    """Return the columns that a UDF's values fill: these fields of a struct, or all in one."""
+def _columns_of(values: pa.Array, target: Target) -> list[pa.Array]:
+    """Return the columns that a UDF's values fill: fields of a struct, or all in one."""
     columns = [values]
-    if fields:
+    if target.fields:
         flat = values.flatten()
-        columns = [flat[k] for k in fields]
-    return [c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c for c in columns]
+        columns = [flat[k] for k in target.fields]
+    plain = [c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c for c in columns]
+    # Lance keeps views of text as text: new values must be of the type of those that are kept.
+    types = map(stored_type, target.data_types)
+    return [c if c.type == t else c.cast(t) for c, t in zip(plain, types, strict=True)]
 
 
 def error_text(error: RowError) -> str:

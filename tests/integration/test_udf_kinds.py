@@ -198,6 +198,44 @@ def test_type_whose_checkpoints_cannot_be_read_is_bound(
         numbers(tmp_path).add_columns({"y": y})
 
 
+@pytest.mark.parametrize(
+    "data_type",
+    [pa.list_(pa.string(), 2), pa.list_(pa.list_(pa.large_binary(), 2))],
+    ids=["vectors", "lists_of_vectors"],
+)
+def test_type_that_lance_cannot_write_is_bound(tmp_path: Path, data_type: pa.DataType) -> None:
+    @geneva.udf(data_type=data_type)
+    def y(x: int) -> Any:
+        return None
+
+    with pytest.raises(UdfError, match="use a list"):
+        numbers(tmp_path).add_columns({"y": y})
+
+
+@pytest.mark.parametrize("data_type", [pa.string_view(), pa.list_(pa.string_view())], ids=str)
+def test_views_of_text_do_not_join_with_what_was_computed_before(
+    tmp_path: Path, data_type: pa.DataType
+) -> None:
+    table = make_table(tmp_path, rows=24, fragments=1)
+    lets_pass = str(tmp_path / "lets_pass")
+    listed = pa.types.is_list(data_type)
+
+    @geneva.udf(data_type=data_type)
+    def y(x: int) -> Any:
+        if x == 12 and not os.path.exists(lets_pass):
+            raise ValueError("stop")
+        return [f"{x}"] if listed else f"{x}"
+
+    table.add_columns({"y": y})
+    with pytest.raises(UdfFailedError):
+        run(table, "y", "local", batch_size=4)
+    Path(lets_pass).touch()
+    run(table, "y", "local", where="x % 7 = 1 or x > 12")
+    run(table, "y", "local", batch_size=4)
+    run(table, "y", "local", where="x % 5 = 1")
+    assert pairs(table, "x", "y") == {i: [f"{i}"] if listed else f"{i}" for i in range(24)}
+
+
 def test_sliced_results_of_nested_structs_break_the_writer(tmp_path: Path) -> None:
     table = make_table(tmp_path, rows=3000, fragments=1)
     struct = pa.struct([("in", pa.struct([("n", pa.int64())])), ("text", pa.string())])
