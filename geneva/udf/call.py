@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, assert_never
 
+import numpy as np
 import pyarrow as pa
 
 from geneva.types import OnError
@@ -30,6 +31,7 @@ from geneva.udf.retry import Retry
 from geneva.udf.signature import UdfKind
 
 _ONCE = Retry(attempts=1)
+_REFILLED = {np.ndarray, list, dict}
 # What a UDF awaits may be cancelled; event loops would take that for the end of the call itself.
 _FAILURES = (Exception, asyncio.CancelledError)
 
@@ -75,6 +77,7 @@ class Caller:
         self._awaits = max(1, awaits)
         self._hide = hide
         self._retry = udf.retry or _ONCE
+        self._keeps = pa.types.is_nested(udf.data_type)  # asked of no plain value: it costs time
         self._lock = threading.Lock()
         self._shared: Callable[..., Any] | None = None
         self._local = threading.local()
@@ -148,7 +151,7 @@ class Caller:
         call, columns = row_call(self._instance(), batch)
         results: list[Any] = []
         failures: list[RowError] = []
-        pending = map(call, *columns)
+        pending = map(_kept, map(call, *columns)) if self._keeps else map(call, *columns)
         # `extend` keeps what it appended before a row raised, and the iterator then stands behind
         # that row: so the rows without a failure cost no Python code of ours.
         while len(results) < batch.num_rows:
@@ -213,7 +216,7 @@ class Caller:
         waits = self._retry.waits_s()
         for attempt in range(self._retry.attempts):
             try:
-                return await call(*arguments)
+                return _kept(await call(*arguments))
             except MemoryError:
                 raise
             except _FAILURES as error:
@@ -236,7 +239,7 @@ class Caller:
     ) -> Any:
         """Return a row's value; for a failed row raise, or record it and return ``None``."""
         if not isinstance(outcome, _Failure):
-            return outcome
+            return _kept(outcome)
         failure = self._row_error(batch, row, outcome)
         if self._on_error == "fail":
             raise RowFailed(failure) from outcome.error
@@ -379,6 +382,11 @@ class Caller:
             attempts=failure.attempts,
             input=_excerpt(batch, row),
         )
+
+
+def _kept(value: Any) -> Any:
+    """Copy what a UDF may fill again for the next row, before the rows are converted together."""
+    return value.copy() if type(value) in _REFILLED else value
 
 
 def _is_cancelled() -> bool:

@@ -401,3 +401,23 @@ def test_report_of_a_failed_row_fails_over_its_input(values: pa.Array) -> None:
     applied = Caller(fail, "null")(pa.RecordBatch.from_pydict({"x": values}))
     assert [f.message for f in applied.failures] == ["bad"] * 3
     assert all(f.input.startswith("x=") for f in applied.failures)
+
+
+@pytest.mark.parametrize("memory", [np.zeros(2), [0.0, 0.0]], ids=["numpy", "list"])
+@pytest.mark.parametrize("form", ["row", "async"])
+def test_memory_that_is_filled_for_each_row_holds_the_last_row_only(form: str, memory: Any) -> None:
+    fails = [2.0]
+
+    def scalar(x: float) -> list[float]:
+        memory[0] = x
+        if x in fails:
+            raise ValueError(fails.pop())
+        return memory  # type: ignore[no-any-return]
+
+    async def awaited(x: float) -> list[float]:
+        return scalar(x)
+
+    made = udf(scalar if form == "row" else awaited, retry=Retry(attempts=2, wait=0.001))
+    with Caller(made) as caller:
+        found = caller(batch(x=[1.0, 2.0, 3.0])).values.to_pylist()
+    assert found == [[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]
