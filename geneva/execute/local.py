@@ -76,10 +76,7 @@ class LocalExecutor:
         ready = False
         bind(applier.output)
         while (group := tasks.get()) is not None:
-            if cancelled.is_set():
-                events.put([TaskStopped(task) for task in group])
-                continue
-            if not ready:
+            if not ready and not cancelled.is_set():
                 try:
                     applier.begin(settings, names)
                     ready = True
@@ -89,6 +86,9 @@ class LocalExecutor:
                         [TaskFailed(t, "setup", text, cause=error, applier=number) for t in group]
                     )
                     continue
+            if cancelled.is_set():  # before the applier began, or while it did
+                events.put([TaskStopped(task) for task in group])
+                continue
             ended = applier.carry_out(group)
             events.put([_of(number, event) for event in ended])
         applier.close()

@@ -294,6 +294,32 @@ def test_cancelled_job_loses_work_or_goes_on(tmp_path: Path, calls: CallLog, exe
     assert_table_invariants(table, DOUBLED)
 
 
+def test_cancel_is_lost_while_the_udf_is_loaded(
+    tmp_path: Path, calls: CallLog, executor: str
+) -> None:
+    table = make_table(tmp_path, rows=40, fragments=1)
+    loading = CallLog(tmp_path / "loading.log")
+
+    @geneva.udf(num_cpus=CPUS, batch_size=1)
+    class Model:
+        def __init__(self) -> None:
+            loading("model")
+            time.sleep(1.0)
+
+        def __call__(self, x: int) -> int:
+            calls(x)
+            time.sleep(0.05)
+            return x
+
+    table.add_columns({"y": Model})
+    job = table.backfill_async("y", executor=executor, concurrency=1)
+    until(lambda: len(loading) == 1)
+    job.cancel()
+    with pytest.raises(JobCancelledError):
+        job.wait(60)
+    assert len(calls) == 0
+
+
 def run_again(table: geneva.Table, executor: str) -> geneva.BackfillResult:
     return table.backfill("y", executor=executor, concurrency=1)
 
