@@ -153,6 +153,7 @@ class Claims:
         self._wants: frozenset[int] = frozenset()
         self.left: frozenset[int] = frozenset()  # what was planned here and others have, or may
         self._written: Claim | None = None
+        self._put = False  # its file may be there, though the latest writing failed
         self._written_at = 0.0
         self._beats = 0
         self._others: dict[str, Claim] = {}
@@ -232,8 +233,8 @@ class Claims:
     def release(self) -> None:
         """Let go of everything, and forget what was left."""
         self.holds = self._wants = self.left = frozenset()
-        if self._written is not None:
-            self._written = None
+        if self._put:
+            self._written, self._put = None, False
             self._delete(self._path)
 
     def describe(self) -> str:
@@ -299,6 +300,7 @@ class Claims:
         claim = Claim(self._job_id, me, self._lease_s, self._beats, *told, time.time())
         self._beats += 1
         self._written, self._written_at, self._missed = claim, self._clock(), False
+        self._put = True
         try:
             self._objects.put(self._path, claim.dumps(), durable=False)
         except OSError as error:

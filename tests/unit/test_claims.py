@@ -138,6 +138,19 @@ def test_store_that_fails_stops_a_driver(objects: Counted, clock: Clock) -> None
     claims.release()
 
 
+def test_claim_that_could_not_be_renewed_outlives_its_driver(
+    objects: Counted, clock: Clock
+) -> None:
+    claims = driver(objects, clock)
+    claims.begin([1, 2], None)
+    objects.broken = True
+    clock.now += LEASE_S / 2
+    claims.refresh([2])
+    objects.broken = False
+    claims.release()
+    assert objects.list(FOLDER) == []
+
+
 # --- beside others ------------------------------------------------------------------------
 
 
