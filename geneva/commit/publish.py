@@ -112,6 +112,7 @@ def publish(
     tries = _Tries(control)
     landed: dict[str, ColumnFile] = {}
     doubtful: set[str] = set()  # a commit that named them was sent, and no reply came
+    sent: set[str] = set()  # the same, by this try only
     vanished: list[Discarded] = []
     version: int | None = None
     faults = 0
@@ -124,7 +125,8 @@ def publish(
                 replacements = [Replacement(f.fragment_id, f.name, f.size_bytes) for f in valid]
                 properties = {"geneva.job": control.job_id}
                 control.recorder.may_publish()
-                doubtful |= {f.name for f in valid}
+                sent = {f.name for f in valid} - doubtful
+                doubtful |= sent
                 snapshot = storage.publish(snapshot, replacements, target.columns, properties)
                 version = snapshot.version
                 landed |= {f.name: f for f in valid}
@@ -135,7 +137,7 @@ def publish(
             lost = _keeping(doubtful, [*discarded, *vanished])
             return Published(version, tuple(landed.values()), lost)
         except CommitConflict as error:
-            doubtful -= {f.name for f in files}
+            doubtful -= sent  # what an earlier try sent may be what this one lost against
             if not error.retryable:
                 raise TableChangedError(
                     f"table {storage.uri} was overwritten or restored while column "

@@ -27,6 +27,7 @@ from geneva.errors import (
     TableChangedError,
 )
 from geneva.storage.lance import TableStorage
+from geneva.storage.values import CommitConflict
 from geneva.types import JobState
 from tests.support.backfills import times, until, xs
 from tests.support.calls import CallLog
@@ -1017,3 +1018,31 @@ def test_writer_during_a_job_on_ray(
     case.backfill(executor="ray", concurrency=2)
     case.settle(left)
     assert pairs(case.table, "x", "y") == expected
+
+
+class LateStorage(TableStorage):
+    """A store on which the first commit lands after the job gave it up, just before the second."""
+
+    def publish(self, *args: Any, **kwargs: Any) -> Any:
+        late = CallLog(f"{self.uri}.tries")
+        late("try")
+        if len(late) == 1:
+            raise OSError("no reply")
+        if len(late) == 2:
+            super().publish(*args, **kwargs)
+            lance.dataset(self.uri).optimize.compact_files()
+            raise CommitConflict("somebody was first", retryable=True)
+        return super().publish(*args, **kwargs)
+
+
+@pytest.mark.disk(reason="it counts in a file beside the table")
+def test_file_of_a_commit_that_landed_late_is_removed(tmp_path: Path, calls: CallLog) -> None:
+    table = make_table(tmp_path, rows=ROWS, fragments=FRAGMENTS)
+    table.add_columns({"y": times(calls)})
+    late = geneva.Table(table, storage=LateStorage(table.storage.uri))
+    late.backfill("y", executor="local", concurrency=1, commit_granularity=FRAGMENTS)
+    assert set(calls.counts.values()) == {1}
+    assert_table_invariants(table, DOUBLED)
+    for version in lance.dataset(table.storage.uri).versions():
+        then = lance.dataset(table.storage.uri, version=version["version"])
+        assert then.to_table().num_rows == ROWS
