@@ -215,7 +215,7 @@ class LocalObjects:
         """Return the paths below a folder, temporary files left out."""
         base = self._root / folder
         found = []
-        for directory, _, names in os.walk(base):
+        for directory, _, names in os.walk(base, onerror=_unless_gone):
             inner = Path(directory).relative_to(self._root)
             found += [(inner / n).as_posix() for n in names if not n.startswith(".tmp-")]
         return sorted(found)
@@ -234,6 +234,12 @@ class LocalObjects:
             if os.fstat(f.fileno()).st_size == 0:
                 return memoryview(b"")
             return memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _unless_gone(error: OSError) -> None:
+    """Let a folder that is not there be empty, but none that cannot be read."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def make_folder(path: Path, top: Path) -> None:

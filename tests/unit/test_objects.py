@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -61,6 +62,20 @@ def test_listing_shows_each_file_and_log_once_and_no_temporary(objects: Objects)
     log.close()
     assert objects.list("work") == ["work/b", "work/one/a", "work/one/x.log"]
     assert objects.list("absent") == []
+
+
+def test_folder_that_cannot_be_read_looks_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(path: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    objects = LocalObjects(str(tmp_path))
+    objects.put("work/a", b"", durable=False)
+    assert objects.list("nowhere") == []
+    monkeypatch.setattr(os, "scandir", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        objects.list("work")
 
 
 def test_log_holds_all_appended_parts_in_order(objects: Objects) -> None:
