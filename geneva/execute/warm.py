@@ -110,6 +110,8 @@ class WarmPool:
                 old = [a for a in self._idle if a.idle_since < limit or a.node in going]
                 self._idle = [a for a in self._idle if a not in old]
                 done = not self._idle
+                if done:  # told here: who keeps actors from now on starts another reaper
+                    self._reaper = None
             for actor in old:
                 end(actor)
             if done:

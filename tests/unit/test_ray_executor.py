@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
+
+from geneva.execute import warm
 from geneva.execute.ray import RayExecutor
-from geneva.execute.warm import Actor
+from geneva.execute.warm import Actor, WarmPool
+from tests.support.backfills import until
 
 
 def executor(*appliers: tuple[int, bool, bool], attempt: int = 0) -> RayExecutor:
@@ -33,3 +37,22 @@ def test_task_that_an_applier_died_with_has_one_to_itself() -> None:
 
 def test_applier_that_starts_or_leaves_gets_no_task() -> None:
     assert executor((0, False, False), (0, True, True)).free_slots(100) == 0
+
+
+def test_applier_that_is_kept_while_the_last_one_ends_stays_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pool, first, second = WarmPool(), Actor(None, "first"), Actor(None, "second")
+    ended: list[str] = []
+
+    def end(actor: Actor) -> None:
+        ended.append(actor.key)
+        if actor is first:
+            pool.give([second])
+
+    monkeypatch.setattr(warm, "end", end)
+    monkeypatch.setattr(warm, "others_wait", lambda: True)
+    monkeypatch.setattr(warm, "draining_nodes", frozenset)
+    monkeypatch.setattr(warm, "_REAP_S", 0.01)
+    pool.give([first])
+    until(lambda: ended == ["first", "second"], 5)
