@@ -175,7 +175,7 @@ class RayExecutor:
         self._names = udf_names(pickled)
         self._probe = ensure_probe(storage)
         self._actor_options = actor_options(udf)
-        self._key = applier_key(storage, self._names.values(), udf)
+        self._key = f"{_connection()}.{applier_key(storage, self._names.values(), udf)}"
         self._outputs = mkdtemp(prefix="geneva-")
         self._actors = POOL.take(self._key, appliers)
         for number, actor in enumerate(self._actors):
@@ -459,6 +459,12 @@ def _references(actor: Actor) -> list[Any]:
 def _reason(error: Exception) -> str:
     lines = [x.strip() for x in str(error).splitlines() if x.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def _connection() -> str:
+    """Return what names this connection to Ray: actors of an earlier one are out of reach."""
+    context = ray.get_runtime_context()
+    return f"{context.get_node_id()}.{context.get_job_id()}"
 
 
 def start_ray(options: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
-"""A Ray cluster of several real nodes, of which one joins and one vanishes during a backfill."""
+"""A Ray cluster whose nodes join and vanish during a backfill, and one after another one."""
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,3 +36,20 @@ def test_node_that_joins_works_and_one_that_vanishes_loses_only_batches_in_fligh
     stage = scene(tmp_path, ROWS, FRAGMENTS, appliers=1, batch=BATCH).build()
     in_child(one_joins_and_one_vanishes, stage)
     replace(stage, arguments={"executor": "local"}).check_finished()
+
+
+def connects_anew(stage: NodesScene) -> None:
+    import ray
+
+    for _ in range(2):
+        # The folder is short, as Ray's sockets need it, and the user's, not Geneva's, as is Ray.
+        with tempfile.TemporaryDirectory(prefix="gv-ray-", ignore_cleanup_errors=True) as folder:
+            ray.init("local", num_cpus=1, include_dashboard=False, _temp_dir=folder)
+            result = stage.table().backfill("y", executor="ray", concurrency=1, force=True)
+            assert result.rows_computed == stage.rows
+            ray.shutdown()
+
+
+@pytest.mark.ray
+def test_warm_appliers_of_an_earlier_connection_to_ray_are_called(tmp_path: Path) -> None:
+    in_child(connects_anew, scene(tmp_path, 20, 1, appliers=1).build(pause_s=0.0))
