@@ -324,7 +324,7 @@ class TableStorage:
     def list_files(self) -> list[str]:
         """Return the names of all data files, referenced or not."""
         if self.local:
-            return sorted(p.name for p in (self.path / "data").iterdir() if p.is_file())
+            return disk.data_files(self.path)
         return RemoteObjects(self._session("data"), self.options).list("")
 
     # --- changing the table ------------------------------------------------------------

@@ -56,6 +56,14 @@ def check_there(table: Path | None, name: str) -> None:
         raise FileNotFoundError(f"table {table} is gone")
 
 
+def data_files(table: Path) -> list[str]:
+    """Return the names of all data files; a table that never had a row has no folder for them."""
+    folder = table / "data"
+    if not folder.is_dir() and (table / _FOLDER).is_dir():
+        return []
+    return sorted(p.name for p in folder.iterdir() if p.is_file())
+
+
 def delete_data(table: Path, name: str) -> None:
     """Remove a data file, and the folders if they are all that is left of a table."""
     (table / "data" / name).unlink(missing_ok=True)

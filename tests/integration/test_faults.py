@@ -26,7 +26,7 @@ import pytest
 import geneva
 from geneva.checkpoint.journal import replay
 from geneva.checkpoint.key import logs_by_key
-from geneva.clean import clean
+from geneva.clean import Cleaned, clean
 from geneva.column import pickles
 from geneva.column.name import ColumnFileName
 from geneva.errors import (
@@ -538,6 +538,14 @@ def test_clock_that_jumps_changes_nothing_but_what_clean_takes(
     assert calls.counts == {str(x): 1 for x in range(40)}
     assert pairs(table, "x", "y") == {x: 2 * x for x in range(40)}
     check_nothing_is_left(table)
+
+
+def test_clean_calls_a_table_without_rows_damaged(tmp_path: Path) -> None:
+    table = geneva.connect(str(tmp_path)).create_table("t", schema=pa.schema({"x": pa.int64()}))
+    assert clean(table.storage, 0) == Cleaned()
+    shutil.rmtree(tmp_path / "t.lance")
+    with pytest.raises(StorageError, match="No such file"):
+        clean(table.storage, 0)
 
 
 def test_clean_takes_ages_from_the_clock(tmp_path: Path, calls: CallLog) -> None:
