@@ -94,8 +94,9 @@ def is_fault(error: BaseException) -> bool:
 
 
 def is_missing(error: BaseException) -> bool:
-    """Whether Lance says that a file or a table is not there."""
-    return re.search("not found|does not exist", str(error), re.IGNORECASE) is not None
+    """Whether Lance says that a file or a table is not there, and not that the store failed."""
+    missing = re.search("not found|does not exist", str(error), re.IGNORECASE)
+    return missing is not None and not is_fault(error)
 
 
 def persist(attempt: Callable[[], None]) -> None:

@@ -239,7 +239,7 @@ class Caller:
     ) -> Any:
         """Return a row's value; for a failed row raise, or record it and return ``None``."""
         if not isinstance(outcome, _Failure):
-            return _kept(outcome)
+            return outcome
         failure = self._row_error(batch, row, outcome)
         if self._on_error == "fail":
             raise RowFailed(failure) from outcome.error
@@ -264,7 +264,7 @@ class Caller:
             time.sleep(wait_s)
             attempts += 1
             try:
-                return call()
+                return _kept(call())
             except MemoryError:
                 raise
             except _FAILURES as again:
