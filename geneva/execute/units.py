@@ -110,7 +110,7 @@ class Units:
 
     def _cut(self, size: int) -> Unit:
         rows = self._rows[0] if len(self._rows) == 1 else np.concatenate(self._rows)
-        inputs = self._inputs[0] if len(self._inputs) == 1 else _concat(self._inputs)
+        inputs = self._inputs[0] if len(self._inputs) == 1 else pa.concat_batches(self._inputs)
         # Not asked of each: to add up buffers, Arrow lets other threads run and waits for its turn.
         unit = Unit(rows[:size], inputs.slice(0, size), self._bytes * size // self._held)
         self._held -= size
@@ -124,7 +124,3 @@ def emptied(items: deque[T]) -> Iterator[T]:
     """Yield items and forget them."""
     while items:
         yield items.popleft()
-
-
-def _concat(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
