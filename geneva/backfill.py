@@ -31,8 +31,9 @@ from geneva.errors import (
 )
 from geneva.execute.executor import Executor
 from geneva.jobs.control import Control
+from geneva.plan.decision import Action, FragmentPlan
 from geneva.plan.force import ForceToken
-from geneva.plan.fragments import Action, Force, FragmentPlan, Planner, in_order
+from geneva.plan.fragments import Force, Planner, in_order
 from geneva.plan.report import Plan
 from geneva.plan.where import Where, parse_where
 from geneva.request import Request

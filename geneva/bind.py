@@ -125,7 +125,7 @@ def _bind(
         rebind(storage, names[0], udf, auto)  # its values stay computed ones, fresh or stale
         return
     binding = _new_binding(storage, udf, new_incarnation(), grouped=len(names) > 1)
-    binding = replace(binding, nested=nested_of(storage.open(), binding.inputs) or {})
+    binding = replace(binding, nested=nested_of(storage.open(), binding.inputs))
     metadata = [binding.metadata(k) | declared(auto) for k in range(len(names))]
 
     def publish() -> None:
@@ -202,7 +202,7 @@ def _rebind(storage: TableStorage, column: str, udf: UDF, auto: Auto | None) -> 
     incarnation = old.incarnation if old else new_incarnation()
     binding = _new_binding(storage, udf, incarnation, grouped=bool(old and old.grouped))
     # The first ones are kept, or values from before they changed would count as of now.
-    nested = (old.nested if old else {}) or nested_of(snapshot, binding.inputs) or {}
+    nested = {**nested_of(snapshot, binding.inputs), **(old.nested if old else {})}
     binding = replace(binding, nested=nested)
     _check_binding(schema, names, binding)
     _check_auto(schema, auto)

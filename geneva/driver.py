@@ -34,7 +34,7 @@ from geneva.execute.outcome import died
 from geneva.execute.state import Schedule
 from geneva.jobs.claims import Claims
 from geneva.jobs.control import Control, Wanted
-from geneva.plan.fragments import Action, FragmentPlan
+from geneva.plan.decision import Action, FragmentPlan
 from geneva.plan.spans import split
 from geneva.result import BackfillResult
 from geneva.sharing import Turn

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from geneva.execute.memory import peak_bytes
-from geneva.plan.fragments import FragmentPlan
+from geneva.plan.decision import FragmentPlan
 from geneva.result import BackfillResult
 from geneva.rows import RowStatus
 from geneva.types import ColumnFile, Counts, Failure, JobState, Target

@@ -24,7 +24,8 @@ PICKLES = "udfs"  # folder of pickled UDFs, by sha256
 _FORMAT = 2  # 1: without `nested`
 
 
-Nested = Mapping[str, Sequence[Sequence[Any]]]  # by path: name, place and id of each field
+# By path: the highest id within its column, and name, place and id of each field.
+Nested = Mapping[str, tuple[int, Sequence[Sequence[Any]]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Binding:
     reserves
         Resources of one applier, as Ray names them.
     nested
-        What `nested_of` said of the inputs when a UDF was first bound that has any such.
+        What `nested_of` said of each input when a UDF was first bound that reads it.
     """
 
     incarnation: str
@@ -153,40 +154,42 @@ def target_of(snapshot: Snapshot, binding: Binding, digest: str) -> Target:
     )
 
 
-def nested_of(snapshot: Snapshot, inputs: Sequence[str]) -> Nested | None:
-    """Return the fields within columns that some inputs are or hold; ``None``: one has gone."""
+def nested_of(snapshot: Snapshot, inputs: Sequence[str]) -> Nested:
+    """Return the fields within columns that some inputs are or hold, of those that are there."""
     found = {path: snapshot.nested(path) for path in inputs}
-    if None in found.values():
-        return None
-    return {path: fields for path, fields in found.items() if fields}
+    return {path: fields for path, fields in found.items() if fields and fields[1]}
 
 
 def digest_in(snapshot: Snapshot, binding: Binding, digest: str) -> str:
     """Return the digest that values of a UDF have while the fields within its inputs are as now.
 
     They are dropped and renamed without a trace in any fragment. It is the UDF's own as long as
-    they are what they were when the column was bound.
+    they are what they were when the column was bound; else that and a dot stand before the rest.
     """
-    now = nested_of(snapshot, binding.inputs) if binding.nested else None
-    if now is None or _same_fields(binding.nested, now):
+    known = {path: binding.nested[path] for path in binding.inputs if path in binding.nested}
+    now = {path: snapshot.nested(path) for path in known}
+    seen = {path: _seen(known[path], found[1]) for path, found in now.items() if found}
+    if len(seen) < len(known) or all(seen[p] == {n: i for n, _, i in known[p][1]} for p in known):
         return digest
-    # Without the ids, of which Lance gives out new ones when it replaces a column in place.
-    places = {path: [(name, place) for name, place, _ in now[path]] for path in sorted(now)}
-    return hashlib.sha256(f"{digest} {places}".encode()).hexdigest()
+    text = repr(sorted((path, sorted(fields.items())) for path, fields in seen.items()))
+    return f"{digest}.{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
-def _same_fields(before: Nested, now: Nested) -> bool:
-    """Whether each field has kept its place, or its id where one before it was dropped."""
-    if before.keys() != now.keys():
-        return False
-    for path, fields in before.items():
-        known = {name: (place, i) for name, place, i in fields}
-        found = {name: (place, i) for name, place, i in now[path]}
-        if known.keys() != found.keys():
-            return False
-        if any(k[0] != found[n][0] and k[1] != found[n][1] for n, k in known.items()):
-            return False
-    return True
+def _seen(
+    known: tuple[int, Sequence[Sequence[Any]]], now: Sequence[Sequence[Any]]
+) -> dict[str, int]:
+    """Return ids of fields by name, or what stands for them.
+
+    Lance gives out new ids when it replaces a column in place: a field that had none when the
+    column was bound is the one of that name if it has its place, and else known by its place.
+    """
+    newest, fields = known
+    places = {name: (place, i) for name, place, i in fields}
+    found = {}
+    for name, place, i in now:
+        before = places.get(name, (-1, 0))
+        found[name] = i if i <= newest else before[1] if before[0] == place else -1 - place
+    return found
 
 
 def top_level(schema: pa.Schema, path: str) -> str:

@@ -81,7 +81,8 @@ def _why(old: RowClass, task: Task) -> int | str:
         # Rows that an update moved are missing too; the file that they are in is its own.
         ours = ColumnFileName.parse(task.target_file or "") is not None
         return _NEW if ours else _UPDATED
-    if old.digest and old.digest != task.row_class.digest:
+    udf, now = old.digest.split(".")[0], task.row_class.digest.split(".")[0]
+    if udf and udf != now:
         return _UDF
     return next((m.field for m in old.inputs if m not in task.row_class.inputs), _OTHER)
 

@@ -9,17 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 
 import numpy as np
 
 from geneva.checkpoint.key import work_key
-from geneva.column.binding import bindings_of, inputs_there, read_by_inputs, target_of, top_level
+from geneva.column.binding import (
+    bindings_of,
+    inputs_there,
+    nested_of,
+    read_by_inputs,
+    target_of,
+    top_level,
+)
 from geneva.column.ledger import entry_key
 from geneva.column.marks import group_subtree, job_generation, supplier, unchanged
 from geneva.column.name import vouches
 from geneva.column.provenance import History
 from geneva.column.rewritten import live_mask
+from geneva.plan.decision import NOT_SELECTED, Action, FragmentPlan
 from geneva.plan.where import Where
 from geneva.rows import BoolArray, IntArray, Mark, Marks, RowClass, RowMap, RowSet, RowStatus
 from geneva.storage.lance import Snapshot, TableStorage
@@ -27,43 +34,7 @@ from geneva.storage.snapshot import FragmentInfo
 from geneva.storage.values import flags
 from geneva.types import ColumnFile, Options, Target, Task
 
-NOT_SELECTED = "the filter selects no row that needs work"
 _OTHER = ("stale", "missing", "failed", "foreign", "unverified", "waiting")
-
-
-class Action(StrEnum):
-    """What a backfill will do with a fragment."""
-
-    COMPUTE = "compute"
-    FILTER = "filter"  # compute what the filter selects; how many rows is not known yet
-    SKIP = "skip"
-
-
-@dataclass(frozen=True, slots=True)
-class FragmentPlan:
-    """What a backfill will do with one fragment, and why.
-
-    Attributes
-    ----------
-    rows
-        Live rows.
-    rows_compute
-        Rows to compute; an upper bound where ``action`` is ``filter``.
-    work
-        Key under which the ledger remembers that nothing is left to do.
-    """
-
-    fragment_id: int
-    rows: int
-    action: Action
-    reason: str
-    rows_compute: int = 0
-    rows_waiting: int = 0
-    rows_foreign: int = 0
-    rows_unverified: int = 0
-    rows_failed: int = 0
-    work: str = ""
-    task: Task | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +84,8 @@ class Planner:
         # A UDF that reads its own output does not make that output stale by writing it.
         self._columns = [c for c in self._read if c not in own]
         self._filter_columns = [c for c in (where.columns if where else ()) if c not in own]
+        # They are dropped and renamed without a trace in the marks.
+        self._filter_fields = tuple(nested_of(self._snapshot, self._filter_columns).items())
         self._behind = read_by_inputs(schema, self._columns)
         self._settled: dict[tuple[int, str], BoolArray] = {}
         self._others: dict[str, Planner] = {}
@@ -263,7 +236,7 @@ class Planner:
         where = self._where.digest if self._where else ""
         for c in row_map.classes:
             marks = (*c.inputs, *dict(c.wheres).get(where, ()))
-            if c.digest == self._target.digest and any(now.get(m.field) != m for m in marks):
+            if self._is_of_target(c) and any(now.get(m.field) != m for m in marks):
                 return self._history.refreshed(self._snapshot, fragment, column, row_map)
         return row_map
 
@@ -296,7 +269,7 @@ class Planner:
                 return False
             case _:
                 pass
-        if c.digest != self._target.digest:
+        if not self._is_of_target(c):
             return False
         if self._force is not None and c.generation < self._force.generation:
             return False
@@ -308,11 +281,16 @@ class Planner:
             return False
         return fresh & self._unchanged(recorded, fragment, now)
 
+    def _is_of_target(self, c: RowClass) -> bool:
+        if self._orphaned:  # which fields its inputs had, nobody can say any more
+            return c.digest.split(".")[0] == self._target.digest.split(".")[0]
+        return c.digest == self._target.digest
+
     def _is_of_now(
         self, c: RowClass, fragment: FragmentInfo, now: dict[int, Mark]
     ) -> bool | BoolArray:
         """Whether neither UDF nor inputs changed since the oldest version that is known."""
-        return c.digest in ("", self._target.digest) and self._unchanged(c.inputs, fragment, now)
+        return (not c.digest or self._is_of_target(c)) and self._unchanged(c.inputs, fragment, now)
 
     def _unchanged(
         self, recorded: Marks, fragment: FragmentInfo, now: dict[int, Mark]
@@ -458,7 +436,8 @@ class Planner:
     def _chosen(self, fragment: FragmentInfo) -> tuple[object, ...]:
         """Return the options that decide which rows of a fragment are computed."""
         o = self._options
-        return (o.retry_failed, o.unverified, o.foreign, o.inputs, *self._limits(fragment))
+        limits = self._limits(fragment)
+        return (o.retry_failed, o.unverified, o.foreign, o.inputs, *self._filter_fields, *limits)
 
     def _limits(self, fragment: FragmentInfo) -> tuple[tuple[int, int], ...]:
         """Return what else of the fragment is asked for; nothing of a call without limits."""

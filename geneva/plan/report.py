@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from geneva.plan.fragments import Action, FragmentPlan
+from geneva.plan.decision import Action, FragmentPlan
 
 _ROWS_SHOWN = 20
 

@@ -19,7 +19,7 @@ from geneva.column.binding import Binding, bindings_of, computed, dependency_ord
 from geneva.column.marks import group_subtree
 from geneva.errors import SettingError
 from geneva.jobs.records import Submission
-from geneva.plan.fragments import NOT_SELECTED, Action, FragmentPlan
+from geneva.plan.decision import NOT_SELECTED, Action, FragmentPlan
 from geneva.plan.report import Plan
 from geneva.service.admission import canonical, check_arguments
 from geneva.storage.lance import Snapshot, TableStorage

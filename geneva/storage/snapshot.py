@@ -80,23 +80,26 @@ class Snapshot:
         """Return what a top-level field is called here: ids outlive renames."""
         return next((n for n, f in self.fields.items() if f.id == field_id), None)
 
-    def nested(self, path: str) -> list[tuple[str, int, int]] | None:
+    def nested(self, path: str) -> tuple[int, list[tuple[str, int, int]]] | None:
         """Return what a column holds at and below a path: names, places and ids of the fields.
 
-        None of a column without fields; ``None`` if there is no such path.
+        Before them the highest id within the column. None of a column without fields; ``None`` if
+        there is no such path.
         """
         nodes = {f.name(): f for f in self.dataset.lance_schema.fields()}
         head, *rest = [path] if path in nodes else path.split(".")
         if head not in nodes:
             return None
-        node, found = nodes[head], list[tuple[str, int, int]]()
+        node, found, way = nodes[head], list[tuple[str, int, int]](), ""
+        newest = max(_subtree(node))
         for part in rest:
             children = {f.name(): (k, f) for k, f in enumerate(node.children())}
             if part not in children:
                 return None
             place, node = children[part]
-            found.append((part, place, node.id()))
-        return [*found, *_below(node, "")]
+            way = f"{way}.{part}"
+            found.append((way, place, node.id()))
+        return newest, [*found, *_below(node, way)]
 
     @property
     def storage_version(self) -> str:

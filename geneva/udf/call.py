@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
+import copy
 import functools
 import threading
 import time
@@ -31,7 +33,8 @@ from geneva.udf.retry import Retry
 from geneva.udf.signature import UdfKind
 
 _ONCE = Retry(attempts=1)
-_REFILLED = {np.ndarray, list, dict}
+_REFILLED = {np.ndarray, list, tuple, dict, bytearray, memoryview, array.array}
+_PLAIN = {int, float, bool, str, bytes}
 # What a UDF awaits may be cancelled; event loops would take that for the end of the call itself.
 _FAILURES = (Exception, asyncio.CancelledError)
 
@@ -77,7 +80,10 @@ class Caller:
         self._awaits = max(1, awaits)
         self._hide = hide
         self._retry = udf.retry or _ONCE
-        self._keeps = pa.types.is_nested(udf.data_type)  # asked of no plain value: it costs time
+        t = pa.types
+        plain = t.is_primitive(udf.data_type) or t.is_string(udf.data_type)
+        # Asked of no plain value: it costs time.
+        self._keeps = not (plain or t.is_large_string(udf.data_type))
         self._lock = threading.Lock()
         self._shared: Callable[..., Any] | None = None
         self._local = threading.local()
@@ -386,7 +392,21 @@ class Caller:
 
 def _kept(value: Any) -> Any:
     """Copy what a UDF may fill again for the next row, before the rows are converted together."""
-    return value.copy() if type(value) in _REFILLED else value
+    kind = type(value)
+    if kind not in _REFILLED:
+        return value
+    if kind is list and value and type(value[0]) in _PLAIN:  # then the others are plain too
+        return value[:]
+    if kind is list or kind is tuple:
+        return kind([_kept(v) for v in value])
+    if kind is dict:
+        return {k: _kept(v) for k, v in value.items()}
+    if kind is np.ndarray:
+        return copy.deepcopy(value) if value.dtype == object else value.copy()
+    if kind is memoryview:
+        known = value.format in array.typecodes
+        return memoryview(value.tobytes()).cast(value.format, value.shape) if known else value
+    return value[:]  # a bytearray or an array.array
 
 
 def _is_cancelled() -> bool:

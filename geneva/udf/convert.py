@@ -73,14 +73,12 @@ def _convert(values: Any, data_type: pa.DataType, rows: int) -> pa.Array:
     _check_length(len(array), rows)
     if isinstance(array, list):
         return from_values(array, data_type)
-    is_numpy = isinstance(array, np.ndarray)
-    return _owned(from_numpy(array, data_type) if is_numpy else recast(array, data_type))
-
-
-def _owned(array: pa.Array) -> pa.Array:
-    """Copy what the UDF may write to again: it may fill the same memory in each call."""
-    shared = any(b is not None and b.is_mutable for b in array.buffers())
-    return pa.concat_arrays([array]) if shared else array
+    # The UDF may fill the same memory in each call; of NumPy a view that is read-only, too.
+    if isinstance(array, np.ndarray):
+        return pa.concat_arrays([from_numpy(array, data_type)])
+    found = recast(array, data_type)
+    shared = any(b is not None and b.is_mutable for b in found.buffers())
+    return pa.concat_arrays([found]) if shared else found
 
 
 def _as_array(values: Any, data_type: pa.DataType) -> Any:

@@ -631,6 +631,93 @@ def test_checkpoints_of_a_field_are_not_those_of_another_with_its_name(tmp_path:
     assert column(table, "y") == [110 + i for i in range(6)]
 
 
+def test_values_are_stale_when_a_field_moves_to_the_place_and_name_of_a_dropped_one(
+    tmp_path: Path,
+) -> None:
+    m = [{"a": i, "b": 100 + i, "c": 200 + i} for i in range(6)]
+    table = make_table(tmp_path, data=pa.table({"m": m}), fragments=2)
+    table.add_columns({"y": plus_ten})
+    assert run(table, "y", "local").rows_computed == 6
+    for name, first in (("b", 100), ("c", 200)):
+        table.drop_columns(["m.a"])
+        table.alter_columns({"path": f"m.{name}", "rename": "a"})
+        assert run(table, "y", "local").rows_computed == 6
+        assert column(table, "y") == [first + 10 + i for i in range(6)]
+        assert run(table, "y", "local").rows_computed == 0
+
+
+def test_fields_of_one_name_on_the_way_down_are_told_apart(tmp_path: Path) -> None:
+    @geneva.udf(input_columns=["m.a.a"])
+    def deep(a: int) -> int:
+        return a
+
+    m = [{"a": {"a": i}, "b": {"a": 100 + i}} for i in range(4)]
+    table = make_table(tmp_path, data=pa.table({"m": m}), fragments=1)
+    table.add_columns({"y": deep})
+    run(table, "y", "local")
+    table.alter_columns({"path": "m.a", "rename": "z"})
+    table.alter_columns({"path": "m.b", "rename": "a"})
+    assert run(table, "y", "local").rows_computed == 4
+    assert column(table, "y") == [100 + i for i in range(4)]
+
+
+def test_a_column_bound_to_other_inputs_goes_by_their_fields(tmp_path: Path) -> None:
+    @geneva.udf(input_columns=["n.b"])
+    def other(b: int) -> int:
+        return b
+
+    data = {"m": [{"a": i} for i in range(4)], "n": [{"b": i, "q": i} for i in range(4)]}
+    table = make_table(tmp_path, data=pa.table(data), fragments=1)
+    table.add_columns({"y": plus_ten})
+    table.add_columns({"y": other})
+    assert run(table, "y", "local").rows_computed == 4
+    table.drop_columns(["n.q"])
+    assert run(table, "y", "local").rows_computed == 0
+
+
+def test_a_column_that_reads_itself_notices_other_fields_too(tmp_path: Path) -> None:
+    @geneva.udf(input_columns=["m.a", "y"], reads_own_output=True)
+    def again(a: int, y: int | None) -> int:
+        return a + (y or 0)
+
+    m = [{"a": i, "b": 100 + i} for i in range(4)]
+    table = make_table(tmp_path, data=pa.table({"m": m}), fragments=1)
+    table.add_columns({"y": again})
+    run(table, "y", "local")
+    table.alter_columns({"path": "m.a", "rename": "z"})
+    table.alter_columns({"path": "m.b", "rename": "a"})
+    assert run(table, "y", "local").rows_computed == 4
+
+
+def test_values_whose_struct_lost_a_field_and_went_itself_are_read_as_they_are(
+    tmp_path: Path,
+) -> None:
+    @geneva.udf
+    def length(y: str) -> int:
+        return len(y)
+
+    table = of_structs(tmp_path, whole)
+    table.drop_columns(["m.b"])
+    assert run(table, "y", "local").rows_computed == 6
+    table.drop_columns(["m"])
+    table.add_columns({"z": length})
+    assert run(table, "z", "local").rows_computed == 6
+
+
+def test_rows_are_looked_at_again_when_another_field_takes_the_name_in_their_filter(
+    tmp_path: Path,
+) -> None:
+    m = [{"a": i, "b": 100 + i} for i in range(6)]
+    table = make_table(tmp_path, data=pa.table({"x": range(6), "m": m}), fragments=1)
+    table.add_columns({"y": ten_times})
+    assert run(table, "y", "local", where="m.a = 103").rows_computed == 0
+    table.drop_columns(["m.a"])
+    table.alter_columns({"path": "m.b", "rename": "a"})
+    assert run(table, "y", "local", where="m.a = 103").rows_computed == 1
+    assert column(table, "y") == [None, None, None, 30, None, None]
+    assert run(table, "y", "local", where="m.a = 103").rows_computed == 0
+
+
 def test_binding_of_before_nested_fields_were_noted_stays_as_it_is(tmp_path: Path) -> None:
     table = make_table(tmp_path, data=pa.table({"m": [{"a": 1, "b": 2}]}), fragments=1)
     table.add_columns({"y": plus_ten})

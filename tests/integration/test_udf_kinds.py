@@ -410,7 +410,7 @@ def test_large_integer_within_a_value_arrives_as_another_number(
         run(table, "y", "local", batch_size=2)
 
 
-@pytest.mark.parametrize("form", ["numpy", "arrow"])
+@pytest.mark.parametrize("form", ["numpy", "arrow", "read_only"])
 def test_results_in_the_same_memory_overwrite_those_of_earlier_calls(
     tmp_path: Path, form: str
 ) -> None:
@@ -423,7 +423,10 @@ def test_results_in_the_same_memory_overwrite_those_of_earlier_calls(
 
         def __call__(self, x: pa.Array) -> Any:
             out = np.multiply(x, 2, out=self.memory[: len(x)])
-            return out if form == "numpy" else pa.array(out)
+            if form == "read_only":
+                out = out.view()
+                out.flags.writeable = False
+            return pa.array(out) if form == "arrow" else out
 
     table.add_columns({"y": Doubled})
     table.backfill("y", executor="local", concurrency=1, batch_size=2)

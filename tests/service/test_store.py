@@ -23,7 +23,7 @@ from geneva.jobs.control import Control, Wanted
 from geneva.jobs.page import Wish
 from geneva.jobs.process import ProcessId, this_process
 from geneva.jobs.records import RunRecord, Submission, TaskState
-from geneva.plan.fragments import Action, FragmentPlan
+from geneva.plan.decision import Action, FragmentPlan
 from geneva.store.database import Database
 from geneva.store.leases import CRASHES, Leases
 from geneva.store.lists import Lists

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
 import math
 import pickle
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -421,3 +423,37 @@ def test_memory_that_is_filled_for_each_row_holds_the_last_row_only(form: str, m
     with Caller(made) as caller:
         found = caller(batch(x=[1.0, 2.0, 3.0])).values.to_pylist()
     assert found == [[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]
+
+
+BUFFER = np.zeros(2)
+BYTES = bytearray(8)
+RECORD = {"v": 0.0}
+VECTOR, STRUCT = pa.list_(pa.float64()), pa.struct([pa.field("v", pa.float64())])
+
+
+@pytest.mark.parametrize(
+    ("data_type", "made", "fill", "shown"),
+    [
+        (pa.struct([pa.field("v", VECTOR)]), {"v": BUFFER}, BUFFER, lambda x: {"v": [x, 0.0]}),
+        (pa.list_(VECTOR), [BUFFER], BUFFER, lambda x: [[x, 0.0]]),
+        (pa.list_(VECTOR), (BUFFER,), BUFFER, lambda x: [[x, 0.0]]),
+        (pa.list_(STRUCT), [RECORD], RECORD, lambda x: [{"v": x}]),
+        (pa.binary(), BYTES, BYTES, lambda x: bytes([int(x), *[0] * 7])),
+        (pa.binary(), memoryview(BYTES), BYTES, lambda x: bytes([int(x), *[0] * 7])),
+        (VECTOR, ARRAY := array.array("d", [0.0, 0.0]), ARRAY, lambda x: [x, 0.0]),
+    ],
+    ids=["struct", "list", "tuple", "records", "bytes", "view", "array"],
+)
+def test_memory_within_a_result_that_is_filled_for_each_row_holds_the_last_row_only(
+    data_type: pa.DataType, made: Any, fill: Any, shown: Callable[[float], Any]
+) -> None:
+    def refilled(x: float) -> Any:
+        if isinstance(fill, dict):
+            fill["v"] = x
+        else:
+            fill[0] = int(x) if isinstance(fill, bytearray) else x
+        return made
+
+    with Caller(udf(refilled, data_type=data_type)) as caller:
+        found = caller(batch(x=[1.0, 2.0, 3.0])).values.to_pylist()
+    assert found == [shown(1.0), shown(2.0), shown(3.0)]

@@ -1,0 +1,45 @@
+"""What is decided about one fragment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from geneva.types import Task
+
+NOT_SELECTED = "the filter selects no row that needs work"
+
+
+class Action(StrEnum):
+    """What a backfill will do with a fragment."""
+
+    COMPUTE = "compute"
+    FILTER = "filter"  # compute what the filter selects; how many rows is not known yet
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentPlan:
+    """What a backfill will do with one fragment, and why.
+
+    Attributes
+    ----------
+    rows
+        Live rows.
+    rows_compute
+        Rows to compute; an upper bound where ``action`` is ``filter``.
+    work
+        Key under which the ledger remembers that nothing is left to do.
+    """
+
+    fragment_id: int
+    rows: int
+    action: Action
+    reason: str
+    rows_compute: int = 0
+    rows_waiting: int = 0
+    rows_foreign: int = 0
+    rows_unverified: int = 0
+    rows_failed: int = 0
+    work: str = ""
+    task: Task | None = None
