@@ -101,8 +101,9 @@ def cores(path: str) -> object:
 
 
 def vectors(rows: int) -> pa.Array:
-    """Vectors that look like embeddings."""
+    """Vectors that look like embeddings, in memory that nobody fills again."""
     values = np.random.default_rng(7).standard_normal(rows * DIMENSIONS, dtype=np.float32)
+    values.flags.writeable = False
     return pa.FixedSizeListArray.from_arrays(pa.array(values), DIMENSIONS)
 
 
