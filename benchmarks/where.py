@@ -5,7 +5,7 @@ from __future__ import annotations
 from benchmarks import tables, udfs
 from benchmarks.measure import Answer, Scale, Side, alternate
 
-_ROUNDS = 4  # as many as elsewhere: each is a fifth of a second, of which one differs by a tenth
+_ROUNDS = 4  # times as many as elsewhere: one of a fifth of a second differs by a tenth
 
 
 def run(scale: Scale) -> list[Answer]:

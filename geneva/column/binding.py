@@ -180,8 +180,8 @@ def _seen(
 ) -> dict[str, int]:
     """Return ids of fields by name, or what stands for them.
 
-    Lance gives out new ids when it replaces a column in place: a field that had none when the
-    column was bound is the one of that name if it has its place, and else known by its place.
+    Lance gives out new ids when it replaces a column in place. A field whose id is newer than the
+    binding is therefore the one that had its name, if it has its place too, or known by its place.
     """
     newest, fields = known
     places = {name: (place, i) for name, place, i in fields}

@@ -182,14 +182,9 @@ class Planner:
         stale = need & ~row_map.mask(lambda c: c.status is RowStatus.MISSING)
         kept = {s.value: n for s, n in self._kept(row_map, live & ~stale).items()}
         waiting = need & ~self._ready(fragment)
-        return (
-            found
-            | kept
-            | {
-                "stale": int(np.count_nonzero(stale)),
-                "waiting": int(np.count_nonzero(waiting)),
-            }
-        )
+        found["stale"] = int(np.count_nonzero(stale))
+        found["waiting"] = int(np.count_nonzero(waiting))
+        return found | kept
 
     def settled(self, snapshot: Snapshot, committed: Mapping[int, ColumnFile]) -> list[str]:
         """Return what the ledger may say is done of fragments that were just committed.
