@@ -9,7 +9,7 @@ import functools
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self, assert_never
 
@@ -171,15 +171,18 @@ class Caller:
                 raise
             except _FAILURES as error:
                 row = len(results)
-                repeat = functools.partial(call, *(column[row] for column in columns))
+                repeat = functools.partial(self._call_anew, batch, row)
                 outcome = self._again(repeat, error, self._retry)
                 results.append(self._settle(batch, row, outcome, failures))
         return self._applied(batch, results, failures)
 
+    def _call_anew(self, batch: pa.RecordBatch, row: int) -> Any:
+        """Call the UDF with a row's inputs made anew: what failed may have changed its own."""
+        call, columns = row_call(self._instance(), batch.slice(row, 1))
+        return call(*(column[0] for column in columns))
+
     def _awaited(self, batch: pa.RecordBatch) -> Applied:
-        call, columns = row_call(self._instance(), batch)
-        work = self._await_all(call, columns, batch.num_rows)
-        outcomes, fatal = self._runner().run(work)
+        outcomes, fatal = self._runner().run(self._await_all(batch))
         if fatal:
             raise fatal[0]
         failures: list[RowError] = []
@@ -188,10 +191,9 @@ class Caller:
         ]
         return self._applied(batch, results, failures)
 
-    async def _await_all(
-        self, call: Callable[..., Any], columns: Sequence[list[Any]], rows: int
-    ) -> tuple[list[Any], list[BaseException]]:
-        outcomes: list[Any] = [None] * rows
+    async def _await_all(self, batch: pa.RecordBatch) -> tuple[list[Any], list[BaseException]]:
+        call, columns = row_call(self._instance(), batch)
+        outcomes: list[Any] = [None] * batch.num_rows
         # Taken out of the loop as values: raised inside, they would leave its tasks half done.
         fatal: list[BaseException] = []
         order = iter(enumerate(zip(*columns, strict=True)))
@@ -201,7 +203,8 @@ class Caller:
             nonlocal stop
             for row, arguments in order:
                 try:
-                    outcomes[row] = await self._await_one(call, arguments)
+                    first = functools.partial(call, *arguments)
+                    outcomes[row] = await self._await_one(first, batch, row)
                 except asyncio.CancelledError:
                     raise
                 except BaseException as error:  # none of a row: out of memory, a panic, an exit
@@ -214,15 +217,15 @@ class Caller:
                     return
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._awaits, rows)):
+            for _ in range(min(self._awaits, batch.num_rows)):
                 group.create_task(work(order))
         return outcomes, fatal
 
-    async def _await_one(self, call: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    async def _await_one(self, call: Callable[[], Any], batch: pa.RecordBatch, row: int) -> Any:
         waits = self._retry.waits_s()
         for attempt in range(self._retry.attempts):
             try:
-                return _kept(await call(*arguments))
+                return _kept(await call())
             except MemoryError:
                 raise
             except _FAILURES as error:
@@ -231,6 +234,7 @@ class Caller:
                 if attempt >= len(waits) or not isinstance(error, self._retry.on):
                     return _Failure(error, attempt + 1)
             await asyncio.sleep(waits[attempt])
+            call = functools.partial(self._call_anew, batch, row)
         raise AssertionError("unreachable: the last attempt returns")
 
     def _runner(self) -> asyncio.Runner:

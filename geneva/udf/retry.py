@@ -9,7 +9,7 @@ from geneva.errors import SettingError
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Try a failing call again.
+    """Try a failing call again, with its inputs as the table holds them.
 
     Parameters
     ----------

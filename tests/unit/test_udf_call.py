@@ -425,6 +425,25 @@ def test_memory_that_is_filled_for_each_row_holds_the_last_row_only(form: str, m
     assert found == [[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]
 
 
+@pytest.mark.parametrize("form", ["row", "async"])
+def test_another_attempt_gets_its_inputs_as_the_table_holds_them(form: str) -> None:
+    fails = [ConnectionError("first"), ConnectionError("second")]
+
+    def total(v: list[int], s: dict[str, int]) -> int:
+        v.append(s.pop("more"))
+        if len(v) > 2 and fails:
+            raise fails.pop()
+        return sum(v)
+
+    async def awaited(v: list[int], s: dict[str, int]) -> int:
+        return total(v, s)
+
+    made = udf(total if form == "row" else awaited, retry=Retry(attempts=3, wait=0.001))
+    inputs = batch(v=[[1], [2, 3]], s=[{"more": 10}, {"more": 20}])
+    with Caller(made) as caller:
+        assert caller(inputs).values.to_pylist() == [11, 25]
+
+
 BUFFER = np.zeros(2)
 BYTES = bytearray(8)
 RECORD = {"v": 0.0}
