@@ -6,9 +6,12 @@ provenance: the distance is what those cost.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 import lance
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from lance import LanceOperation
@@ -21,8 +24,8 @@ from benchmarks.measure import Answer, Curve, Scale, Side, alternate, slope
 _BATCH_ROWS = 65_536
 
 
-def loop(uri: str) -> None:
-    """Fill a new int64 column ``r`` with x*2."""
+def loop(uri: str, where: str | None = None) -> None:
+    """Fill a new int64 column ``r`` with x*2, where a filter is true."""
     dataset = lance.dataset(uri)
     dataset.add_columns([pa.field("r", pa.int64())])
     field_id = next(f.id() for f in dataset.lance_schema.fields() if f.name() == "r")
@@ -31,9 +34,7 @@ def loop(uri: str) -> None:
     for fragment in dataset.get_fragments():
         name = f"{uuid4().hex}.lance"
         writer = LanceFileWriter(f"{uri}/data/{name}", schema, version=dataset.data_storage_version)
-        scanner = dataset.scanner(columns=["x"], fragments=[fragment], batch_size=_BATCH_ROWS)
-        for batch in scanner.to_batches():
-            values = pc.multiply(batch.column(0), 2)
+        for values in _values(dataset, fragment, where):
             writer.write_batch(pa.record_batch([values], schema=schema))
         writer.close()
         meta = fragment.metadata
@@ -45,6 +46,22 @@ def loop(uri: str) -> None:
     lance.LanceDataset.commit(uri, lance.Transaction(dataset.version, operation, str(uuid4())))
 
 
+def _values(dataset: Any, fragment: Any, where: str | None) -> Iterator[pa.Array]:
+    """Yield the new values of a fragment in physical order."""
+    options = {"columns": ["x"], "fragments": [fragment], "batch_size": _BATCH_ROWS}
+    if where is None:
+        for batch in dataset.scanner(**options).to_batches():
+            yield pc.multiply(batch.column(0), 2)
+        return
+    found = np.zeros(fragment.physical_rows, np.int64)
+    null = np.ones(len(found), np.bool_)
+    for batch in dataset.scanner(**options, filter=where, with_row_address=True).to_batches():
+        rows = np.from_dlpack(batch.column("_rowaddr")) & np.uint64(0xFFFFFFFF)
+        found[rows] = np.from_dlpack(pc.multiply(batch.column("x"), 2))
+        null[rows] = False
+    yield pa.array(found, mask=null)
+
+
 def reset(uri: str) -> None:
     """Take the column away again."""
     dataset = lance.dataset(uri)
@@ -52,9 +69,9 @@ def reset(uri: str) -> None:
         dataset.drop_columns(["r"])
 
 
-def side(uri: str) -> Side:
+def side(uri: str, where: str | None = None) -> Side:
     """The loop as one side of a comparison."""
-    return Side(lambda: loop(uri), before=lambda: reset(uri))
+    return Side(lambda: loop(uri, where), before=lambda: reset(uri))
 
 
 def run(scale: Scale) -> list[Answer]:

@@ -200,7 +200,7 @@ class RowMap:
         raw = json.loads(zlib.decompress(base64.b85decode(text)))
         return cls(
             raw["rows"],
-            tuple(_class_from_json(c) for c in raw["classes"]),
+            tuple(map(_class_from_json, raw["classes"])),
             np.cumsum(np.array(raw["starts"], np.int64)),
             np.array(raw["ids"], np.int64),
         )
@@ -209,15 +209,23 @@ class RowMap:
     def _unpacked(cls, packed: bytes) -> RowMap:
         rows, size, runs = _HEADER.unpack_from(packed)
         at = _HEADER.size + size
-        classes = json.loads(packed[_HEADER.size : at])
         lengths = np.frombuffer(packed, "<u4", runs, at)
         ids = np.frombuffer(packed, "<u4", runs, at + lengths.nbytes)
-        return cls(
-            rows,
-            tuple(_class_from_json(c) for c in classes),
-            np.cumsum(lengths, dtype=np.int64),
-            ids.astype(np.int64),
-        )
+        classes, starts = packed[_HEADER.size : at], np.cumsum(lengths, dtype=np.int64)
+        return cls(rows, _classes_from_json(classes), starts, ids.astype(np.int64))
+
+
+def classes_in(text: str) -> tuple[RowClass, ...]:
+    """Return the classes of a map that `RowMap.dumps` wrote, without its runs."""
+    if not text.startswith(_BINARY):
+        return RowMap.loads(text).classes
+    packed = zlib.decompress(base64.b64decode(text[len(_BINARY) :]))
+    _, size, _ = _HEADER.unpack_from(packed)
+    return _classes_from_json(packed[_HEADER.size : _HEADER.size + size])
+
+
+def _classes_from_json(text: bytes) -> tuple[RowClass, ...]:
+    return tuple(map(_class_from_json, json.loads(text)))
 
 
 def _class_to_json(c: RowClass) -> list[Any]:

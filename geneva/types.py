@@ -13,7 +13,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from geneva.rows import RowClass, RowMap, RowSet
+from geneva.rows import RowClass, RowMap, RowSet, classes_in
 
 OnError = Literal["fail", "null"]
 
@@ -313,6 +313,11 @@ class ColumnFile:
     def row_map(self) -> RowMap:
         """Read from its text, anew each time."""
         return RowMap.loads(self.row_map_text)
+
+    @property
+    def classes(self) -> tuple[RowClass, ...]:
+        """Those of its row map, without the rows that are of each."""
+        return classes_in(self.row_map_text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,7 +199,7 @@ class Planner:
             present = self._target_file(fragment, snapshot)
             inputs = self._marks(fragment, self._columns)
             filters = self._marks(fragment, self._filter_columns)
-            classes = file.row_map.classes
+            classes = file.classes
             read = any(
                 c.inputs == inputs and (self._where.digest, filters) in c.wheres for c in classes
             )

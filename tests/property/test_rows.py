@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geneva.rows import Mark, RowClass, RowMap, RowSet, RowStatus
+from geneva.rows import Mark, RowClass, RowMap, RowSet, RowStatus, classes_in
 
 marks = st.lists(
     st.builds(Mark, st.integers(0, 5), st.text(max_size=8), st.integers(-1, 2**40)), max_size=3
@@ -40,6 +40,7 @@ def test_encoding_and_the_footer_lose_no_row(case: tuple[RowMap, list[RowClass]]
     back = RowMap.loads(row_map.dumps())
     assert plain(back) == expected
     assert back.rows == row_map.rows == len(expected)
+    assert classes_in(row_map.dumps()) == row_map.classes
     assert len(set(row_map.classes)) == len(row_map.classes)
 
 
