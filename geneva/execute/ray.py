@@ -8,7 +8,6 @@ vanishes takes at most the batches in flight with it; one that is being drained,
 from __future__ import annotations
 
 import atexit
-import gc
 import itertools
 import logging
 import os
@@ -18,7 +17,6 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
 from shutil import rmtree
 from tempfile import mkdtemp
 from typing import Any
@@ -35,12 +33,10 @@ from ray.exceptions import (
 )
 
 from geneva.errors import ResourceError, SharedPathError, UdfError
+from geneva.execute.actor import TASKS_AT_ONCE, actor_class
 from geneva.execute.cluster import autoscaling, draining_nodes, node_lost, nodes
 from geneva.execute.executor import Udfs
-from geneva.execute.follow import SharedApplier
-from geneva.execute.memory import give_back_large
-from geneva.execute.output import Part, keep_prints
-from geneva.execute.probe import ensure_probe, read_probe
+from geneva.execute.probe import ensure_probe
 from geneva.execute.reservation import (
     actor_options,
     applier_key,
@@ -65,63 +61,14 @@ from geneva.types import (
 )
 from geneva.udf import UDF
 
-TASKS_AT_ONCE = 2  # of an applier: the UDF threads find work where tasks meet
 _PROGRESS_S = 0.5
 _NODES_S = 1.0
 _REST_S = 2.0
 _LAST_REPLY_S = 0.5  # a reply that left before its sender died comes at once, or never
 _START_DEATHS = 3
 _OBJECT_STORE_BYTES = 96 << 20  # data never travels through it
+_JOBS = itertools.count(1)  # of this process, and so of the appliers that it keeps warm
 _LOG = logging.getLogger("geneva")
-
-
-class RayApplier:
-    """The actor: a `SharedApplier` behind Ray's calls."""
-
-    def __init__(self, storage: TableStorage, pickled: Mapping[str, bytes], probe: bytes) -> None:
-        give_back_large()
-        # Whatever can fail waits for `begin`: an actor that cannot be made says little of why.
-        self._storage, self._pickled, self._probe = storage, pickled, probe
-        self._made: SharedApplier | None = None
-
-    @property
-    def _applier(self) -> SharedApplier:
-        assert self._made is not None, "begin comes first"
-        return self._made
-
-    def begin(self, settings: JobSettings, names: Mapping[str, str], output: str) -> str:
-        """Build the UDF's instance; return the id of the node."""
-        if self._made is None:
-            self._check_path()
-            pickled = self._pickled
-            self._made = SharedApplier(self._storage, lambda name: UDF.loads(pickled[name]))
-            keep_prints(self._made.output)
-            gc.freeze()  # modules are for ever: else each full collection walks through all of them
-        self._made.output.keep_in(output)
-        host = f"process {os.getpid()} on {ray.util.get_node_ip_address()}"
-        self._made.output.write(f"--- {host} begins with {settings.target.name}\n")
-        self._made.begin(settings, names)
-        return str(ray.get_runtime_context().get_node_id())
-
-    def _check_path(self) -> None:
-        if self._storage.local and read_probe(self._storage) != self._probe:
-            raise SharedPathError(
-                f"the worker on node {ray.util.get_node_ip_address()} does not see "
-                f"{self._storage.path}, where the driver just wrote a file: put the table on a "
-                "disk that all nodes mount at the same path, or on an object store"
-            )
-
-    def run(self, tasks: Sequence[Task], heard: int) -> tuple[list[TaskEvent], int, Part]:
-        """Carry out tasks that go together; return what `progress` does as well."""
-        return self._applier.carry_out(tasks), *self.progress(heard)
-
-    def progress(self, heard: int) -> tuple[int, Part]:
-        """Return the rows done since `begin`, and what was printed and not heard yet."""
-        return self._applier.progress(), self._applier.output.take(heard)
-
-    def cancel(self) -> None:
-        """Stop at the next batch boundary."""
-        self._applier.cancel()
 
 
 class RayExecutor:
@@ -170,6 +117,7 @@ class RayExecutor:
         self._started_at = self._missing_since = self._watched_at = time.monotonic()
         self._cancelled = False
         self._wanted = appliers
+        self._job = next(_JOBS)
         self._storage, self._settings = storage, settings
         pickled = {column: u.dumps() for column, u in udfs.items()}
         self._names = udf_names(pickled)
@@ -195,7 +143,7 @@ class RayExecutor:
         return sum(not a.leaving for a in self._actors)
 
     def _new_actor(self) -> Actor:
-        make = _actor_class().options(**self._actor_options).remote
+        make = actor_class().options(**self._actor_options).remote
         handle = make(self._storage, self._reference, self._probe)
         taken = {a.number for a in self._actors}
         number = next(k for k in itertools.count() if k not in taken)
@@ -206,7 +154,7 @@ class RayExecutor:
     def _begin(self, actor: Actor) -> Any:
         actor.heard.path = f"{self._outputs}/{uuid4().hex}"
         begin = actor.handle.begin.options(concurrency_group="work")
-        return begin.remote(self._settings, self._names, actor.heard.path)
+        return begin.remote(self._job, self._settings, self._names, actor.heard.path)
 
     # --- running -----------------------------------------------------------------------
 
@@ -230,7 +178,7 @@ class RayExecutor:
 
     def _hand_out(self, actor: Actor, *tasks: Task) -> None:
         run = actor.handle.run.options(concurrency_group="work")
-        actor.tasks[run.remote(tasks, actor.heard.until)] = tasks
+        actor.tasks[run.remote(self._job, tasks, actor.heard.until)] = tasks
 
     def _hand_out_suspects(self) -> None:
         for actor in self._actors:
@@ -443,12 +391,6 @@ class RayExecutor:
         self._events.clear()
         self._suspects.clear()
         return last
-
-
-@cache
-def _actor_class() -> Any:
-    options: dict[str, Any] = {"concurrency_groups": {"work": TASKS_AT_ONCE, "control": 1}}
-    return ray.remote(**options)(RayApplier)
 
 
 def _references(actor: Actor) -> list[Any]:

@@ -345,8 +345,8 @@ class TableStorage:
         ------
         CommitConflict
             Another writer was first.
-        FileNotFoundError
-            One of the data files is gone.
+        FileNotFoundError, CorruptFileError
+            One of the data files is gone, or not of these columns.
         """
         ids = [i for c in columns for i in snapshot.fields[c].subtree]
         with self._faults():
@@ -377,13 +377,13 @@ class TableStorage:
     ) -> Any:
         """Return the fragment's metadata with the fields moved to the new file."""
         meta = snapshot.dataset.get_fragment(new.fragment_id).metadata
-        kept = []
         for f in meta.files:
-            fields = [TOMBSTONE if i in ids else i for i in f.fields]
-            if any(i != TOMBSTONE for i in fields):
-                f.fields = fields
-                kept.append(f)
-        meta.files = [*kept, self._data_file(snapshot, new, like)]
+            f.fields = [TOMBSTONE if i in ids else i for i in f.fields]
+        kept = [f for f in meta.files if any(i != TOMBSTONE for i in f.fields)]
+        file = self._data_file(snapshot, new, like)
+        if not set(file.fields) <= set(ids):
+            raise CorruptFileError(f"data file {new.path} is of fields {file.fields}, not of {ids}")
+        meta.files = [*kept, file]
         return meta
 
     def _data_file(self, snapshot: Snapshot, new: Replacement, like: DataFile | None) -> DataFile:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from geneva.errors import (
 from geneva.execute import record
 from geneva.storage import lance as lance_storage
 from geneva.storage.lance import TableStorage
+from geneva.storage.values import Replacement
 from tests.support.backfills import Gate, until
 from tests.support.calls import CallLog
 from tests.support.crashing import Scene
@@ -59,6 +61,10 @@ def _every_batch_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ours(table: geneva.Table) -> set[str]:
     return {n for n in table.storage.list_files() if ColumnFileName.parse(n) is not None}
+
+
+def _times(factor: int, x: int) -> int:
+    return factor * x
 
 
 def check_nothing_is_left(table: geneva.Table) -> None:
@@ -752,6 +758,19 @@ def test_udf_that_is_bound_again_while_clean_runs_is_removed(
     if not whole:
         table.add_columns({"y": udf})
     assert table.backfill("y", **ONE).rows_computed == 4
+
+
+def test_file_of_one_column_that_is_committed_as_another(tmp_path: Path) -> None:
+    table = make_table(tmp_path, rows=10, fragments=1)
+    for name, factor in (("a", 2), ("b", 3)):
+        table.add_columns({name: geneva.udf(partial(_times, factor), name=name, version="1")})
+    table.backfill("b", **LOCAL)
+    storage, snapshot = table.storage, table.storage.open()
+    (name,) = ours(table)
+    with pytest.raises(CorruptFileError, match=f"{name} is of fields"):
+        storage.publish(snapshot, [Replacement(0, name)], ["a"])
+    assert storage.open().version == snapshot.version
+    assert pairs(table, "x", "a") == dict.fromkeys(range(10))
 
 
 # --- what a job leaves -----------------------------------------------------------------------

@@ -1,0 +1,61 @@
+"""Appliers that one job leaves to the next one, in whatever state."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+import geneva
+from geneva.execute import ray as ray_executor
+from tests.support.backfills import CPUS
+from tests.support.calls import CallLog
+from tests.support.tables import make_table, pairs
+
+ROWS = 80
+
+
+class SlowToLoad:
+    """What a UDF holds; its second unpickling outside of this process takes its time."""
+
+    def __init__(self, folder: Path, driver: int) -> None:
+        self.folder, self.driver = folder, driver
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load, (self.folder, self.driver)
+
+
+def _load(folder: Path, driver: int) -> SlowToLoad:
+    if os.getpid() != driver:
+        before = len(list(folder.iterdir()))
+        (folder / uuid4().hex).touch()
+        time.sleep(1.5 if before == 1 else 0.0)
+    return SlowToLoad(folder, driver)
+
+
+@pytest.mark.ray
+def test_applier_that_still_starts_when_a_job_ends_keeps_its_settings_for_the_next(
+    tmp_path: Path, calls: CallLog, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_executor, "_REST_S", 60.0)  # what starts is kept, however slow we are
+    (tmp_path / "loads").mkdir()
+    held = SlowToLoad(tmp_path / "loads", os.getpid())
+
+    @geneva.udf(num_cpus=CPUS)
+    def double(x: int) -> int:
+        assert held.folder
+        calls(x)
+        if x >= ROWS // 2:
+            time.sleep(0.15)
+        return 2 * x
+
+    table = make_table(tmp_path, rows=ROWS, fragments=16)
+    table.add_columns({"a": double})
+    for where in (f"x < {ROWS // 2}", f"x >= {ROWS // 2}"):
+        table.backfill("a", where=where, executor="ray", concurrency=2)
+    assert pairs(table, "x", "a") == {x: 2 * x for x in range(ROWS)}
+    assert calls.counts == {x: 1 for x in map(str, range(ROWS))}
