@@ -72,7 +72,10 @@ def remap(
             log_path(target.incarnation, task.key, uuid4().hex),
             target.data_types,
         )
+        read = [i for i, _ in task.sources]
         for file in lost:
+            if [i for i, _ in file.sources] != read:
+                continue  # columns exchanged their names: it is of other inputs
             at = np.flatnonzero(old_ids == file.fragment_id)
             _copy(storage, target, file, old_rows[at], at, journal)
         if journal.created:

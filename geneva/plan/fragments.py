@@ -21,7 +21,7 @@ from geneva.column.binding import (
     target_of,
     top_level,
 )
-from geneva.column.ledger import entry_key
+from geneva.column.ledger import Ledger, entry_key
 from geneva.column.marks import group_subtree, job_generation, supplier, unchanged
 from geneva.column.name import vouches
 from geneva.column.provenance import History
@@ -86,9 +86,13 @@ class Planner:
         self._filter_columns = [c for c in (where.columns if where else ()) if c not in own]
         # They are dropped and renamed without a trace in the marks.
         self._filter_fields = tuple(nested_of(self._snapshot, self._filter_columns).items())
+        known = self._snapshot.fields
+        self._ids = [known[c].id for c in self._columns if c in known]
+        self._filter_ids = [known[c].id for c in self._filter_columns if c in known]
         self._behind = read_by_inputs(schema, self._columns)
         self._settled: dict[tuple[int, str], BoolArray] = {}
         self._others: dict[str, Planner] = {}
+        self._own_ledger: Ledger | None = None
         self._orphaned = False  # inputs were dropped or renamed: nobody can compute it anew
 
     def plan(self, fragment: FragmentInfo) -> FragmentPlan:
@@ -114,7 +118,8 @@ class Planner:
             need &= self._asked(fragment)
         waiting = need & ~self._ready(fragment) if self._options.inputs == "wait" else ~live & need
         need &= ~waiting
-        kept = self._kept(row_map, live)
+        # Which rows a filter selects is not known yet: all of them count as kept.
+        kept = self._kept(row_map, live if self._where else live & ~need)
         plan = FragmentPlan(
             fragment.id,
             fragment.live_rows,
@@ -173,7 +178,7 @@ class Planner:
         inputs = self._marks(fragment, self._columns)
         file = self._target_file(fragment, self._snapshot)
         found = {"fragment": fragment.id, "rows": fragment.live_rows}
-        if self._vouched_for(file, inputs):
+        if self._vouched_for(file, inputs) or self._known_done(fragment, inputs, file):
             return found | {"computed": fragment.live_rows} | dict.fromkeys(_OTHER, 0)
         now = {m.field: m for m in inputs}
         row_map = self._row_map(fragment, now)
@@ -264,7 +269,7 @@ class Planner:
                 return False
             case _:
                 pass
-        if not self._is_of_target(c):
+        if not self._is_of_target(c) or not self._in_order(c.inputs, self._ids):
             return False
         if self._force is not None and c.generation < self._force.generation:
             return False
@@ -272,7 +277,7 @@ class Planner:
         if self._where is None or self._force is not None or fresh is False:
             return fresh
         recorded = dict(c.wheres).get(self._where.digest)
-        if recorded is None:
+        if recorded is None or not self._in_order(recorded, self._filter_ids):
             return False
         return fresh & self._unchanged(recorded, fragment, now)
 
@@ -281,10 +286,16 @@ class Planner:
             return c.digest.split(".")[0] == self._target.digest.split(".")[0]
         return c.digest == self._target.digest
 
+    def _in_order(self, recorded: Marks, ids: list[int]) -> bool:
+        """Whether the fields that were read have the names, and so the places, that they had."""
+        return self._orphaned or [m.field for m in recorded] == ids
+
     def _is_of_now(
         self, c: RowClass, fragment: FragmentInfo, now: dict[int, Mark]
     ) -> bool | BoolArray:
         """Whether neither UDF nor inputs changed since the oldest version that is known."""
+        if c.inputs and not self._in_order(c.inputs, self._ids):
+            return False
         return (not c.digest or self._is_of_target(c)) and self._unchanged(c.inputs, fragment, now)
 
     def _unchanged(
@@ -340,10 +351,16 @@ class Planner:
         """Return the rows that are missing or stale, deleted ones included."""
         inputs = self._marks(fragment, self._columns)
         file = self._target_file(fragment, self._snapshot)
-        if self._vouched_for(file, inputs):
+        if self._vouched_for(file, inputs) or self._known_done(fragment, inputs, file):
             return np.zeros(fragment.rows, np.bool_)
         now = {m.field: m for m in inputs}
         return self._needed(fragment, self._row_map(fragment, now), now)
+
+    def _known_done(self, fragment: FragmentInfo, inputs: Marks, file: str) -> bool:
+        """Whether the column's own ledger says that nothing was left; its history may be gone."""
+        if self._own_ledger is None:
+            self._own_ledger = Ledger.load(self._storage, self._target.incarnation)
+        return self._own_ledger.is_done(self._work(fragment, inputs, (), file))
 
     # --- the task ----------------------------------------------------------------------
 

@@ -164,3 +164,31 @@ def test_fragments_that_were_committed_and_compacted_at_once_count_as_lost(
     assert column(table, "y") == [2 * x for x in range(40)]
     assert not table.storage.objects.list("work")
     assert_table_invariants(table)
+
+
+@pytest.mark.parametrize("first", ["compact", "exchange"])
+def test_results_of_an_input_that_lost_its_name_are_moved_to_the_new_one(
+    tmp_path: Path, calls: CallLog, first: str
+) -> None:
+    data = pa.table({"x": range(40), "w": range(100, 140)})
+    table = make_table(tmp_path, data=data, fragments=4)
+    uri = table.storage.uri
+
+    @geneva.udf
+    def double(x: int) -> int:
+        calls(x)
+        if x == 35 and calls.counts["35"] == 1:
+            import lance as other
+
+            for what in sorted(("compact", "exchange"), key=lambda w: w != first):
+                if what == "compact":
+                    other.dataset(uri).optimize.compact_files()
+                    continue
+                for old, new in (("x", "between"), ("w", "x"), ("between", "w")):
+                    other.dataset(uri).alter_columns({"path": old, "name": new})
+        return 2 * x
+
+    table.add_columns({"y": double})
+    table.backfill("y", executor="local", concurrency=1, batch_size=1)
+    table.backfill("y", executor="local")
+    assert_table_invariants(table, {"y": lambda row: 2 * row["x"]})

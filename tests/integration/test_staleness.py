@@ -728,3 +728,55 @@ def test_binding_of_before_nested_fields_were_noted_stays_as_it_is(tmp_path: Pat
     table.storage.set_field_metadata({"y": metadata})
     assert run(table, "y", "local").rows_computed == 1
     assert run(table, "y", "local").rows_computed == 0
+
+
+def exchange(table: geneva.Table, one: str, other: str) -> None:
+    """Give each of two columns the other's name."""
+    for path, name in ((one, "between"), (other, one), ("between", other)):
+        lance.dataset(table.storage.uri).alter_columns({"path": path, "name": name})
+
+
+@pytest.mark.parametrize("where", [None, "x >= 0"])
+def test_inputs_of_one_udf_that_exchange_their_names(tmp_path: Path, where: str | None) -> None:
+    @geneva.udf
+    def both(x: int, w: int) -> int:
+        return 1000 * x + w
+
+    data = pa.table({"x": range(4), "w": range(100, 104)})
+    table = make_table(tmp_path, data=data, fragments=2)
+    table.add_columns({"y": both})
+    for _ in range(2):
+        assert run(table, "y", "local", where=where).rows_computed == 4
+        assert_table_invariants(table, {"y": lambda r: 1000 * r["x"] + r["w"]})
+        assert run(table, "y", "local", where=where).rows_computed == 0
+        exchange(table, "x", "w")
+    assert table.coverage("y").totals["stale"] == 4
+
+
+def test_columns_of_a_filter_that_exchange_their_names(tmp_path: Path) -> None:
+    data = pa.table({"x": range(6), "v": range(6), "w": range(5, -1, -1)})
+    table = make_table(tmp_path, data=data, fragments=2)
+    table.add_columns({"y": ten_times})
+    where = "v < 2 and w > 0"
+    assert run(table, "y", "local", where=where).rows_computed == 2
+    exchange(table, "v", "w")
+    assert run(table, "y", "local", where=where).rows_computed == 2
+    assert column(table, "y") == [0, 10, None, None, 40, 50]
+
+
+def test_values_proven_by_comparison_wait_for_ever_when_the_history_is_gone(
+    tmp_path: Path,
+) -> None:
+    table = chain(tmp_path, {"x": [1, 2, 3, 4]}, 2)
+    assert run(table, "y", "local", force=True).rows_computed == 4
+    assert run(table, "z", "local").rows_computed == 0
+    lance.dataset(table.storage.uri).cleanup_old_versions(older_than=dt.timedelta(0))
+    assert table.coverage("z").totals["computed"] == 4
+    table.add_columns({"w": geneva.udf(_less_one)})
+    result = run(table, "w", "local")
+    assert (result.rows_computed, result.rows_waiting) == (4, 0)
+    assert column(table, "w") == [10, 20, 30, 40]
+
+
+def _less_one(z: int) -> int:
+    return z - 1
