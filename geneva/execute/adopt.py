@@ -16,8 +16,8 @@ def adopt(
 ) -> TaskDone | None:
     """Return the outcome of such an attempt, if there is one and its file still fits."""
     fact = earlier.finish
-    if fact is None or not task.assemble:
-        return None
+    if fact is None or not task.assemble or fact["failed"]:
+        return None  # which rows failed, and why, only the records tell; or they are tried again
     if (fact["target_file"], fact["selection"]) != (task.target_file, task.selection):
         return None  # it carries other values along, or leaves rows out that are wanted now
     schema = pa.schema([snapshot.schema.field(c) for c in target.columns])

@@ -60,11 +60,10 @@ class Applier:
     def __init__(self, storage: TableStorage, udf: UDF, threads: UdfThreads) -> None:
         self.storage = storage
         self._udf = udf
-        self._callers: dict[tuple[str, int], Caller] = {}
+        self._caller = Caller(udf, hide=hider(storage.options))
         self._sizer = BatchSizer(None)
         self._cancelled = threading.Event()
-        self._rows_done = 0
-        self._counting = threading.Lock()
+        self._rows_done, self._counting = 0, threading.Lock()
         self.turns = Turns()
         self._settings: JobSettings | None = None
         self._threads = threads
@@ -74,13 +73,9 @@ class Applier:
         """Prepare for a job's tasks: build the UDF's instance, start threads."""
         asynchronous = self._udf.kind is UdfKind.ASYNC
         awaits = settings.threads if asynchronous else 1
-        key = (settings.on_error, awaits)
-        if key not in self._callers:
-            hide = hider(self.storage.options)
-            self._callers[key] = Caller(self._udf, settings.on_error, awaits, hide)
-        self._caller = self._callers[key]
-        self._caller.open()
+        self._caller.configure(settings.on_error, awaits)
         self._threads.resize(1 if asynchronous else settings.threads)
+        self._threads.submit(self._caller.open).result()  # one of theirs may need its own
         limit = min(settings.checkpoint_size or MAX_ROWS, max(settings.read_rows, 1))
         earlier = self._sizer
         most = unit_bytes(self._threads.count)
@@ -103,8 +98,7 @@ class Applier:
 
     def close(self) -> None:
         """Release the event loops; the threads must have ended."""
-        for caller in self._callers.values():
-            caller.close()
+        self._caller.close()
 
     def run(self, task: Task, tap: Tap | None = None) -> TaskDone:
         """Carry out one task; ``tap`` is shown what it reads.
@@ -128,8 +122,12 @@ class Applier:
         applied: list[Applied] = []
         for batch in self._batches(unit.inputs):
             try:
-                applied.extend(self._calls(batch))
-            except RowFailed as error:
+                for part in self._calls(batch):
+                    applied.append(part)
+            except (TaskCancelledError, RowFailed) as error:
+                run.record_first(unit, applied, started)
+                if isinstance(error, TaskCancelledError):
+                    raise
                 at = sum(len(a.values) for a in applied) + error.failure.row
                 raise TaskRowError(run.failure(int(unit.rows[at]), error.failure)) from error
         called = time.perf_counter()
@@ -392,10 +390,8 @@ class TaskRun:
         values = earlier.values(positions) if self._task.assemble else []
         self._applier.add_progress(len(rows))
         size = sum(map(size_of, values))
-        failed_at = np.array(failed, np.int64)
-        self._in_flight.add_replayed(
-            Computed(rows, values, failed_at, tuple(failures), counts, size)
-        )
+        at = np.array(failed, np.int64)
+        self._in_flight.add_replayed(Computed(rows, values, at, tuple(failures), counts, size))
         self._write_all(self._in_flight.surplus())
 
     def _write_all(self, computed: Iterable[Computed]) -> None:
@@ -473,9 +469,14 @@ class TaskRun:
         columns, errors = joined(applied, self._settings.target)
         failures = tuple(self.failure(int(unit.rows[k]), e) for k, e in errors[:_FAILURES_KEPT])
         failed = np.array([k for k, _ in errors], np.int64)
-        return Computed(
-            unit.rows, columns, failed, failures, value_bytes=sum(map(size_of, columns))
-        )
+        size = sum(map(size_of, columns))
+        return Computed(unit.rows, columns, failed, failures, value_bytes=size)
+
+    def record_first(self, unit: Unit, applied: list[Applied], began_s: float) -> None:
+        """Checkpoint the batches of a unit that were done when it had to stop."""
+        rows = unit.rows[: sum(len(a.values) for a in applied)]
+        if len(rows):
+            self.record(self.gather(replace(unit, rows=rows), applied), applied, began_s)
 
     def record(self, done: Computed, applied: list[Applied], began_s: float) -> None:
         """Checkpoint a unit."""

@@ -76,8 +76,7 @@ class Caller:
         hide: Callable[[str], str] = str,
     ) -> None:
         self._udf = udf
-        self._on_error = on_error
-        self._awaits = max(1, awaits)
+        self.configure(on_error, awaits)
         self._hide = hide
         self._retry = udf.retry or _ONCE
         t = pa.types
@@ -88,6 +87,11 @@ class Caller:
         self._shared: Callable[..., Any] | None = None
         self._local = threading.local()
         self._runners: list[asyncio.Runner] = []
+
+    def configure(self, on_error: OnError, awaits: int) -> None:
+        """Go on with the same instance of the UDF; the caller's threads must be idle."""
+        self._on_error = on_error
+        self._awaits = max(1, awaits)
 
     def open(self) -> Self:
         """Build the UDF now, for this thread; idempotent."""
@@ -204,7 +208,7 @@ class Caller:
             for row, arguments in order:
                 try:
                     first = functools.partial(call, *arguments)
-                    outcomes[row] = await self._await_one(first, batch, row)
+                    outcomes[row] = await self._await_one(first, batch, row, whole)
                 except asyncio.CancelledError:
                     raise
                 except BaseException as error:  # none of a row: out of memory, a panic, an exit
@@ -216,21 +220,34 @@ class Caller:
                 if stop:
                     return
 
+        whole = _this_task()
         async with asyncio.TaskGroup() as group:
             for _ in range(min(self._awaits, batch.num_rows)):
                 group.create_task(work(order))
         return outcomes, fatal
 
-    async def _await_one(self, call: Callable[[], Any], batch: pa.RecordBatch, row: int) -> Any:
+    async def _await_one(
+        self,
+        call: Callable[[], Any],
+        batch: pa.RecordBatch,
+        row: int,
+        whole: asyncio.Task[Any],
+    ) -> Any:
+        task = _this_task()
         waits = self._retry.waits_s()
         for attempt in range(self._retry.attempts):
             try:
-                return _kept(await call())
+                value = await call()
+                if task.cancelling():
+                    await asyncio.sleep(0)  # raises here what would strike the next row
+                return _kept(value)
             except MemoryError:
                 raise
             except _FAILURES as error:
-                if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                if whole.cancelling():
                     raise
+                while task.cancelling():  # by the UDF itself: a failure of this row
+                    task.uncancel()
                 if attempt >= len(waits) or not isinstance(error, self._retry.on):
                     return _Failure(error, attempt + 1)
             await asyncio.sleep(waits[attempt])
@@ -413,9 +430,10 @@ def _kept(value: Any) -> Any:
     return value[:]  # a bytearray or an array.array
 
 
-def _is_cancelled() -> bool:
+def _this_task() -> asyncio.Task[Any]:
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    assert task is not None, "only coroutines ask"
+    return task
 
 
 def _caused(failed: RowFailed, cause: BaseException) -> RowFailed:

@@ -16,9 +16,9 @@ import pytest
 import geneva
 from geneva.checkpoint.journal import replay
 from geneva.column.binding import PICKLES
-from tests.support.backfills import CPUS, run, until
+from tests.support.backfills import CPUS, Gate, run, until
 from tests.support.calls import CallLog
-from tests.support.tables import assert_table_invariants, column, make_table
+from tests.support.tables import assert_table_invariants, column, make_table, pairs
 
 
 def logs(table: geneva.Table) -> list[str]:
@@ -166,7 +166,42 @@ def test_checkpoint_size_is_taken_for_the_batch_size(tmp_path: Path, calls: Call
     with pytest.raises(geneva.GenevaError, match="enough"):
         table.backfill("y", executor="local", concurrency=1, batch_size=5, checkpoint_size=25)
     assert set(calls.keys[:6]) == {"5"}
-    assert checkpointed(table) == 25  # the second record was not complete when the call failed
+    assert checkpointed(table) == 30  # one record of 25, and of the next what was done by then
+
+
+@pytest.mark.parametrize("stop", ["failure", "cancel"])
+def test_batches_of_a_record_that_was_not_full_are_lost_by_an_orderly_stop(
+    tmp_path: Path, calls: CallLog, stop: str
+) -> None:
+    table = make_table(tmp_path, rows=100, fragments=1)
+    gate = Gate(tmp_path / "gate")
+
+    @geneva.udf
+    def y(x: int) -> int:
+        calls(x)
+        if x == 50 and stop == "failure" and not gate.is_open:
+            raise ValueError("enough")
+        if x == 50 and stop == "cancel":
+            gate.wait()
+        time.sleep(0.02 if x > 50 else 0.0)
+        return x
+
+    table.add_columns({"y": y})
+    sizes: dict[str, Any] = {"batch_size": 1, "checkpoint_size": 100}
+    job = table.backfill_async("y", executor="local", concurrency=1, **sizes)
+    if stop == "cancel":
+        until(lambda: "50" in calls.keys)
+        job.cancel()
+        gate.open()
+    with pytest.raises(geneva.GenevaError):
+        job.wait(60)
+    gate.open()
+    done = len(calls) - (stop == "failure")
+    assert 50 <= done < 100
+    result = table.backfill("y", executor="local", concurrency=1, **sizes)
+    assert (result.rows_replayed, result.rows_computed) == (done, 100)
+    assert len(calls) == 100 + (stop == "failure")
+    assert pairs(table, "x", "y") == {x: x for x in range(100)}
 
 
 _BLOBS = """

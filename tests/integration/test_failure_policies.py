@@ -172,6 +172,7 @@ def test_failed_row_is_left_until_it_is_asked_for(
     mend(tmp_path)
     retried = picky.backfill("y", executor="local", on_error="null", retry_failed=True)
     assert (retried.rows_computed, retried.rows_failed) == (1, 0)
+    assert retried.rows_failed_before == 0
     assert calls.keys == [str(BAD)]
     assert pairs(picky, "x", "y") == doubled()
     assert_table_invariants(picky, DOUBLED)

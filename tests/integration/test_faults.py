@@ -35,6 +35,7 @@ from geneva.errors import (
     JobCancelledError,
     StorageError,
     TableChangedError,
+    TooManyFailuresError,
     UdfFailedError,
 )
 from geneva.execute import record
@@ -445,6 +446,37 @@ def test_truncated_column_file_is_not_adopted(tmp_path: Path, calls: CallLog, ke
     assert ours(table) > {name}, "nobody may remove a file that another job may have made"
     assert clean(table.storage, 0).files == 1
     check_nothing_is_left(table)
+
+
+@pytest.mark.parametrize("resumed", ["fail", "null", "few"])
+def test_column_file_that_is_adopted_hides_who_failed(
+    tmp_path: Path, calls: CallLog, resumed: str
+) -> None:
+    table = make_table(tmp_path, rows=40, fragments=1)
+
+    @geneva.udf
+    def double(x: int) -> int:
+        calls(x)
+        if x == 3:
+            raise ValueError("three")
+        return 2 * x
+
+    table.add_columns({"y": double})
+    uncommitted = geneva.Table(table, storage=NoCommits(table.storage.uri))
+    with pytest.raises(StorageError, match="Input/output error"):
+        uncommitted.backfill("y", on_error="null", **ONE)
+    if resumed == "fail":
+        with pytest.raises(UdfFailedError, match="three"):
+            table.backfill("y", **ONE)
+        assert calls.counts["3"] == 2
+        return
+    if resumed == "few":
+        with pytest.raises(TooManyFailuresError, match="three"):
+            table.backfill("y", on_error="null", max_failures=0, **ONE)
+    else:
+        result = table.backfill("y", on_error="null", **ONE)
+        assert (result.rows_failed, result.failures["message"].to_pylist()) == (1, ["three"])
+    assert set(calls.counts.values()) == {1}
 
 
 def test_truncated_committed_file_is_named_and_can_be_computed_again(

@@ -59,3 +59,22 @@ def test_applier_that_still_starts_when_a_job_ends_keeps_its_settings_for_the_ne
         table.backfill("a", where=where, executor="ray", concurrency=2)
     assert pairs(table, "x", "a") == {x: 2 * x for x in range(ROWS)}
     assert calls.counts == {x: 1 for x in map(str, range(ROWS))}
+
+
+@pytest.mark.ray
+def test_other_settings_load_the_model_of_a_warm_applier_a_second_time(
+    tmp_path: Path, calls: CallLog, ray_cluster: None
+) -> None:
+    @geneva.udf(num_cpus=CPUS)
+    class Model:
+        def __init__(self, calls: CallLog) -> None:
+            calls(os.getpid())
+
+        def __call__(self, x: int) -> int:
+            return 2 * x
+
+    table = make_table(tmp_path, rows=10, fragments=1)
+    table.add_columns({"a": Model(calls)})
+    for options in ({}, {"on_error": "null"}, {"intra_applier_concurrency": 2}):
+        table.backfill("a", executor="ray", concurrency=1, force=True, **options)
+    assert list(calls.counts.values()) == [1]

@@ -444,6 +444,24 @@ def test_another_attempt_gets_its_inputs_as_the_table_holds_them(form: str) -> N
         assert caller(inputs).values.to_pylist() == [11, 25]
 
 
+@pytest.mark.parametrize("awaits", [1, 4])
+@pytest.mark.parametrize("late", [False, True])
+def test_udf_that_cancels_its_own_task_fails_its_row_and_no_other(late: bool, awaits: int) -> None:
+    @udf
+    async def echo(x: int) -> int:
+        this = asyncio.current_task()
+        if x == 3 and this is not None:
+            this.cancel()
+        if not late:
+            await asyncio.sleep(0)
+        return x
+
+    with Caller(echo, "null", awaits) as caller:
+        applied = caller(batch(x=list(range(8))))
+    assert applied.values.to_pylist() == [x if x != 3 else None for x in range(8)]
+    assert [(f.row, f.error) for f in applied.failures] == [(3, "CancelledError")]
+
+
 BUFFER = np.zeros(2)
 BYTES = bytearray(8)
 RECORD = {"v": 0.0}
