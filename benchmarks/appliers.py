@@ -19,7 +19,8 @@ import ray
 
 from benchmarks import tables, udfs
 from benchmarks.measure import Answer, Scale, end_ray
-from geneva.execute.ray import TASKS_AT_ONCE, RayApplier, RayExecutor, start_ray
+from geneva.execute.actor import TASKS_AT_ONCE, RayApplier
+from geneva.execute.ray import RayExecutor, start_ray
 from geneva.execute.warm import Actor
 from geneva.result import BackfillResult
 from geneva.storage.lance import TableStorage
