@@ -174,7 +174,7 @@ def test_batches_of_a_record_that_was_not_full_are_lost_by_an_orderly_stop(
     tmp_path: Path, calls: CallLog, stop: str
 ) -> None:
     table = make_table(tmp_path, rows=100, fragments=1)
-    gate = Gate(tmp_path / "gate")
+    gate, resumed = Gate(tmp_path / "gate"), Gate(tmp_path / "resumed")
 
     @geneva.udf
     def y(x: int) -> int:
@@ -183,7 +183,7 @@ def test_batches_of_a_record_that_was_not_full_are_lost_by_an_orderly_stop(
             raise ValueError("enough")
         if x == 50 and stop == "cancel":
             gate.wait()
-        time.sleep(0.02 if x > 50 else 0.0)
+        time.sleep(0.1 if x > 50 and not resumed.is_open else 0.0)
         return x
 
     table.add_columns({"y": y})
@@ -196,6 +196,7 @@ def test_batches_of_a_record_that_was_not_full_are_lost_by_an_orderly_stop(
     with pytest.raises(geneva.GenevaError):
         job.wait(60)
     gate.open()
+    resumed.open()
     done = len(calls) - (stop == "failure")
     assert 50 <= done < 100
     result = table.backfill("y", executor="local", concurrency=1, **sizes)
