@@ -87,6 +87,8 @@ class RayApplier:
         """Return the rows done since `begin`, and what was printed and not heard yet."""
         return self._applier.progress(), self._applier.output.take(heard)
 
-    def cancel(self) -> None:
-        """Stop at the next batch boundary."""
-        self._applier.cancel()
+    def cancel(self, job: int) -> None:
+        """Stop a job at the next batch boundary; one that ended is not the next one's concern."""
+        with self._beginning:
+            if job == self._job:
+                self._applier.cancel()

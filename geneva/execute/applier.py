@@ -418,13 +418,9 @@ class TaskRun:
         return file
 
     def seal(self, file: ColumnFile | None, shared: Journal) -> TaskDone:
-        """Record that the column file is complete and synced.
-
-        Parameters
-        ----------
-        shared
-            Where that is recorded if the task has no records of its own.
-        """
+        """Record that the file is complete and synced; in ``shared`` where it has no records."""
+        if self._counts.failed:
+            self._recorder.release()  # such a file is not adopted: its records are all there is
         journal = self._journal if self._journal.created else shared
         task, counts = self._task, self._counts
         logs = (*task.resume, journal.path)

@@ -117,7 +117,6 @@ class RayExecutor:
         self._started_at = self._missing_since = self._watched_at = time.monotonic()
         self._cancelled = False
         self._wanted = appliers
-        self._job = next(_JOBS)
         self._storage, self._settings = storage, settings
         pickled = {column: u.dumps() for column, u in udfs.items()}
         self._names = udf_names(pickled)
@@ -126,6 +125,7 @@ class RayExecutor:
         self._key = f"{_connection()}.{applier_key(storage, self._names.values(), udf)}"
         self._outputs = mkdtemp(prefix="geneva-")
         self._actors = POOL.take(self._key, appliers)
+        self._job = next(_JOBS)  # drawn by who holds the actors: theirs only ever grow
         for number, actor in enumerate(self._actors):
             actor.number, actor.ready, actor.rows_done = number, False, 0
             actor.beginning = self._begin(actor)
@@ -335,7 +335,7 @@ class RayExecutor:
         for actor in self._actors:
             if actor.node in going and not actor.leaving:
                 actor.leaving = True
-                actor.handle.cancel.options(concurrency_group="control").remote()
+                actor.handle.cancel.options(concurrency_group="control").remote(self._job)
         gone = [a for a in self._actors if a.leaving and not a.tasks]
         for actor in gone:
             end(actor)
@@ -370,7 +370,7 @@ class RayExecutor:
         self._suspects.clear()
         for actor in self._actors:
             if actor.ready:
-                actor.handle.cancel.options(concurrency_group="control").remote()
+                actor.handle.cancel.options(concurrency_group="control").remote(self._job)
 
     def close(self, *, kill: bool) -> list[Printed]:
         """Keep the actors that are idle or about to be, release the others."""

@@ -92,7 +92,6 @@ class Planner:
         self._behind = read_by_inputs(schema, self._columns)
         self._settled: dict[tuple[int, str], BoolArray] = {}
         self._others: dict[str, Planner] = {}
-        self._own_ledger: Ledger | None = None
         self._orphaned = False  # inputs were dropped or renamed: nobody can compute it anew
 
     def plan(self, fragment: FragmentInfo) -> FragmentPlan:
@@ -341,7 +340,9 @@ class Planner:
                 binding = self._bindings[column]
                 target = target_of(self._snapshot, binding, binding.digest)
                 there = replace(target, inputs=inputs_there(self._snapshot.schema, binding))
-                other = Planner(self._storage, self._history, there, None, Options())
+                own = Ledger.load(self._storage, binding.incarnation)
+                history = History(self._storage, self._snapshot, own)
+                other = Planner(self._storage, history, there, None, Options())
                 other._orphaned = there != target
                 self._others[column] = other
             self._settled[key] = ~self._others[column].needed(fragment)
@@ -357,10 +358,8 @@ class Planner:
         return self._needed(fragment, self._row_map(fragment, now), now)
 
     def _known_done(self, fragment: FragmentInfo, inputs: Marks, file: str) -> bool:
-        """Whether the column's own ledger says that nothing was left; its history may be gone."""
-        if self._own_ledger is None:
-            self._own_ledger = Ledger.load(self._storage, self._target.incarnation)
-        return self._own_ledger.is_done(self._work(fragment, inputs, (), file))
+        """Whether the ledger says that nothing was left; the history that told may be gone."""
+        return self._history.ledger.is_done(self._work(fragment, inputs, (), file))
 
     # --- the task ----------------------------------------------------------------------
 

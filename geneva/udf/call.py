@@ -33,6 +33,7 @@ from geneva.udf.retry import Retry
 from geneva.udf.signature import UdfKind
 
 _ONCE = Retry(attempts=1)
+_UNDONE = object()  # None is a value
 _REFILLED = {np.ndarray, list, tuple, dict, bytearray, memoryview, array.array}
 _PLAIN = {int, float, bool, str, bytes}
 # What a UDF awaits may be cancelled; event loops would take that for the end of the call itself.
@@ -193,11 +194,13 @@ class Caller:
         results = [
             self._settle(batch, row, outcome, failures) for row, outcome in enumerate(outcomes)
         ]
+        if any(result is _UNDONE for result in results):
+            raise RuntimeError("calls of an async UDF were cancelled from outside")
         return self._applied(batch, results, failures)
 
     async def _await_all(self, batch: pa.RecordBatch) -> tuple[list[Any], list[BaseException]]:
         call, columns = row_call(self._instance(), batch)
-        outcomes: list[Any] = [None] * batch.num_rows
+        outcomes: list[Any] = [_UNDONE] * batch.num_rows
         # Taken out of the loop as values: raised inside, they would leave its tasks half done.
         fatal: list[BaseException] = []
         order = iter(enumerate(zip(*columns, strict=True)))
@@ -246,11 +249,10 @@ class Caller:
             except _FAILURES as error:
                 if whole.cancelling():
                     raise
-                while task.cancelling():  # by the UDF itself: a failure of this row
-                    task.uncancel()
-                if attempt >= len(waits) or not isinstance(error, self._retry.on):
+                last = attempt >= len(waits) or not isinstance(error, self._retry.on)
+                await _rest(0.0 if last else waits[attempt], task, whole)
+                if last:
                     return _Failure(error, attempt + 1)
-            await asyncio.sleep(waits[attempt])
             call = functools.partial(self._call_anew, batch, row)
         raise AssertionError("unreachable: the last attempt returns")
 
@@ -428,6 +430,20 @@ def _kept(value: Any) -> Any:
         known = value.format in array.typecodes
         return memoryview(value.tobytes()).cast(value.format, value.shape) if known else value
     return value[:]  # a bytearray or an array.array
+
+
+async def _rest(seconds: float, task: asyncio.Task[Any], whole: asyncio.Task[Any]) -> None:
+    """Sleep; a cancel that the UDF asked for, of its own task, is spent here and strikes no row."""
+    until = time.monotonic() + seconds
+    while True:
+        while task.cancelling():
+            task.uncancel()
+        try:
+            await asyncio.sleep(max(0.0, until - time.monotonic()))
+            return
+        except asyncio.CancelledError:
+            if whole.cancelling():
+                raise
 
 
 def _this_task() -> asyncio.Task[Any]:

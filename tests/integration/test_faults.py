@@ -448,10 +448,12 @@ def test_truncated_column_file_is_not_adopted(tmp_path: Path, calls: CallLog, ke
     check_nothing_is_left(table)
 
 
+@pytest.mark.parametrize("held_s", [0.0, 60.0])
 @pytest.mark.parametrize("resumed", ["fail", "null", "few"])
 def test_column_file_that_is_adopted_hides_who_failed(
-    tmp_path: Path, calls: CallLog, resumed: str
+    tmp_path: Path, calls: CallLog, monkeypatch: pytest.MonkeyPatch, resumed: str, held_s: float
 ) -> None:
+    monkeypatch.setattr(record, "_HELD_S", held_s)
     table = make_table(tmp_path, rows=40, fragments=1)
 
     @geneva.udf

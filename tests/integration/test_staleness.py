@@ -778,5 +778,30 @@ def test_values_proven_by_comparison_wait_for_ever_when_the_history_is_gone(
     assert column(table, "w") == [10, 20, 30, 40]
 
 
+def test_rows_wait_for_ever_for_an_input_with_a_failed_row_when_the_history_is_gone(
+    tmp_path: Path,
+) -> None:
+    @geneva.udf
+    def y(x: int) -> int | None:
+        if x == 3:
+            raise ValueError
+        return None if x == 4 else x
+
+    @geneva.udf
+    def z(y: int | None) -> int:
+        return (y or 0) + 1
+
+    table = make_table(tmp_path, rows=8, fragments=2)
+    table.add_columns({"y": y})
+    table.add_columns({"z": z})
+    table.backfill("y", executor="local", on_error="null")
+    lance.dataset(table.storage.uri).optimize.compact_files()
+    assert run(table, "y", "local").rows_computed == 0
+    lance.dataset(table.storage.uri).cleanup_old_versions(older_than=dt.timedelta(0))
+    result = run(table, "z", "local")
+    assert (result.rows_computed, result.rows_waiting) == (8, 0)
+    assert column(table, "z") == [1, 2, 3, 1, 1, 6, 7, 8]
+
+
 def _less_one(z: int) -> int:
     return z - 1

@@ -444,22 +444,29 @@ def test_another_attempt_gets_its_inputs_as_the_table_holds_them(form: str) -> N
         assert caller(inputs).values.to_pylist() == [11, 25]
 
 
+@pytest.mark.parametrize("attempts", [1, 2])
 @pytest.mark.parametrize("awaits", [1, 4])
-@pytest.mark.parametrize("late", [False, True])
-def test_udf_that_cancels_its_own_task_fails_its_row_and_no_other(late: bool, awaits: int) -> None:
-    @udf
+@pytest.mark.parametrize("then", ["awaits", "returns", "raises"])
+def test_udf_that_cancels_its_own_task_fails_its_row_and_no_other(
+    then: str, awaits: int, attempts: int
+) -> None:
+    @udf(retry=Retry(attempts=attempts, wait=0.001))
     async def echo(x: int) -> int:
         this = asyncio.current_task()
         if x == 3 and this is not None:
             this.cancel()
-        if not late:
+        if x == 3 and then == "raises":
+            raise ValueError
+        if then != "returns":
             await asyncio.sleep(0)
         return x
 
     with Caller(echo, "null", awaits) as caller:
         applied = caller(batch(x=list(range(8))))
     assert applied.values.to_pylist() == [x if x != 3 else None for x in range(8)]
-    assert [(f.row, f.error) for f in applied.failures] == [(3, "CancelledError")]
+    error = "ValueError" if then == "raises" else "CancelledError"
+    tried = attempts if then == "raises" else 1
+    assert [(f.row, f.error, f.attempts) for f in applied.failures] == [(3, error, tried)]
 
 
 BUFFER = np.zeros(2)
