@@ -13,7 +13,7 @@ import pytest
 
 import geneva
 from geneva.errors import TableError
-from tests.support.tables import make_table
+from tests.support.tables import database, make_table
 
 BACKFILL = """
 import sys, geneva
@@ -107,7 +107,7 @@ def doubled(x: int) -> int:
 def test_columns_of_a_branch_are_computed_on_the_main_one(tmp_path: Path) -> None:
     main = make_table(tmp_path, rows=10, fragments=2)
     main.branches.create("dev")
-    branch = geneva.connect(str(tmp_path)).open_table("t", branch="dev")
+    branch = geneva.connect(database(tmp_path)).open_table("t", branch="dev")
     calls = [
         lambda: branch.add_columns({"y": doubled}),
         lambda: branch.alter_columns({"path": "s", "udf": doubled}),
