@@ -114,6 +114,10 @@ def _reset(uri: str) -> None:
         if time.monotonic() > until:
             raise RuntimeError("somebody else holds cores of this Ray")
         time.sleep(0.05)
+    # The appliers took their processes with them; a peer is not to start its own in its time.
+    started = ray.remote(num_cpus=1)(lambda: time.sleep(0.2))
+    cores = int(ray.cluster_resources()["CPU"])
+    ray.get([started.remote() for _ in range(cores)])
     dataset = lance.dataset(uri)
     if "r" in dataset.schema.names:
         dataset.drop_columns(["r"])
