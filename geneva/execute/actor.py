@@ -33,10 +33,10 @@ def actor_class() -> Any:
 class RayApplier:
     """The actor: a `SharedApplier` behind Ray's calls."""
 
-    def __init__(self, storage: TableStorage, pickled: Mapping[str, bytes], probe: bytes) -> None:
+    def __init__(self, storage: TableStorage, pickled: Mapping[str, bytes]) -> None:
         give_back_large()
         # Whatever can fail waits for `begin`: an actor that cannot be made says little of why.
-        self._storage, self._pickled, self._probe = storage, pickled, probe
+        self._storage, self._pickled = storage, pickled
         self._made: SharedApplier | None = None
         self._beginning, self._job = threading.Lock(), 0
 
@@ -45,7 +45,14 @@ class RayApplier:
         assert self._made is not None, "begin comes first"
         return self._made
 
-    def begin(self, job: int, settings: JobSettings, names: Mapping[str, str], output: str) -> str:
+    def begin(
+        self,
+        job: int,
+        settings: JobSettings,
+        names: Mapping[str, str],
+        output: str,
+        probe: bytes,
+    ) -> str:
         """Build the UDF's instance; return the id of the node.
 
         A job may end while this is under way, and the next one begin: its calls overlap, and come
@@ -53,13 +60,15 @@ class RayApplier:
         """
         with self._beginning:
             if job > self._job:
-                self._begin(settings, names, output)
+                self._begin(settings, names, output, probe)
                 self._job = job
         return str(ray.get_runtime_context().get_node_id())
 
-    def _begin(self, settings: JobSettings, names: Mapping[str, str], output: str) -> None:
+    def _begin(
+        self, settings: JobSettings, names: Mapping[str, str], output: str, probe: bytes
+    ) -> None:
         if self._made is None:
-            self._check_path()
+            self._check_path(probe)
             pickled = self._pickled
             self._made = SharedApplier(self._storage, lambda name: UDF.loads(pickled[name]))
             keep_prints(self._made.output)
@@ -69,8 +78,8 @@ class RayApplier:
         self._made.output.write(f"--- {host} begins with {settings.target.name}\n")
         self._made.begin(settings, names)
 
-    def _check_path(self) -> None:
-        if self._storage.local and read_probe(self._storage) != self._probe:
+    def _check_path(self, probe: bytes) -> None:
+        if self._storage.local and read_probe(self._storage) != probe:
             raise SharedPathError(
                 f"the worker on node {ray.util.get_node_ip_address()} does not see "
                 f"{self._storage.path}, where the driver just wrote a file: put the table on a "

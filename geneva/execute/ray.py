@@ -144,7 +144,7 @@ class RayExecutor:
 
     def _new_actor(self) -> Actor:
         make = actor_class().options(**self._actor_options).remote
-        handle = make(self._storage, self._reference, self._probe)
+        handle = make(self._storage, self._reference)
         taken = {a.number for a in self._actors}
         number = next(k for k in itertools.count() if k not in taken)
         actor = Actor(handle, self._key, number)
@@ -154,7 +154,7 @@ class RayExecutor:
     def _begin(self, actor: Actor) -> Any:
         actor.heard.path = f"{self._outputs}/{uuid4().hex}"
         begin = actor.handle.begin.options(concurrency_group="work")
-        return begin.remote(self._job, self._settings, self._names, actor.heard.path)
+        return begin.remote(self._job, self._settings, self._names, actor.heard.path, self._probe)
 
     # --- running -----------------------------------------------------------------------
 
@@ -381,6 +381,8 @@ class RayExecutor:
             if actor not in keep:
                 end(actor)
         for actor in keep:
+            if actor.beginning is not None:
+                actor.beginning.future()  # its table may go: Ray prints a failure nobody asks for
             actor.progress = actor.beginning = None
         for actor in self._actors:  # what was killed, or could not begin, has told no reply
             self._printed(actor, actor.heard.rest())

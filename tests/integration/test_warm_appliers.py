@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pyarrow as pa
 import pytest
+import ray
 
 import geneva
 from geneva.execute import ray as ray_executor
-from tests.support.backfills import CPUS
+from geneva.execute import warm
+from tests.support.backfills import CPUS, times, until
 from tests.support.calls import CallLog
-from tests.support.tables import make_table, pairs
+from tests.support.tables import database, make_table, pairs
 
 ROWS = 80
 
@@ -78,3 +83,67 @@ def test_other_settings_load_the_model_of_a_warm_applier_a_second_time(
     for options in ({}, {"on_error": "null"}, {"intra_applier_concurrency": 2}):
         table.backfill("a", executor="ray", concurrency=1, force=True, **options)
     assert list(calls.counts.values()) == [1]
+
+
+@pytest.fixture
+def neighbour(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An actor that leaves room for one applier; another one waits, until the actor is killed."""
+    monkeypatch.setattr(ray_executor, "_REST_S", 60.0)  # what starts is kept, however slow we are
+    monkeypatch.setattr(warm, "others_wait", bool)  # and not ended for its own wait for a place
+    warm.release_idle()
+
+    @ray.remote(num_cpus=2 - CPUS)
+    class Neighbour:
+        def ready(self) -> None: ...
+
+    actor = Neighbour.remote()
+    ray.get(actor.ready.remote())
+    yield actor
+    ray.kill(actor)
+
+
+@pytest.mark.ray
+def test_applier_that_starts_after_its_table_was_made_anew_serves_the_new_one(
+    tmp_path: Path, neighbour: Any
+) -> None:
+    seen = tmp_path / "seen"
+    seen.mkdir()
+
+    @geneva.udf(num_cpus=CPUS)
+    def double(x: int) -> int:
+        if x >= ROWS:
+            (seen / str(os.getpid())).touch()
+            until(lambda: len(list(seen.iterdir())) == 2)
+        return 2 * x
+
+    def fill(first: int) -> None:
+        table = make_table(tmp_path, fragments=8, data=pa.table({"x": range(first, first + ROWS)}))
+        table.add_columns({"a": double})
+        table.backfill("a", executor="ray", concurrency=2)
+        assert pairs(table, "x", "a") == {x: 2 * x for x in range(first, first + ROWS)}
+
+    connection = geneva.connect(database(tmp_path))
+    fill(0)
+    connection.drop_table("t")
+    ray.kill(neighbour)
+    fill(ROWS)
+
+
+@pytest.mark.ray
+def test_applier_that_starts_after_its_table_has_gone_says_nothing(
+    tmp_path: Path, neighbour: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("ray").addHandler(caplog.handler)
+    connection = geneva.connect(database(tmp_path))
+    table = make_table(tmp_path, fragments=8)
+    table.add_columns({"a": times(CallLog(tmp_path / "calls"))})
+    table.backfill("a", executor="ray", concurrency=2)
+    connection.drop_table("t")
+    ray.kill(neighbour)
+    late = warm.POOL.take(warm.POOL._idle[-1].key, 2)[-1]
+    assert not late.ready
+    ray.get(late.handle.cancel.remote(-1))  # it has started, and soon its job is begun
+    time.sleep(1.0)
+    warm.end(late)
+    logging.getLogger("ray").removeHandler(caplog.handler)
+    assert not caplog.records
