@@ -100,10 +100,11 @@ def alternate(sides: Mapping[str, Side | Callable[[], object]], rounds: int) -> 
     return Rounds(found)
 
 
-def slope(points: Mapping[float, float]) -> float:
-    """Return by how much y grows when x doubles at the upper end: 2 is linear."""
+def growth(points: Mapping[float, float], of: str = "rows") -> str:
+    """Tell by how much y grows when x doubles at the upper end: 2 times is linear."""
     (x0, y0), (x1, y1) = sorted(points.items())[-2:]
-    return float((y1 / y0) ** (math.log(2) / math.log(x1 / x0)))
+    times = (y1 / y0) ** (math.log(2) / math.log(x1 / x0))
+    return f"twice the {of} take {times:.2f} times as long"
 
 
 def end_ray() -> None:

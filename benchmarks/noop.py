@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks import tables, udfs
-from benchmarks.measure import Answer, Curve, Rounds, Scale, alternate, slope
+from benchmarks.measure import Answer, Curve, Rounds, Scale, alternate, growth
 
 _BARS_MS = {20: 20.0, 1_000: 50.0, 10_000: 400.0}
 _ROWS_PER_FRAGMENT = 10
@@ -24,7 +24,7 @@ def run(scale: Scale) -> list[Answer]:
             f"{points[n]:.1f} ms",
             points[n] <= _BARS_MS[n],
             f"{r.ratio('geneva', _LANCE):.1f} times as long as Lance takes to "
-            f"open the table; twice the fragments take {slope(points):.2f} times as long",
+            f"open the table; {growth(points, 'fragments')}",
             curves if n == sizes[-1] else (),
         )
         for n, r in rounds.items()

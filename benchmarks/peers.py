@@ -46,9 +46,9 @@ for line in sys.stdin:
 
 
 def run(scale: Scale) -> list[Answer]:
-    """1M and 10M rows."""
+    """1M, 3M and 10M rows."""
     answers = []
-    for full in (1_000_000, 10_000_000):
+    for full in (1_000_000, 3_000_000, 10_000_000):
         rows = scale.rows(full)
         found, absent = _measured(rows, scale)
         for peer in found.seconds:

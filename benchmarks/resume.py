@@ -15,16 +15,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import tables, udfs
-from benchmarks.measure import Answer, Scale
+from benchmarks.measure import Answer, Scale, growth
 
 _SECONDS_PER_ROW = 50e-6
 _MARGIN_S = 0.5  # longer than a call that ended needs to reach the journal
-_ROUNDS = 3  # a round starts three Rays and takes a minute
 _BACKFILL = """
 import sys, time
 import geneva
@@ -38,9 +37,17 @@ print(time.time(), flush=True)
 
 
 def run(scale: Scale) -> list[Answer]:
-    """Kill a backfill halfway, and finish it."""
-    rows = 40_000 if scale.quick else 640_000
-    found = [_round(rows) for _ in range(1 if scale.quick else _ROUNDS)]
+    """Kill a backfill halfway, and finish it; the time is judged at the largest of three sizes."""
+    judged = 40_000 if scale.quick else 640_000
+    smaller = {n: [_round(n)] for n in (judged // 4, judged // 2)}  # three Rays and a minute each
+    found = smaller | {judged: [_round(judged) for _ in range(1 if scale.quick else scale.rounds)]}
+    grows = growth({n: statistics.median(f.disturbed_s for f in r) for n, r in found.items()})
+    return [
+        a for n, rounds in found.items() for a in _answers(n, rounds, grows, judged=n == judged)
+    ]
+
+
+def _answers(rows: int, found: Sequence[_Round], grows: str, *, judged: bool) -> list[Answer]:
     again = max(f.computed_twice for f in found)
     ratio = statistics.median(f.disturbed_s / f.undisturbed_s for f in found)
     return [
@@ -57,11 +64,12 @@ def run(scale: Scale) -> list[Answer]:
         ),
         Answer(
             f"first + resumed run against an undisturbed one, {rows:,} rows",
-            "<= 1.1x",
+            "<= 1.1x" if judged else "(no bar)",
             f"{ratio:.2f}x",
-            ratio <= 1.1,
+            ratio <= 1.1 if judged else None,
             "applier starts included, Ray's start not; "
-            + "; ".join(f"{f.disturbed_s:.2f} s against {f.undisturbed_s:.2f} s" for f in found),
+            + "; ".join(f"{f.disturbed_s:.2f} s against {f.undisturbed_s:.2f} s" for f in found)
+            + f"; {grows}",
         ),
     ]
 

@@ -19,7 +19,7 @@ from lance.file import LanceFileWriter
 from lance.fragment import DataFile
 
 from benchmarks import tables
-from benchmarks.measure import Answer, Curve, Scale, Side, alternate, slope
+from benchmarks.measure import Answer, Curve, Scale, Side, alternate, growth
 
 _BATCH_ROWS = 65_536
 
@@ -90,7 +90,7 @@ def run(scale: Scale) -> list[Answer]:
             "(the limit)",
             figure,
             None,
-            f"twice the rows take {slope(points):.2f} times as long",
+            growth(points),
             (Curve("rows", "roofline R", {n: n / s for n, s in points.items()}),),
         )
     ]

@@ -19,7 +19,7 @@ import httpx
 import numpy as np
 
 from benchmarks import tables, udfs
-from benchmarks.measure import Answer, Scale, Side, alternate, end_ray, slope
+from benchmarks.measure import Answer, Scale, Side, alternate, end_ray, growth
 from benchmarks.queue import fill_queue, many_fragments
 from geneva.service.scheduler import Scheduler
 from geneva.service.settings import Settings
@@ -131,7 +131,7 @@ def _tick(path: Path, scale: Scale) -> Answer:
         f"{points[10_000.0]:.0f} ms",
         points[10_000.0] <= _TICK_MS,
         ", ".join(f"{n:,.0f} jobs {ms:.1f} ms" for n, ms in points.items())
-        + f"; twice the jobs take {slope(points):.2f} times as long",
+        + f"; {growth(points, 'jobs')}",
     )
 
 
@@ -278,7 +278,7 @@ def _get(http: httpx.Client, paths: Sequence[str]) -> float:
 
 def _by_fragments(points: Mapping[float, float]) -> str:
     told = ", ".join(f"{n:,.0f} fragments {ms:.0f} ms" for n, ms in points.items())
-    return f"{told}; twice the fragments take {slope(points):.2f} times as long"
+    return f"{told}; {growth(points, 'fragments')}"
 
 
 # --- a service --------------------------------------------------------------------------------

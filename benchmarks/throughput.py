@@ -5,15 +5,17 @@ from __future__ import annotations
 import lance
 
 from benchmarks import roofline, tables, udfs
-from benchmarks.measure import Answer, Curve, Rounds, Scale, Side, alternate, slope
+from benchmarks.measure import Answer, Curve, Rounds, Scale, Side, alternate, growth
 
 
 def run(scale: Scale) -> list[Answer]:
-    """Trivial batch UDF at three sizes, trivial scalar UDF at two."""
+    """A trivial batch UDF and a trivial scalar UDF, at three sizes each."""
     sizes = [scale.rows(n) for n in (1_000_000, 3_000_000, 10_000_000)]
     batch = {rows: _against_roofline(rows, scale) for rows in sizes}
     small, large = sizes[0], sizes[-1]
     points = {float(rows): r.median("geneva") for rows, r in batch.items()}
+    scalar = {rows: _against_loop(rows, scale) for rows in sizes}
+    grows = growth({rows: r.median("geneva") for rows, r in scalar.items()})
     ratio = batch[large].ratio("geneva", "R")
     excess = batch[small].excess("geneva", "R")
     return [
@@ -22,7 +24,7 @@ def run(scale: Scale) -> list[Answer]:
             "<= 2.0 R",
             f"{ratio:.2f} R",
             ratio <= 2.0,
-            f"{batch[large].text()}; twice the rows take {slope(points):.2f} times as long",
+            f"{batch[large].text()}; {growth(points)}",
             (Curve("rows", "geneva, 2 appliers", {n: n / s for n, s in points.items()}),),
         ),
         Answer(
@@ -32,8 +34,7 @@ def run(scale: Scale) -> list[Answer]:
             excess <= 0.25,
             batch[small].text(),
         ),
-        _scalar(small, scale, judged=True),
-        _scalar(large, Scale(scale.quick, rounds=2), judged=False),
+        *(_scalar(rows, rounds, grows, judged=rows == small) for rows, rounds in scalar.items()),
     ]
 
 
@@ -53,7 +54,7 @@ def _against_roofline(rows: int, scale: Scale) -> Rounds:
         )
 
 
-def _scalar(rows: int, scale: Scale, *, judged: bool) -> Answer:
+def _against_loop(rows: int, scale: Scale) -> Rounds:
     with tables.folder() as path:
         tbl = tables.table(path, tables.numbers(rows), 20)
         lists = [
@@ -67,7 +68,7 @@ def _scalar(rows: int, scale: Scale, *, judged: bool) -> Answer:
             for values in lists:
                 [called(x) for x in values]
 
-        rounds = alternate(
+        return alternate(
             {
                 "loop": loop,
                 "geneva": Side(
@@ -77,11 +78,14 @@ def _scalar(rows: int, scale: Scale, *, judged: bool) -> Answer:
             },
             scale.rounds,
         )
+
+
+def _scalar(rows: int, rounds: Rounds, grows: str, *, judged: bool) -> Answer:
     ratio = rounds.ratio("geneva", "loop")
     return Answer(
         f"trivial scalar UDF, {rows:,} rows, 2 appliers, against a bare Python loop",
         "<= 0.8 of its time" if judged else "(no bar)",
         f"{ratio:.2f}",
         ratio <= 0.8 if judged else None,
-        rounds.text(),
+        f"{rounds.text()}; {grows}",
     )

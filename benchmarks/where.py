@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks import roofline, tables, udfs
-from benchmarks.measure import Answer, Rounds, Scale, Side, alternate, slope
+from benchmarks.measure import Answer, Rounds, Scale, Side, alternate, growth
 
 _WHERE = "x % 100 = 7"
 _ROUNDS = 4  # times as many as elsewhere where it is judged: a fifth of a second differs by a tenth
@@ -14,7 +14,7 @@ def run(scale: Scale) -> list[Answer]:
     small, *larger = (scale.rows(n) for n in (1_000_000, 3_000_000, 10_000_000))
     found = {small: _against_all_rows(small, _ROUNDS * scale.rounds)}
     found |= {rows: _against_all_rows(rows, scale.rounds) for rows in larger}
-    growth = slope({rows: r.median("1%") for rows, r in found.items()})
+    grows = growth({rows: r.median("1%") for rows, r in found.items()})
     answers = []
     for rows, rounds in found.items():
         ratio, of_loop = rounds.ratio("1%", "all rows"), rounds.ratio("R 1%", "R")
@@ -24,8 +24,7 @@ def run(scale: Scale) -> list[Answer]:
                 "no more than the full backfill" if rows == small else "(no bar)",
                 f"{ratio:.2f} of it",
                 ratio <= 1.0 if rows == small else None,
-                f"the roofline loop itself: {of_loop:.2f}; {rounds.text()}; "
-                f"twice the rows take {growth:.2f} times as long",
+                f"the roofline loop itself: {of_loop:.2f}; {rounds.text()}; {grows}",
             )
         )
     return answers
