@@ -5,16 +5,18 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import io
 import pickle
 import platform
 import sys
 import threading
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import cloudpickle
+from cloudpickle import cloudpickle as _internals
 
 from geneva.errors import UdfError
 from geneva.udf.failures import shorten
@@ -56,7 +58,7 @@ def loads(data: bytes, expected: type[T]) -> T:
             "that version, or bind the column anew from here"
         )
     try:
-        udf = pickle.loads(body)
+        udf = _Unpickler(io.BytesIO(body)).load()
     except Exception as error:
         missing = f"; {error.name} is not installed here" if isinstance(error, ImportError) else ""
         raise UdfError(
@@ -66,6 +68,31 @@ def loads(data: bytes, expected: type[T]) -> T:
     if not isinstance(udf, expected):
         raise UdfError(f"the pickled object is a {type(udf).__name__}, not a UDF")
     return udf
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes the classes of each pickle anew.
+
+    cloudpickle would take the class of that id that this process has: the user's own, or that of
+    an earlier pickle. What it was changed to since would be undone there, and used here.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        maker = name in ("_make_skeleton_class", "_make_skeleton_enum")
+        known = maker and found is getattr(_internals, name, None)
+        return functools.partial(_made_anew, found) if known else found
+
+
+def _made_anew(make: Callable[..., type], *arguments: Any) -> type:
+    """Make a class that keeps its id: pickled again, it gives the same bytes."""
+    *what, tracked, extra = arguments
+    made = make(*what, None, extra)
+    if tracked is not None:
+        # A private interface: it is the one of the pickle's own format, which names the maker.
+        with _internals._DYNAMIC_CLASS_TRACKER_LOCK:  # noqa: SLF001
+            _internals._DYNAMIC_CLASS_TRACKER_BY_CLASS[made] = tracked  # noqa: SLF001
+    return made
 
 
 def import_reference(reference: str) -> Any:

@@ -339,3 +339,25 @@ def test_udf_reads_a_global_that_changed_since_it_was_bound(
     table.alter_columns({"path": "shifted", "udf": geneva.udf(module.shift.target, num_cpus=CPUS)})
     assert table.backfill("shifted", executor="local").rows_computed == 20
     assert column(table, "shifted") == [i + 5 for i in range(20)]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_column_is_computed_with_what_the_class_of_its_udf_became_for_another_one(
+    tmp_path: Path, executor: str, *, together: bool
+) -> None:
+    class Scale:
+        factor = 2
+
+        def __call__(self, x: int) -> int:
+            return x * self.factor
+
+    table = make_table(tmp_path, rows=10, fragments=2)
+    for name, factor in (("twice", 2), ("thrice", 3)):
+        Scale.factor = factor
+        table.add_columns({name: geneva.udf(Scale, num_cpus=CPUS)})
+    Scale.factor = 5
+    for columns in [["twice", "thrice"]] if together else ["thrice", "twice"]:
+        table.backfill(columns, executor=executor, concurrency=1)
+    assert column(table, "twice") == [2 * x for x in range(10)]
+    assert column(table, "thrice") == [3 * x for x in range(10)]
+    assert Scale.factor == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import importlib
 import pickle
 import platform
@@ -222,6 +223,28 @@ def test_loaded_udf_is_pickled_again_for_every_backfill() -> None:
     assert loaded.dumps() not in cloudpickle.dumps(loaded)  # it does not travel with that
     assert UDF.loads(loaded.with_params({"k": 3}).dumps())(5) == 15
     assert times.dumps() is not times.dumps()  # what it refers to may change
+
+
+class Sizes(enum.Enum):
+    SMALL = 1
+
+
+def test_loading_a_udf_undoes_what_its_class_was_changed_to_since() -> None:
+    class Scale:
+        factor = 2
+
+        def __call__(self, x: int) -> int:
+            return x * self.factor * Sizes.SMALL.value
+
+    earlier = udf(Scale)().dumps()
+    Scale.factor = 3
+    later = udf(Scale)().dumps()
+    Scale.factor = 5
+    loaded = [UDF.loads(earlier), UDF.loads(later)]
+    assert [u(1) for u in loaded] == [2, 3]
+    assert Scale.factor == 5
+    # What was computed on appliers that are warm, it is still warm for.
+    assert [UDF.loads(data).dumps() for data in (earlier, later)] == [u.dumps() for u in loaded]
 
 
 def test_package_in_another_folder_than_pythons_is_taken_for_the_users_own(
