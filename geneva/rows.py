@@ -54,7 +54,7 @@ class Mark(NamedTuple):
         Id of the top-level field.
     file
         Path of the data file (several joined with ``|``), or, for a column computed by this
-        engine, the incarnation of that column.
+        engine, the incarnation of that column; unless nobody knows when that file came to be.
     generation
         For a column computed by this engine, no row in it is of a newer generation; else -1.
     """

@@ -84,7 +84,7 @@ def unchanged(
             continue
         if new is None or old.file != new.file or old.generation < 0:
             return False
-        if new.generation != UNKNOWN and new.generation <= old.generation:
+        if new.generation <= old.generation:
             return False  # an older version was restored
         rows = generations(new)
         if rows is None:

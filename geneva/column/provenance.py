@@ -18,6 +18,7 @@ from geneva.column.file import read_row_map
 from geneva.column.ledger import Ledger, entry_key
 from geneva.column.marks import (
     NO_FILE,
+    UNKNOWN,
     file_generation,
     group_columns,
     group_subtree,
@@ -132,7 +133,8 @@ class History(Sources):
         past = self._versions.open(oldest) or snapshot
         there, name = past.fragments.get(fragment.id), named(past, snapshot, column)
         binding = binding_of(past.fields[name].arrow) if name in past.fields else None
-        trusted = UNVERIFIED
+        # As new as it may be: who read an older value must not take this for the same.
+        trusted = replace(UNVERIFIED, generation=file_generation(oldest))
         if there is not None and binding is not None:
             own = group_columns(past, name)
             read = inputs_in(past, snapshot, binding)
@@ -350,18 +352,18 @@ class History(Sources):
     ) -> Callable[[Mark], Mark]:
         """Return what makes marks of an old fragment ones of the new fragment that holds its rows.
 
-        Generations survive the move, what is stale stays stale.
+        Generations survive the move, unless the source was exchanged; what is stale stays stale.
         """
         names = {f.id: n for n, f in before.fields.items()}
 
         @cache
         def translate(mark: Mark) -> Mark:
-            if mark.generation >= 0 or mark.stale:
+            name = names.get(mark.field, "")
+            present = self.mark(before, old, name) if name in after.fields else None
+            same_source = present is None or present.file == mark.file
+            if mark.stale or (mark.generation > UNKNOWN and same_source):
                 return mark
-            name = names.get(mark.field)
-            if name is None or name not in after.fields or self.mark(before, old, name) != mark:
-                return mark._replace(file=GONE)
-            return self.mark(after, new, name)
+            return self.mark(after, new, name) if present == mark else mark._replace(file=GONE)
 
         return translate
 

@@ -44,7 +44,9 @@ class Sources:
         if name is not None and name.incarnation == binding.incarnation:
             return Mark(field.id, binding.incarnation, name.generation)
         born, known = self.first_version(snapshot, fragment, column, file)
-        return Mark(field.id, binding.incarnation, file_generation(born) if known else UNKNOWN)
+        if not known:
+            return Mark(field.id, file, UNKNOWN)  # nothing but its name tells it from another
+        return Mark(field.id, binding.incarnation, file_generation(born))
 
     def marks(self, snapshot: Snapshot, fragment: FragmentInfo, columns: list[str]) -> Marks:
         """Return what supplies several columns."""

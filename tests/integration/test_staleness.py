@@ -203,6 +203,44 @@ def test_trusted_value_outlives_what_happened_after_the_history_was_lost(
     assert all(y == 10 * x for x, y in pairs(table, "x", "y").items())
 
 
+@pytest.mark.parametrize("before", ["known", "compacted", "unknown"])
+@pytest.mark.parametrize("later", ["nothing", "compacted", "partly computed"])
+def test_computed_input_that_was_rewritten_before_a_cleanup_leaves_old_values(
+    tmp_path: Path, before: str, later: str
+) -> None:
+    table = make_table(tmp_path, rows=8, fragments=2)
+    uri = table.storage.uri
+    table.add_columns({"y": ten_times})
+    run(table, "y", "local")
+    if before != "known":
+        lance.dataset(uri).optimize.compact_files()
+    if before == "unknown":
+        _clean_up(uri)
+    table.checkout_latest()
+    table.add_columns({"z": one_more})
+    run(table, "z", "local")
+    _clean_up(uri)
+    assert run(table, "z", "local").rows_computed == 0
+    fragment = lance.dataset(uri).get_fragments()[0]
+    rewrite_column(uri, "y", lambda v: v + 1000, [fragment.fragment_id], "update")
+    _clean_up(uri)
+    if later == "compacted":
+        lance.dataset(uri).optimize.compact_files(target_rows_per_fragment=100, num_threads=1)
+        lance.dataset(uri).delete("x = 7")
+        lance.dataset(uri).optimize.compact_files(materialize_deletions_threshold=0.0)
+    if later == "partly computed":
+        run(table, "y", "local", where="x = 0")
+    assert run(table, "z", "local").rows_computed > 0
+    assert all(z == y + 1 for y, z in pairs(table, "y", "z").items())
+    assert run(table, "z", "local").rows_computed == 0
+    _clean_up(uri)
+    assert run(table, "z", "local").rows_computed == 0
+
+
+def _clean_up(uri: str) -> None:
+    lance.dataset(uri).cleanup_old_versions(older_than=dt.timedelta(0))
+
+
 def test_computed_value_is_taken_for_a_persons_beside_it(tmp_path: Path, calls: CallLog) -> None:
     data = pa.table({"id": range(3), "x": [1, 1, 2], "tag": ["a"] * 3})
     table = make_table(tmp_path, data=data, fragments=1)
