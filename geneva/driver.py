@@ -211,22 +211,23 @@ class Driver:
     def _wind_up(self) -> None:
         """Let running tasks stop, commit what is finished, release the appliers."""
         schedule = self._schedule
-        if schedule.running:
-            stopping = JobState.PAUSING if self.paused else JobState.CANCELLING
-            self.report(stopping)
-            self._executor.cancel()
-            deadline = time.monotonic() + _GRACE_S
-            while schedule.running and time.monotonic() < deadline:
-                for event in self._executor.wait(_TICK_S):
-                    self._take(event)
-            self.report(stopping)  # with all that was checkpointed, while the appliers can tell
-        stuck = bool(schedule.running)
         try:
-            self._commit()
-        finally:
-            for printed in self._executor.close(kill=stuck):
-                self._control.recorder.took(printed)
-            self._add_up()
+            if schedule.running:
+                self._executor.cancel()
+                stopping = JobState.PAUSING if self.paused else JobState.CANCELLING
+                self.report(stopping)
+                deadline = time.monotonic() + _GRACE_S
+                while schedule.running and time.monotonic() < deadline:
+                    for event in self._executor.wait(_TICK_S):
+                        self._take(event)
+                self.report(stopping)  # with all that was checkpointed, while appliers can tell
+        finally:  # after a second Ctrl-C too: appliers that nobody releases hold their CPUs
+            try:
+                self._commit()
+            finally:
+                for printed in self._executor.close(kill=bool(schedule.running)):
+                    self._control.recorder.took(printed)
+                self._add_up()
 
     def _add_up(self) -> None:
         schedule, tally = self._schedule, self.tally

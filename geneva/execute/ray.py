@@ -253,6 +253,8 @@ class RayExecutor:
         if reference == actor.progress:
             actor.progress = None
             return
+        if self._cancelled and reference not in actor.tasks:
+            return  # it could not begin, and what the job ends of is known
         if isinstance(cause, (SharedPathError, UdfError)):
             raise cause
         if reference in actor.tasks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -9,11 +10,11 @@ import pyarrow.compute as pc
 import pytest
 
 import geneva
-from geneva.errors import JobCancelledError, JobTimeoutError, UdfFailedError
+from geneva.errors import JobCancelledError, JobTimeoutError, UdfError, UdfFailedError
 from geneva.types import JobState, Progress
 from tests.support.backfills import CPUS, Gate, run, times, until, xs
 from tests.support.calls import CallLog
-from tests.support.tables import assert_table_invariants, column, make_table
+from tests.support.tables import assert_table_invariants, column, make_table, pairs
 
 DOUBLED = {"y": lambda row: 2 * row["x"]}
 
@@ -374,3 +375,60 @@ def test_two_columns_report_as_one_job(tmp_path: Path, calls: CallLog) -> None:
     assert len(result.versions) == 2
     assert "backfill of y, z" in str(result)
     assert pc.sum(table.to_arrow()["z"]).as_py() == sum(6 * i for i in range(40))
+
+
+def test_second_interrupt_throws_away_what_was_finished_and_leaves_the_appliers_running(
+    tmp_path: Path, calls: CallLog, executor: str
+) -> None:
+    table = make_table(tmp_path, rows=40, fragments=4)
+    gate = Gate(tmp_path / "gate")
+
+    @geneva.udf(num_cpus=1)
+    def double(x: int) -> int:
+        calls(x)
+        if x >= 20:
+            gate.wait()
+        return 2 * x
+
+    table.add_columns({"y": double, "z": times(calls, 3)})
+
+    def impatient(progress: Progress) -> None:
+        held = {"20", "30"} <= set(calls.keys) and progress.fragments_done == 2
+        if progress.state == JobState.CANCELLING or (progress.state == JobState.RUNNING and held):
+            raise KeyboardInterrupt
+
+    with pytest.raises(JobCancelledError, match="interrupted") as caught:
+        table.backfill("y", executor=executor, concurrency=2, progress=impatient)
+    assert pairs(table, "x", "y") == {x: 2 * x if x < 20 else None for x in range(40)}
+    assert table.backfill("z", executor=executor, timeout=60).rows_computed == 40
+    gate.open()
+    assert caught.value.__traceback__  # it holds what raised it, as a notebook's last one does
+
+
+@pytest.mark.ray
+def test_appliers_that_cannot_begin_throw_away_what_others_finished(
+    tmp_path: Path, calls: CallLog, ray_cluster: None
+) -> None:
+    (tmp_path / "waiting").mkdir()
+
+    @geneva.udf(num_cpus=CPUS)
+    class Licensed:
+        def __init__(self) -> None:
+            try:
+                (tmp_path / "licence").touch(exist_ok=False)
+            except FileExistsError:
+                (tmp_path / "waiting" / str(os.getpid())).touch()
+                until(lambda: len(list((tmp_path / "waiting").iterdir())) == 2 and len(calls) > 12)
+                raise RuntimeError("no licence") from None
+
+        def __call__(self, x: int) -> int:
+            calls(x)
+            time.sleep(0.1)
+            return 2 * x
+
+    table = make_table(tmp_path, rows=80, fragments=16)
+    table.add_columns({"y": Licensed})
+    with pytest.raises(UdfError, match="RuntimeError: no licence"):
+        table.backfill("y", executor="ray", concurrency=3)
+    done = [v for v in column(table, "y") if v is not None]
+    assert 10 <= len(done) <= len(calls)
