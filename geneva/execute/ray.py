@@ -11,6 +11,7 @@ import atexit
 import itertools
 import logging
 import os
+import threading
 import time
 import warnings
 from collections import deque
@@ -67,6 +68,7 @@ _REST_S = 2.0
 _LAST_REPLY_S = 0.5  # a reply that left before its sender died comes at once, or never
 _START_DEATHS = 3
 _OBJECT_STORE_BYTES = 96 << 20  # data never travels through it
+_STARTING = threading.Lock()
 _JOBS = itertools.count(1)  # of this process, and so of the appliers that it keeps warm
 _LOG = logging.getLogger("geneva")
 
@@ -415,9 +417,13 @@ def _connection() -> str:
 
 def start_ray(options: Mapping[str, Any]) -> None:
     """Connect to Ray: the user's own, ``RAY_ADDRESS``, or a small local one."""
-    if ray.is_initialized():
-        return
-    POOL.clear()
+    with _STARTING:  # two first backfills at once
+        if not ray.is_initialized():
+            POOL.clear()
+            _start_ray(options)
+
+
+def _start_ray(options: Mapping[str, Any]) -> None:
     chosen = dict(options)
     address = chosen.pop("address", None) or os.environ.get("RAY_ADDRESS")
     chosen.setdefault("log_to_driver", True)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import ray
 
+from geneva.execute import ray as ray_executor
 from geneva.execute import warm
-from geneva.execute.ray import RayExecutor
+from geneva.execute.ray import RayExecutor, start_ray
 from geneva.execute.warm import Actor, WarmPool
 from tests.support.backfills import until
 
@@ -56,3 +61,19 @@ def test_applier_that_is_kept_while_the_last_one_ends_stays_for_ever(
     monkeypatch.setattr(warm, "_REAP_S", 0.01)
     pool.give([first])
     until(lambda: ended == ["first", "second"], 5)
+
+
+def test_first_backfills_of_two_threads_both_start_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+
+    def init(**options: Any) -> None:
+        assert not started, "Perhaps you called ray.init twice by accident?"
+        time.sleep(0.1)
+        started.append(options["address"])
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: bool(started))
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray_executor, "POOL", WarmPool())
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(start_ray, [{"address": "head:6379"}] * 2))
+    assert started == ["head:6379"]
