@@ -170,9 +170,9 @@ def udf(
 
 
 def as_udf(thing: Any) -> UDF:
-    """Return the UDF that a UDF, a factory without arguments or a plain callable stands for."""
+    """Return the UDF that a UDF, a factory without arguments or a plain callable stands for now."""
     if isinstance(thing, UDF):
-        return thing
+        return thing.as_of_now()
     declared = thing if isinstance(thing, UdfFactory) else _declare(thing, {}, {})
     return declared() if isinstance(declared, UdfFactory) else declared
 

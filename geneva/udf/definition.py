@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import inspect
 import sys
 import threading
@@ -20,7 +21,7 @@ from geneva.udf.signature import Container, UdfKind
 
 Instances = Literal["applier", "thread"]
 _UNSET = "\0unset"
-_OF_PROCESS = {"_built", "_pickled"}
+_OF_PROCESS = {"_built", "_pickled", "_bound"}
 _BUILD_LOCK = threading.RLock()
 _KEPT_PICKLE_BYTES = 1 << 20
 
@@ -113,6 +114,17 @@ class UDF:
                 else _digest.of_version(self.name, self.target, self.version)
             )
         return self._digests["code"]
+
+    def as_of_now(self) -> UDF:
+        """Return the same UDF, its digest taken anew if what it refers to has changed."""
+        if "_pickled" not in self.__dict__:  # one that was loaded is as it was stored
+            bound = hashlib.sha256(self.dumps()).hexdigest()
+            # Else it is kept: the file that it came from may be another one by now.
+            if bound != self.__dict__.get("_bound", bound):
+                self._digests.clear()
+                bound = hashlib.sha256(self.dumps()).hexdigest()
+            self.__dict__["_bound"] = bound
+        return self
 
     @property
     def reference(self) -> str | None:

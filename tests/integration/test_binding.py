@@ -341,6 +341,23 @@ def test_udf_reads_a_global_that_changed_since_it_was_bound(
     assert column(table, "shifted") == [i + 5 for i in range(20)]
 
 
+def test_udf_bound_again_is_taken_for_what_it_was_before_a_global_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = user_module(tmp_path, monkeypatch)
+    table = make_table(tmp_path, rows=20, fragments=2)
+    for offset, computes in ((1000, 20), (5, 20), (5, 0), (1000, 20)):
+        monkeypatch.setattr(module, "_OFFSET", offset)
+        table.add_columns({"shifted": module.shift})
+        assert table.backfill("shifted", executor="local").rows_computed == computes
+        assert column(table, "shifted") == [i + offset for i in range(20)]
+    # The file is edited and not loaded anew: what is bound is still what was loaded.
+    file = Path(module.__file__)
+    file.write_text(file.read_text().replace("x + _OFFSET", "x - _OFFSET"))
+    table.alter_columns({"path": "shifted", "udf": module.shift})
+    assert table.backfill("shifted", executor="local").rows_computed == 0
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_column_is_computed_with_what_the_class_of_its_udf_became_for_another_one(
     tmp_path: Path, executor: str, *, together: bool
