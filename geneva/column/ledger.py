@@ -73,13 +73,31 @@ class Ledger:
         for key, row_map in self._maps.items():
             if key in present and key not in self._texts:
                 self._texts[key] = row_map.dumps()
-        files = {key.split("|", 1)[1].rsplit("|", 1)[0] for key in present}
         return {
             "maps": {k: t for k, t in self._texts.items() if k in present},
             # Each fragment can be done for a few filters at once; the oldest are forgotten.
             "done": list(self._done)[-_DONE_PER_ENTRY * max(len(present), 1) :],
-            "born": {k: v for k, v in self._born.items() if k.split("|", 2)[2] in files},
+            "born": self._births(present),
         }
+
+    def _births(self, present: set[str]) -> dict[str, int]:
+        """Return what is known of the files that supply columns now, and of a few before them.
+
+        Values are compared with those of an older version, and this one may be older than the
+        history by which the age of its files was found.
+        """
+        files, fragments = set(), set()
+        for key in present:
+            file, fragment = key.split("|", 1)[1].rsplit("|", 1)
+            files.add(file)
+            fragments.add(fragment)
+        gone: dict[tuple[str, str], list[str]] = {}
+        for key in self._born:
+            field, fragment, file = key.split("|", 2)
+            if fragment in fragments and file not in files:
+                gone.setdefault((field, fragment), []).append(key)
+        late = {key for keys in gone.values() for key in keys[-_GONE_PER_SOURCE:]}
+        return {k: v for k, v in self._born.items() if k in late or k.split("|", 2)[2] in files}
 
     def row_map(self, key: str) -> RowMap | None:
         """Return a known row map."""
@@ -119,6 +137,7 @@ class Ledger:
 
 
 _DONE_PER_ENTRY = 16
+_GONE_PER_SOURCE = 2
 
 
 def _path(incarnation: str) -> str:

@@ -114,6 +114,27 @@ def first_seed() -> int:
     return int(os.environ.get("GENEVA_SEED", 0))
 
 
+def test_what_a_comparison_proves_is_computed_again_by_the_next_backfill() -> None:
+    chaos = Chaos()
+    chaos.begin(stable=False, xs=[0, 0, 0, 0, 0, 0, 0, 0, 2, 0], fragments=1)
+    chaos.two_backfills_at_once("y", "y")
+    chaos.others_write([Step("update x", (101, 102), 0), Step("compact twice", (0,), 0)])
+    chaos.two_backfills_at_once("z", "y")
+    chaos.others_write(
+        [
+            Step("update x", (0,), 0),
+            Step("clean up", (0, 1, 2), 0),
+            Step("update x", (102, 9), 0),
+        ]
+    )
+    chaos.two_backfills_at_once("u", "y")
+    chaos.others_write([Step("append with value", (4,), 7), Step("toggle u", (0, 5, 4), 11)])
+    chaos.backfill_beside_others(
+        "y", "y is null", [Event(30, "cancel"), Event(19, "cancel"), Event(35, "power off")]
+    )
+    chaos.teardown()  # the age of the file that was compared is older than what is left of history
+
+
 @pytest.mark.timeout(900)
 def test_a_value_is_wrong_stale_or_lost_after_some_sequence() -> None:
     check_sequences(first_seed(), _FEW)
