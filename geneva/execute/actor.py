@@ -15,7 +15,7 @@ from geneva.errors import SharedPathError
 from geneva.execute.follow import SharedApplier
 from geneva.execute.memory import give_back_large
 from geneva.execute.output import Part, keep_prints
-from geneva.execute.probe import read_probe
+from geneva.execute.probe import sees_probe
 from geneva.storage.lance import TableStorage
 from geneva.types import JobSettings, Task, TaskEvent
 from geneva.udf import UDF
@@ -51,7 +51,7 @@ class RayApplier:
         settings: JobSettings,
         names: Mapping[str, str],
         output: str,
-        probe: bytes,
+        probe: str,
     ) -> str:
         """Build the UDF's instance; return the id of the node.
 
@@ -65,7 +65,7 @@ class RayApplier:
         return str(ray.get_runtime_context().get_node_id())
 
     def _begin(
-        self, settings: JobSettings, names: Mapping[str, str], output: str, probe: bytes
+        self, settings: JobSettings, names: Mapping[str, str], output: str, probe: str
     ) -> None:
         if self._made is None:
             self._check_path(probe)
@@ -78,8 +78,8 @@ class RayApplier:
         self._made.output.write(f"--- {host} begins with {settings.target.name}\n")
         self._made.begin(settings, names)
 
-    def _check_path(self, probe: bytes) -> None:
-        if self._storage.local and read_probe(self._storage) != probe:
+    def _check_path(self, probe: str) -> None:
+        if self._storage.local and not sees_probe(self._storage, probe):
             raise SharedPathError(
                 f"the worker on node {ray.util.get_node_ip_address()} does not see "
                 f"{self._storage.path}, where the driver just wrote a file: put the table on a "

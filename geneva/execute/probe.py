@@ -6,23 +6,27 @@ from uuid import uuid4
 
 from geneva.storage.lance import TableStorage
 
-_PROBE = "probe"
+_FOLDER = "seen"
 
 
-def ensure_probe(storage: TableStorage) -> bytes:
-    """Return the content of a file below a local table that only this directory holds."""
+def ensure_probe(storage: TableStorage) -> str:
+    """Return the path of a file below a local table that only this directory holds.
+
+    Drivers that begin at once may make one each; none is ever written again or removed.
+    """
     if not storage.local:
-        return b""
-    try:
-        return storage.objects.get(_PROBE)
-    except FileNotFoundError:
-        storage.objects.put(_PROBE, uuid4().hex.encode())
-        return storage.objects.get(_PROBE)
+        return ""
+    for path in storage.objects.list(_FOLDER):
+        return path
+    path = f"{_FOLDER}/{uuid4().hex}"
+    storage.objects.put(path, b"")
+    return path
 
 
-def read_probe(storage: TableStorage) -> bytes:
-    """Return what a process finds in the probe file of a table; empty if there is none."""
+def sees_probe(storage: TableStorage, path: str) -> bool:
+    """Whether a process finds the file that the driver did."""
     try:
-        return storage.objects.get(_PROBE)
+        storage.objects.get(path)
     except FileNotFoundError:
-        return b""
+        return False
+    return True

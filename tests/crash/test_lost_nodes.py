@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -210,23 +211,24 @@ class PerNodeStorage(TableStorage):
         return LocalObjects(elsewhere) if elsewhere else super().objects
 
 
-def path_is_not_shared(stage: NodesScene, content: bytes | None) -> None:
+def path_is_not_shared(stage: NodesScene, of_another_table: bool) -> None:
     disk = stage.path / "other disk"
-    disk.mkdir()
-    if content is not None:
-        (disk / "probe").write_bytes(content)
+    (disk / "seen").mkdir(parents=True)
+    if of_another_table:
+        (disk / "seen" / uuid4().hex).touch()
+    there = sorted(disk.rglob("*"))
     with Nodes() as nodes:
         nodes.add(env_vars={"GENEVA_TEST_DISK": str(disk)})
         job = stage.begin(nodes, PerNodeStorage(stage.uri), concurrency=2)
         with pytest.raises(SharedPathError, match=r"127.0.0.1 does not see .*t\.lance"):
             job.wait(120)
         assert len(stage.calls) == 0
-        assert {p.name for p in disk.iterdir()} <= {"probe"}, "nothing was written there"
+        assert sorted(disk.rglob("*")) == there, "nothing was written there"
 
 
-@pytest.mark.parametrize("content", [None, b"of another table"])
-def test_path_that_a_node_does_not_share_is_refused(tmp_path: Path, content: bytes | None) -> None:
+@pytest.mark.parametrize("of_another_table", [False, True])
+def test_path_that_a_node_does_not_share_is_refused(tmp_path: Path, of_another_table: bool) -> None:
     stage = scene(tmp_path, ROWS, FRAGMENTS, appliers=2, batch=BATCH).build()
-    in_child(path_is_not_shared, stage, content)
+    in_child(path_is_not_shared, stage, of_another_table)
     stage.gate.open()
     assert settle(stage) == 0
