@@ -116,14 +116,16 @@ class UDF:
         return self._digests["code"]
 
     def as_of_now(self) -> UDF:
-        """Return the same UDF, its digest taken anew if what it refers to has changed."""
-        if "_pickled" not in self.__dict__:  # one that was loaded is as it was stored
-            bound = hashlib.sha256(self.dumps()).hexdigest()
-            # Else it is kept: the file that it came from may be another one by now.
-            if bound != self.__dict__.get("_bound", bound):
-                self._digests.clear()
-                bound = hashlib.sha256(self.dumps()).hexdigest()
-            self.__dict__["_bound"] = bound
+        """Return the same UDF, its digest taken anew unless nothing has changed since it was bound.
+
+        The digest of one that was loaded, with other parameters or not, stays as it was stored.
+        """
+        if "_pickled" in self.__dict__:
+            return self
+        bound = self.__dict__.get("_bound")
+        if bound is None or bound != hashlib.sha256(self.dumps()).hexdigest():
+            self._digests.clear()
+            self.__dict__["_bound"] = hashlib.sha256(self.dumps()).hexdigest()
         return self
 
     @property
@@ -148,12 +150,15 @@ class UDF:
                 f"it has {', '.join(map(repr, self.params)) or 'none'}"
             )
         # The code's digest is taken over, because its source may not be at hand here.
-        return replace(
+        made = replace(
             self,
             params={**self.params, **overrides},
             _digests={"code": self.code_digest},
             _reference=self.reference,
         )
+        if "_pickled" in self.__dict__:
+            made.__dict__["_pickled"] = b""
+        return made
 
     def instantiate(self) -> Callable[..., Any]:
         """Return a callable that takes just the columns; builds the user's class if stateful."""

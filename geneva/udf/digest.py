@@ -49,8 +49,9 @@ def of_code(name: str, target: Any, form: str) -> str:
     if writer.without_source:
         names = ", ".join(sorted(writer.without_source))
         warnings.warn(
-            f"UDF {name!r}: no source for {names}, so its digest is that of the bytecode and "
-            "changes with Python's version; give it @udf(version=...)",
+            f"UDF {name!r}: no source for {names} (or it was edited since it was imported), so its "
+            "digest is that of the bytecode and changes with Python's version; import it anew, "
+            "or give it @udf(version=...)",
             stacklevel=4,
         )
     return _sha256("code", form, root, *writer.lines())

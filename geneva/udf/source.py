@@ -13,6 +13,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from typing import Any
 
 Node = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef
@@ -44,10 +45,13 @@ class Names:
 
 
 def function_tree(function: types.FunctionType) -> Node | None:
-    """Return the tree of a function or lambda, or ``None`` where there is no source."""
+    """Return the tree of a function or lambda, or ``None`` where there is no source of it.
+
+    That of another one, in a file that was edited since it was imported, is none.
+    """
     code = function.__code__
     tree = _file_tree(code.co_filename, function.__globals__)
-    if tree is None:
+    if tree is None or not _is_of_file(function):
         return None
     if code.co_name == "<lambda>":
         return _lambda(tree, code)
@@ -75,7 +79,8 @@ def class_tree(cls: type) -> Node | None:
             and node.lineno <= line <= (node.end_lineno or 0)
         ]
         if around:
-            return max(around, key=lambda node: node.lineno)
+            loaded = all(map(_is_of_file, own_functions(cls)))
+            return max(around, key=lambda node: node.lineno) if loaded else None
     module = sys.modules.get(cls.__module__)
     tree = _file_tree(getattr(module, "__file__", None) or "", vars(module) if module else {})
     named = [node for path, node in _classes(tree) if path == cls.__qualname__] if tree else []
@@ -276,6 +281,36 @@ def _file_tree(file: str, module_names: dict[str, Any]) -> ast.Module | None:
     linecache.checkcache(file)
     lines = linecache.getlines(file, module_names)
     return _parsed("".join(lines)) if lines else None
+
+
+def _is_of_file(function: types.FunctionType) -> bool:
+    """Whether the file that a function was made of still holds it as it was.
+
+    What a loader compiles in its own way (pytest's, for one) cannot be compared, and is believed;
+    so is text that is no file, such as a notebook's cell: it is made once.
+    """
+    code, loader = function.__code__, function.__globals__.get("__loader__")
+    if loader is not None and type(loader) is not SourceFileLoader:
+        return True
+    entry = linecache.cache.get(code.co_filename)
+    if entry is None or len(entry) == 1 or entry[1] is None:
+        return True
+    return code in _compiled("".join(entry[2]))
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(text: str) -> frozenset[types.CodeType]:
+    """Return all code that the text of a module holds."""
+    found: set[types.CodeType] = set()
+    try:
+        pending = [compile(text, "<udf>", "exec", dont_inherit=True)]
+    except SyntaxError:
+        return frozenset()
+    while pending:
+        code = pending.pop()
+        found.add(code)
+        pending += [part for part in code.co_consts if isinstance(part, types.CodeType)]
+    return frozenset(found)
 
 
 @functools.lru_cache(maxsize=64)

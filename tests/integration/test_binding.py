@@ -351,6 +351,15 @@ def test_udf_bound_again_is_taken_for_what_it_was_before_a_global_changed(
         table.add_columns({"shifted": module.shift})
         assert table.backfill("shifted", executor="local").rows_computed == computes
         assert column(table, "shifted") == [i + offset for i in range(20)]
+    # Nor does it matter that somebody asked before, of this one or of another object.
+    again = geneva.udf(module.shift.target)
+    assert again.digest == module.shift.digest
+    monkeypatch.setattr(module, "_OFFSET", 5)
+    table.add_columns({"shifted": again})
+    assert table.backfill("shifted", executor="local").rows_computed == 20
+    monkeypatch.setattr(module, "_OFFSET", 1000)
+    table.add_columns({"shifted": module.shift})
+    assert table.backfill("shifted", executor="local").rows_computed == 20
     # The file is edited and not loaded anew: what is bound is still what was loaded.
     file = Path(module.__file__)
     file.write_text(file.read_text().replace("x + _OFFSET", "x - _OFFSET"))

@@ -8,6 +8,7 @@ import itertools
 import os
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,72 @@ def test_code_without_source_says_so_and_still_has_a_digest() -> None:
     with pytest.warns(UserWarning, match=r"no source for f.*version="):
         digests = [one.digest, same.digest, other.digest]
     assert digests[0] == digests[1] != digests[2]
+
+
+_LOADED = """
+from geneva.udf import udf
+
+def f(x: int) -> int:
+    return helper(x) + 1
+
+def helper(x):
+    return x * 2
+
+class Scale:
+    by = 3
+
+    def __init__(self, n: int = 1) -> None:
+        self.n = n
+
+    def __call__(self, x: int) -> int:
+        return x * self.n
+
+g = lambda x: x + 4
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("f", "+ 1", "- 1"),  # the function
+        ("f", "* 2", "* 5"),  # one that it calls
+        ("f", "+ 1", "+ 1.0"),
+        ("Scale", "self.n\n\ng", "self.m\n\ng"),
+        ("Scale", "self.n = n", "self.n = x"),
+        ("g", "+ 4", "- 4"),
+    ],
+)
+def test_function_whose_file_was_edited_since_it_was_loaded_has_not_the_digest_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, old: str, new: str
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    file = tmp_path / "loaded_before.py"
+
+    def load(text: str) -> Any:
+        file.write_text(text)
+        monkeypatch.delitem(sys.modules, "loaded_before", raising=False)
+        for cached in tmp_path.glob("__pycache__/*"):
+            cached.unlink()
+        importlib.invalidate_caches()
+        module = importlib.import_module("loaded_before")
+        return getattr(module, name)
+
+    def digest_of_it(thing: Any) -> str:
+        return digests.of_code(name, thing, "form")
+
+    assert old in _LOADED
+    before = load(_LOADED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        was = digest_of_it(before)
+        file.write_text(_LOADED.replace("+ 1", "+ 1  # a comment"))
+        assert digest_of_it(before) == was
+    file.write_text(_LOADED.replace(old, new))
+    with pytest.warns(UserWarning, match=r"was edited since it was imported.*import it anew"):
+        stays = digest_of_it(before)
+    edited = digest_of_it(load(_LOADED.replace(old, new)))
+    assert len({was, stays, edited}) == 3
+    assert digest_of_it(load(_LOADED)) == was
 
 
 def test_recursion_through_the_udf_itself_ends() -> None:
