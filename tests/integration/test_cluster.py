@@ -50,6 +50,7 @@ def connects_anew(stage: NodesScene) -> None:
             ray.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_warm_appliers_of_an_earlier_connection_to_ray_are_called(tmp_path: Path) -> None:
     in_child(connects_anew, scene(tmp_path, 20, 1, appliers=1).build(pause_s=0.0))
