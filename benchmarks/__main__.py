@@ -71,7 +71,7 @@ def main() -> int:
     if arguments.out:
         drawn = plots.draw([c for _, a in answers for c in a.curves], arguments.out.parent)
         arguments.out.write_text(_page(answers, scale, minutes, drawn))
-    return 0
+    return int(_broken(answers) > 0)
 
 
 def _ask(name: str, scale: Scale) -> list[Answer]:
@@ -99,9 +99,13 @@ def _table(answers: Sequence[tuple[str, Answer]]) -> Iterator[str]:
 
 def _verdict(answers: Sequence[tuple[str, Answer]]) -> str:
     judged = [a for _, a in answers if a.met is not None]
-    broken = sum(_NOT_ASKED in a.figure for _, a in answers)
+    broken = _broken(answers)
     met = f"{sum(bool(a.met) for a in judged)} of {len(judged)} bars met"
     return f"{met}; {broken} questions could not be asked" if broken else met
+
+
+def _broken(answers: Sequence[tuple[str, Answer]]) -> int:
+    return sum(_NOT_ASKED in a.figure for _, a in answers)
 
 
 def _left_out(asked: Set[str]) -> str:

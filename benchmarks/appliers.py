@@ -36,8 +36,8 @@ _CALL_S = 2.0
 class _Machines:
     """An actor that hosts many appliers, each with threads of its own."""
 
-    def __init__(self, storage: TableStorage, pickled: Mapping[str, bytes], probe: bytes) -> None:
-        self._appliers = [RayApplier(storage, pickled, probe) for _ in range(_SEATS)]
+    def __init__(self, storage: TableStorage, pickled: Mapping[str, bytes]) -> None:
+        self._appliers = [RayApplier(storage, pickled) for _ in range(_SEATS)]
 
     def call(self, seat: int, method: str, *arguments: object) -> object:
         return getattr(self._appliers[seat], method)(*arguments)
@@ -82,7 +82,7 @@ class HostedExecutor(RayExecutor):
         if not seat:
             groups = {f"work{k}": TASKS_AT_ONCE for k in range(_SEATS)} | {"control": 4}
             made = ray.remote(concurrency_groups=groups, num_gpus=_SEATS, num_cpus=0)(_Machines)
-            self._machines.append(made.remote(self._storage, self._reference, self._probe))
+            self._machines.append(made.remote(self._storage, self._reference))
         self._made += 1
         actor = Actor(_Seat(self._machines[-1], seat), self._key)
         actor.beginning = self._begin(actor)
