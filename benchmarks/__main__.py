@@ -77,7 +77,7 @@ def main() -> int:
 def _ask(name: str, scale: Scale) -> list[Answer]:
     """A question that breaks is an answer too: it must not hide the others."""
     try:
-        return importlib.import_module(f"benchmarks.{name}").run(scale)
+        return list(importlib.import_module(f"benchmarks.{name}").run(scale))
     except Exception as error:
         traceback.print_exc()
         return [Answer(name, "", f"{_NOT_ASKED}: {type(error).__name__}", None, str(error))]

@@ -81,7 +81,8 @@ class HostedExecutor(RayExecutor):
         seat = self._made % _SEATS
         if not seat:
             groups = {f"work{k}": TASKS_AT_ONCE for k in range(_SEATS)} | {"control": 4}
-            made = ray.remote(concurrency_groups=groups, num_gpus=_SEATS, num_cpus=0)(_Machines)
+            options: dict[str, Any] = {"concurrency_groups": groups, "num_gpus": _SEATS}
+            made = ray.remote(**options, num_cpus=0)(_Machines)
             self._machines.append(made.remote(self._storage, self._reference))
         self._made += 1
         actor = Actor(_Seat(self._machines[-1], seat), self._key)

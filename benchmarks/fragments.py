@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 from benchmarks import roofline, tables, udfs
 from benchmarks.measure import Answer, Curve, Rounds, Scale, Side, alternate, growth
+from geneva.table import Table
 
 _CUTS = (1, 4, 10, 20, 100)
 
@@ -40,7 +41,7 @@ def _cuts(scale: Scale) -> Answer:
     )
 
 
-def _work(tbl: object) -> object:
+def _work(tbl: Table) -> Callable[[], object]:
     return lambda: tbl.backfill("c", progress=False)
 
 

@@ -81,7 +81,11 @@ def _model(path: Path) -> str:
     """Make an untrained encoder; return its folder."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer import modules
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import (  # type: ignore[attr-defined, unused-ignore]
+        BertConfig,
+        BertModel,
+        BertTokenizerFast,
+    )
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{k}" for k in range(_WORDS))]
     vocabulary = path / "vocab.txt"

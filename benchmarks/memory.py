@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import lance
 import numpy as np
@@ -15,7 +16,7 @@ _SIZES = {1_000: "1 KB", 100_000: "100 KB", 1_000_000: "1 MB", 10_000_000: "10 M
 _LARGEST = {50_000_000: "50 MB"}
 _PLAIN = pa.field("blob", pa.large_binary())
 # The kinds of column that hold large values, with the file format that has them.
-_KINDS = {
+_KINDS: dict[str, tuple[pa.Field, Any]] = {
     "plain": (_PLAIN, "2.2"),
     "blob v1": (_PLAIN.with_metadata({"lance-encoding:blob": "true"}), "2.1"),
     "blob v2": (lance.blob_field("blob"), "2.2"),

@@ -12,9 +12,10 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import lance
 import pyarrow as pa
@@ -25,6 +26,7 @@ from benchmarks import tables, udfs
 from benchmarks.measure import Answer, Rounds, Scale, Side, alternate
 from geneva.execute.warm import release_idle
 
+_Work: TypeAlias = Callable[[str], object]
 _FREE_S = 30.0
 _DAFT = Path(__file__).parent.parent / ".venv-daft" / "bin" / "python"
 
@@ -82,7 +84,7 @@ def _measured(rows: int, scale: Scale) -> tuple[Rounds, list[tuple[str, str]]]:
                 before=tables.warm(tbl, udfs.double_batch),
             )
         }
-        peers = {
+        peers: dict[str, _Work | None] = {
             "lance add_columns": _lance,
             "lance-ray": _lance_ray(),
             "Ray Data": _ray_data(),
@@ -103,7 +105,7 @@ def _measured(rows: int, scale: Scale) -> tuple[Rounds, list[tuple[str, str]]]:
         return alternate(sides, scale.rounds), absent
 
 
-def _bound(work: object, uri: str) -> object:
+def _bound(work: _Work, uri: str) -> Callable[[], object]:
     return lambda: work(uri)
 
 
@@ -132,7 +134,7 @@ def _lance(uri: str) -> None:
     lance.dataset(uri).add_columns(transform, read_columns=["x"], batch_size=65_536)
 
 
-def _lance_ray() -> object:
+def _lance_ray() -> _Work | None:
     try:
         import lance_ray
     except ImportError:
@@ -146,7 +148,7 @@ def _lance_ray() -> object:
     return add
 
 
-def _ray_data() -> object:
+def _ray_data() -> _Work | None:
     try:
         import lance_ray  # Ray's own writer calls pylance 14.0 with what it no longer takes
         from ray.data import DataContext
@@ -168,7 +170,7 @@ def _ray_data() -> object:
 
 
 @contextmanager
-def _daft() -> Iterator[object]:
+def _daft() -> Iterator[_Work | None]:
     """A function that lets Daft work on a table, or ``None`` where it is not installed."""
     check = [str(_DAFT), "-c", "import daft, daft_lance"]
     if not _DAFT.exists() or subprocess.run(check, capture_output=True).returncode:
@@ -181,17 +183,20 @@ def _daft() -> Iterator[object]:
         stderr=subprocess.DEVNULL,
         text=True,
     ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        asked, answers = child.stdin, child.stdout
 
         def ask(uri: str) -> None:
-            print(json.dumps(uri), file=child.stdin, flush=True)
-            answer = json.loads(child.stdout.readline())
+            print(json.dumps(uri), file=asked, flush=True)
+            answer = json.loads(answers.readline())
             if answer != "done":
                 raise RuntimeError(f"Daft: {answer}")
 
         try:
             yield ask
         finally:
-            child.stdin.close()
+            asked.close()
             child.wait(timeout=30)
 
 

@@ -56,7 +56,7 @@ def _values(dataset: Any, fragment: Any, where: str | None) -> Iterator[pa.Array
     found = np.zeros(fragment.physical_rows, np.int64)
     null = np.ones(len(found), np.bool_)
     for batch in dataset.scanner(**options, filter=where, with_row_address=True).to_batches():
-        rows = np.from_dlpack(batch.column("_rowaddr")) & np.uint64(0xFFFFFFFF)
+        rows = np.asarray(batch.column("_rowaddr"), np.uint64) & np.uint64(0xFFFFFFFF)
         found[rows] = np.from_dlpack(pc.multiply(batch.column("x"), 2))
         null[rows] = False
     yield pa.array(found, mask=null)

@@ -73,4 +73,4 @@ def _measured(fragments: int) -> dict[str, float]:
         text=True,
         timeout=900,
     )
-    return json.loads(done.stdout.splitlines()[-1])
+    return dict(json.loads(done.stdout.splitlines()[-1]))

@@ -111,7 +111,7 @@ def _child(code: str, *arguments: str) -> dict[str, float]:
         text=True,
         timeout=300,
     )
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return dict(json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def _texts(seconds: list[float]) -> str:

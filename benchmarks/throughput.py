@@ -62,7 +62,7 @@ def _against_loop(rows: int, scale: Scale) -> Rounds:
             for k in range(20)
         ]
 
-        called = udfs.double.__wrapped__
+        called = udfs.double.target
 
         def loop() -> None:
             for values in lists:
