@@ -7,11 +7,13 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from geneva.service.settings import DRIVER_CLAIM
 from tests.support.backfills import until
 from tests.support.crashing import kill_pids
 
@@ -68,7 +70,7 @@ class Service:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
             self.process.wait(20)
-        kill_pids(self.started)
+        kill_pids({pid for pid in self.started if is_driver(pid)})
         self.http.close()
 
     @property
@@ -129,6 +131,16 @@ class Service:
         pid = int(self.job(run_id)["process"].split()[1])
         assert pid != os.getpid()
         return pid
+
+
+def is_driver(pid: int) -> bool:
+    """Whether it is one still: by now the number may be another process's, or a thread's of it.
+
+    To kill a thread is to kill its process: once that was another pytest.
+    """
+    with suppress(OSError):
+        return f"{DRIVER_CLAIM}=".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    return False
 
 
 def is_running(pid: int) -> bool:
