@@ -45,7 +45,15 @@ def load(storage: TableStorage, binding: Binding) -> UDF:
     """
     if binding.python != python_version():
         if binding.reference and binding.params:
-            return from_reference(binding.reference, json.loads(binding.params))
+            udf = from_reference(binding.reference, json.loads(binding.params))
+            if udf.digest != binding.digest:
+                raise UdfError(
+                    f"UDF {binding.udf!r} was bound under Python {binding.python}, and what this "
+                    f"Python {python_version()} imports as {binding.reference} is another one by "
+                    "now; bind it again from here with alter_columns, or run the backfill under "
+                    "that version"
+                )
+            return udf
         raise UdfError(
             f"UDF {binding.udf!r} was bound under Python {binding.python}, this is Python "
             f"{python_version()}, and it cannot be imported by name; bind it again from here "

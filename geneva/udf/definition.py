@@ -100,7 +100,12 @@ class UDF:
         """Hex SHA-256 of what the UDF is; computed once, and carried through pickling."""
         if "all" not in self._digests:
             self._digests["all"] = _digest.complete(
-                self.code_digest, self.data_type, self.input_columns, self.params
+                self.name,
+                self.code_digest,
+                self.data_type,
+                self.input_columns,
+                self.params,
+                versioned=self.version is not None,
             )
         return self._digests["all"]
 

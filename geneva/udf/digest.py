@@ -2,8 +2,10 @@
 
 With an explicit `version`, that stands for the code. Else the code is written out as its syntax
 tree without comments, docstrings, hints and layout, together with what it takes from outside and
-that belongs to the user: functions and classes, called at any depth, constants, closure values
-and defaults. Installed packages and model weights are not covered: that is what `version` is for.
+that belongs to the user: functions and classes, called at any depth, constants, attributes of
+classes, closure values and defaults. Objects of Python, NumPy, pandas and Arrow count by what
+pickle would keep of them. Installed packages, and what their other objects hold (models, for one),
+are not covered: that is what `version` is for, and a warning says so.
 
 Nothing here depends on the process or on Python's minor version: no `hash`, no `id`, no bytecode
 (except, with a warning, where there is no source), no `repr` of text beyond ASCII.
@@ -12,28 +14,23 @@ Nothing here depends on the process or on Python's minor version: no `hash`, no 
 from __future__ import annotations
 
 import ast
-import datetime as dt
 import enum
 import functools
 import hashlib
-import pathlib
-import re
+import importlib
+import importlib.util
 import sys
 import types
-import uuid
 import warnings
-from collections.abc import Mapping, Sequence
-from decimal import Decimal
-from fractions import Fraction
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from geneva.udf import source
-from geneva.udf.project import is_own_module
-
-_AS_TEXT = (Decimal, Fraction, dt.date, dt.time, dt.timedelta, pathlib.PurePath, uuid.UUID, range)
+from geneva.udf.constants import Constants
+from geneva.udf.project import is_namespace, is_own, is_own_import, is_own_module
 
 
 def of_version(name: str, target: Any, version: str) -> str:
@@ -48,23 +45,48 @@ def of_code(name: str, target: Any, form: str) -> str:
     root = writer.value(target)
     if writer.without_source:
         names = ", ".join(sorted(writer.without_source))
-        warnings.warn(
+        _warn(
             f"UDF {name!r}: no source for {names} (or it was edited since it was imported), so its "
             "digest is that of the bytecode and changes with Python's version; import it anew, "
-            "or give it @udf(version=...)",
-            stacklevel=4,
+            "or give it @udf(version=...)"
         )
-    return _sha256("code", form, root, *writer.lines())
+    lines = writer.lines()
+    _warn_of_unread(name, writer.unread)
+    return _sha256("code", form, root, *lines)
 
 
 def complete(
-    code_digest: str, data_type: pa.DataType, columns: Sequence[str], params: Mapping[str, Any]
+    name: str,
+    code_digest: str,
+    data_type: pa.DataType,
+    columns: Sequence[str],
+    params: Mapping[str, Any],
+    *,
+    versioned: bool,
 ) -> str:
     """Return the hash of the whole UDF: code, type, inputs and parameters."""
-    writer = _Writer()
-    values = [f"{name}={writer.value(value)}" for name, value in sorted(params.items())]
+    writer = _Writer(ordered=False)
+    values = [f"{key}={writer.value(value)}" for key, value in sorted(params.items())]
     parts = ("udf", code_digest, str(data_type), *columns, "params", *values, *writer.lines())
+    if not versioned:
+        _warn_of_unread(name, writer.unread)
     return _sha256(*parts)
+
+
+def _warn_of_unread(name: str, unread: set[str]) -> None:
+    if unread:
+        _warn(
+            f"UDF {name!r}: its digest does not see into {', '.join(sorted(unread))}, so a change "
+            "there makes nothing stale; give it @udf(version=...), and another one when it changes"
+        )
+
+
+def _warn(message: str) -> None:
+    """Warn at the user's line."""
+    level, frame = 1, sys._getframe(0)  # noqa: SLF001  # `skip_file_prefixes` is of Python 3.12
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("geneva."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def _sha256(*parts: str) -> str:
@@ -77,86 +99,48 @@ def _sha256(*parts: str) -> str:
     return whole.hexdigest()
 
 
-class _Writer:
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """Where a definition's outside names are looked up."""
+
+    cells: Mapping[str, types.CellType]
+    module: Mapping[str, Any]
+
+    def find(self, name: str) -> tuple[int, Any] | None:
+        """Return which variable a name is, and its value."""
+        if name in self.cells:
+            try:
+                return id(self.cells[name]), self.cells[name].cell_contents
+            except ValueError:  # not yet assigned
+                return None
+        return (id(self.module), self.module[name]) if name in self.module else None
+
+
+class _Writer(Constants):
     """Writes values and definitions as text; each definition once, others refer to its number."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ordered: bool = True) -> None:
+        super().__init__(ordered=ordered)
         self.without_source: set[str] = set()
+        self._members: list[tuple[str, str]] = []
+        self._changed: set[str] = set()
         self._lines: list[str] = []
         self._numbers: dict[int, int] = {}
         self._alive: list[Any] = []
-        self._open: set[int] = set()
-        self._constants: list[tuple[tuple[int, str], str]] = []
+        self._constants: list[tuple[tuple[int, str], str, set[str]]] = []
         self._mutated: set[tuple[int, str]] = set()
 
     def lines(self) -> list[str]:
         """Return all that was written; what any visited function changes is no constant."""
-        constants = [
-            f"constant {key[1]}={text}" for key, text in self._constants if key not in self._mutated
-        ]
-        return [*self._lines, *constants]
+        constants = []
+        for key, text, unread in self._constants:
+            if key not in self._mutated:
+                constants.append(f"constant {key[1]}={text}")
+                self.unread |= unread
+        members = [text for name, text in self._members if name not in self._changed]
+        return [*self._lines, *constants, *members]
 
-    def value(self, value: Any) -> str:
-        """Write one value."""
-        if value is None or value is ... or value is NotImplemented or isinstance(value, bool):
-            return str(value)
-        if isinstance(value, enum.Enum):
-            return f"enum:{type(value).__qualname__}.{value.name}={self.value(value.value)}"
-        for write in (self._simple, self._numeric, self._container, self._definition):
-            text = write(value)
-            if text is not None:
-                return text
-        return self._object(value)
-
-    def _simple(self, value: Any) -> str | None:
-        if type(value) in {int, complex}:
-            return f"{type(value).__name__}:{value!r}"
-        if isinstance(value, float) and not isinstance(value, np.generic):
-            return f"float:{value.hex()}"
-        if isinstance(value, str):
-            return f"str:{str.__str__(value)!a}"
-        if isinstance(value, bytes | bytearray):
-            return f"bytes:{bytes(value).hex()}"
-        if isinstance(value, _AS_TEXT):
-            return f"{type(value).__name__}:{value}"
-        if isinstance(value, re.Pattern):
-            return f"pattern:{value.flags}:{self.value(value.pattern)}"
-        return None
-
-    def _numeric(self, value: Any) -> str | None:
-        if isinstance(value, np.dtype | pa.DataType | pa.Schema | pa.Field):
-            return f"type:{value}"
-        if isinstance(value, np.generic):
-            return f"numpy:{value.dtype.str}:{self.value(value.item())}"
-        if isinstance(value, np.ndarray):
-            if value.dtype.hasobject:
-                return f"array:{value.shape}:{self.value(value.tolist())}"
-            data = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
-            return f"array:{value.dtype.str}:{value.shape}:{data}"
-        if isinstance(value, pa.Scalar):
-            return f"arrow:{value.type}:{self.value(value.as_py())}"
-        if isinstance(value, pa.Array | pa.ChunkedArray):
-            return f"arrow:{value.type}:{self.value(value.to_pylist())}"
-        return None
-
-    def _container(self, value: Any) -> str | None:
-        if not isinstance(value, list | tuple | set | frozenset | Mapping):
-            return None
-        if id(value) in self._open:
-            return "cycle"
-        self._open.add(id(value))
-        try:
-            if isinstance(value, Mapping):
-                items = sorted(f"{self.value(k)}:{self.value(v)}" for k, v in value.items())
-                return "{" + ",".join(items) + "}"
-            items = [self.value(item) for item in value]
-            if isinstance(value, set | frozenset):
-                return "set{" + ",".join(sorted(items)) + "}"
-            return f"{'list' if isinstance(value, list) else 'tuple'}[{','.join(items)}]"
-        finally:
-            self._open.discard(id(value))
-
-    def _definition(self, value: Any) -> str | None:
+    def definition(self, value: Any) -> str | None:
         """Write a function, class, or what wraps one."""
         if isinstance(value, types.ModuleType):
             return f"module:{value.__name__}"
@@ -178,102 +162,127 @@ class _Writer:
             return f"wrapped({type(value).__qualname__},{self.value(wrapped)})"
         return None
 
-    def _object(self, value: Any) -> str:
-        kind = type(value)
-        if not is_own_module(kind.__module__) or id(value) in self._open:
-            return f"object:{kind.__module__}.{kind.__qualname__}"
-        self._open.add(id(value))
-        try:
-            state = getattr(value, "__dict__", None) or {
-                name: getattr(value, name, None) for name in getattr(kind, "__slots__", ())
-            }
-            return f"object({self.value(kind)},{self.value(dict(state))})"
-        finally:
-            self._open.discard(id(value))
-
     def _number(self, value: types.FunctionType | type) -> str:
-        if not is_own_module(value.__module__):
+        if not is_own(value):
             return f"outside:{value.__module__}.{value.__qualname__}"
         if id(value) not in self._numbers:
             self._numbers[id(value)] = number = len(self._numbers)
             self._alive.append(value)
-            text = self._class(value) if isinstance(value, type) else self._function(value)
+            if isinstance(value, type):
+                text = self._class(value)
+                self._members += [(n, f"#{number}.{n}={v}") for n, v in self._attributes_of(value)]
+            else:
+                text = self._function(value)
             self._lines.append(f"#{number} {text}")
         return f"#{self._numbers[id(value)]}"
 
     def _function(self, function: types.FunctionType) -> str:
-        node = source.function_tree(function)
-        closure = _closure(function)
+        scope = _Scope(_cells(function), function.__globals__)
         defaults = [self.value(v) for v in function.__defaults__ or ()]
         defaults += [f"{k}={self.value(v)}" for k, v in (function.__kwdefaults__ or {}).items()]
         wrapped = getattr(function, "__wrapped__", None)
         inner = self.value(wrapped) if isinstance(wrapped, types.FunctionType) else ""
-        if node is None:
+        registry = getattr(function, "registry", None)  # functools.singledispatch
+        if isinstance(registry, Mapping):
+            inner += self.value(registry)
+        read = self._tree(source.function_tree(function), scope)
+        if read is None:
             self.without_source.add(function.__qualname__)
             body = self._bytecode(function.__code__)
-            names = source.Names(
-                frozenset(_code_names(function.__code__)), frozenset(), frozenset()
-            )
-            used = self._outside(names, closure, function.__globals__)
+            used = self._outside(source.names_of_code(function.__code__), scope)
         else:
-            body, used = self._tree(node, closure, function.__globals__)
+            body, used = read
         return f"{body} defaults={defaults} wraps={inner} uses={used}"
 
     def _class(self, cls: type) -> str:
-        node = source.class_tree(cls)
         functions = list(source.own_functions(cls))
-        closure: dict[str, Any] = {}
-        for function in functions:
-            closure |= _closure(function)
-        closure.pop("__class__", None)
         bases = [self.value(base) for base in cls.__bases__]
-        if node is None:
-            self.without_source.add(cls.__qualname__)
-            # Among the members, the functions; the rest of a class without source is out of reach.
+        cells = {n: c for f in functions for n, c in _cells(f).items() if n != "__class__"}
+        read = self._tree(source.class_tree(cls), _Scope(cells, _module_names(cls, functions)))
+        if read is None:
+            self.without_source |= {cls.__qualname__} if functions else set()
             return f"class bases={bases} {[self._function(f) for f in functions]}"
-        names = functions[0].__globals__ if functions else _module_names(cls)
-        body, used = self._tree(node, closure, names)
+        body, used = read
         return f"{body} bases={bases} uses={used}"
 
-    def _tree(
-        self, node: source.Node, closure: dict[str, Any], module_names: dict[str, Any]
-    ) -> tuple[str, list[str]]:
-        def keep(decorator: ast.expr) -> bool:
-            return not _is_udf_decorator(decorator, closure, module_names)
+    def _attributes_of(self, cls: type) -> Iterator[tuple[str, str]]:
+        """Yield what a class's attributes are now; its methods are part of its text."""
+        unread = set(self.unread)
+        if issubclass(cls, enum.Enum):
+            yield "", str([(n, self.value(m.value)) for n, m in cls.__members__.items()])
+        else:
+            for name, member in list(vars(cls).items()):
+                if name.startswith("__") or name == "_abc_impl" or _is_part(member, cls):
+                    continue
+                yield name, self.value(member)
+        self.unread = unread  # how it made them is part of its text
 
-        names = source.names_of(source.stripped(node, keep))
-        used = self._outside(names, closure, module_names)
+    def _tree(self, node: source.Node | None, scope: _Scope) -> tuple[str, list[str]] | None:
+        if node is None:
+            return None
+
+        def keep(decorator: ast.expr) -> bool:
+            return not _is_udf_decorator(decorator, scope)
+
+        try:
+            names = source.names_of(source.stripped(node, keep))
+        except ValueError:  # an f-string that `ast.unparse` of Python 3.11 cannot write
+            return None
+        used = self._outside(names, scope)
         return source.text_of(node, self.value, keep), used
 
-    def _outside(
-        self, names: source.Names, closure: dict[str, Any], module_names: dict[str, Any]
-    ) -> list[str]:
+    def _outside(self, names: source.Names, scope: _Scope) -> list[str]:
         """Write what each outside name stands for; constants are kept apart until the end."""
         used = []
-        self._mutated |= {(_space(n, closure, module_names), n) for n in names.mutated}
+        self._changed |= names.fields
         for name in sorted(names.plain):
-            if name in closure:
-                found = closure[name]
-            elif name in module_names:
-                found = module_names[name]
-            else:
+            variable = scope.find(name)
+            if variable is None:
                 continue
+            space, found = variable
+            if name in names.mutated or (name in names.touched and not self.is_own_object(found)):
+                self._mutated.add((space, name))
             if isinstance(found, types.ModuleType):
                 used.append(f"{name}={self.value(found)}")
                 used += self._attributes(found, name, names)
             elif _is_constant(found):
-                key = (_space(name, closure, module_names), name)
-                self._constants.append((key, self.value(found)))
+                before, self.unread = self.unread, set()
+                self._constants.append(((space, name), self.value(found), self.unread))
+                self.unread = before
             else:
                 used.append(f"{name}={self.value(found)}")
+        for name, module, attribute in sorted(names.imports):
+            used += self._imported(name, module, attribute, names, scope)
         return used
+
+    def _imported(
+        self, name: str, module: str, attribute: str, names: source.Names, scope: _Scope
+    ) -> list[str]:
+        """Write what a function imports itself, if it is the user's."""
+        try:
+            full = importlib.util.resolve_name(module, scope.module.get("__package__") or "")
+            if not is_own_import(full):
+                return []
+            found: Any = importlib.import_module(full)
+            if attribute:
+                if not hasattr(found, attribute):
+                    importlib.import_module(f"{full}.{attribute}")
+                found = getattr(found, attribute)
+            elif name == full.partition(".")[0]:
+                found = sys.modules[name]
+        except Exception:
+            self.unread.add(f"the module {module}")
+            return []
+        if isinstance(found, types.ModuleType):
+            return self._attributes(found, name, names)
+        return [f"{name}={self.value(found)}"]
 
     def _attributes(self, module: types.ModuleType, name: str, names: source.Names) -> list[str]:
         used = set()
         for chain in sorted(names.chains):
             found: Any = module
             for part in chain[1:] if chain[0] == name else ():
-                if not (isinstance(found, types.ModuleType) and is_own_module(found.__name__)):
+                if not (isinstance(found, types.ModuleType) and _may_hold_own(found)):
                     break
                 found = getattr(found, part, None)
             if not isinstance(found, types.ModuleType):
@@ -293,47 +302,43 @@ def _is_udf(value: Any) -> bool:
     return type(value).__name__ == "UDF" and type(value).__module__.startswith("geneva.")
 
 
-def _is_constant(value: Any) -> bool:
-    return not (
-        isinstance(value, types.FunctionType | types.MethodType | type | functools.partial)
-        or callable(value)
-    )
+def _is_constant(found: Any) -> bool:
+    return not isinstance(found, types.FunctionType | types.MethodType | type | functools.partial)
 
 
-def _space(name: str, closure: dict[str, Any], module_names: dict[str, Any]) -> int:
-    return 0 if name in closure else id(module_names)
+def _may_hold_own(module: types.ModuleType) -> bool:
+    return is_namespace(module) or is_own_module(module.__name__)
 
 
-def _closure(function: types.FunctionType) -> dict[str, Any]:
-    found = {}
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            found[name] = cell.cell_contents
-        except ValueError:  # not yet assigned
-            continue
-    return found
+def _cells(function: types.FunctionType) -> dict[str, types.CellType]:
+    return dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
 
 
-def _module_names(cls: type) -> dict[str, Any]:
+def _module_names(cls: type, functions: Sequence[types.FunctionType]) -> Mapping[str, Any]:
+    """Return the globals of a class; a decorator's wrapper has those of another module."""
+    for function in functions:
+        if function.__globals__.get("__name__") == cls.__module__:
+            return function.__globals__
     module = sys.modules.get(cls.__module__)
     return vars(module) if module else {}
 
 
-def _code_names(code: types.CodeType) -> set[str]:
-    names = set(code.co_names) | set(code.co_freevars)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _code_names(constant)
-    return names
+def _is_part(member: Any, cls: type) -> bool:
+    """Whether a member is a method, property or slot of the class itself."""
+    if isinstance(member, types.MemberDescriptorType | types.GetSetDescriptorType):
+        return True
+    for name in ("__func__", "fget", "func", "__wrapped__"):
+        member = getattr(member, name, None) or member
+    return isinstance(member, types.FunctionType) and member.__qualname__.startswith(
+        f"{cls.__qualname__}."
+    )
 
 
-def _is_udf_decorator(
-    decorator: ast.expr, closure: dict[str, Any], module_names: dict[str, Any]
-) -> bool:
+def _is_udf_decorator(decorator: ast.expr, scope: _Scope) -> bool:
     """Whether it is Geneva's own: its settings say how to run the code, not what it does."""
     called = decorator.func if isinstance(decorator, ast.Call) else decorator
     name = called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
-    found = closure.get(name, module_names.get(name))
+    _, found = scope.find(name) or (0, None)
     return name == "udf" or (
         getattr(found, "__name__", "") == "udf"
         and str(getattr(found, "__module__", "")).startswith("geneva.")

@@ -1,15 +1,33 @@
-"""Which modules are the user's own."""
+"""Which modules, functions and classes are the user's own."""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
+import os
 import sys
 import sysconfig
+import types
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 _INSTALLED = {"site-packages", "dist-packages"}
+
+
+def is_own(thing: FunctionType | type) -> bool:
+    """Whether a function or class is the user's, whether or not its module is loaded.
+
+    What `exec` made, and a file that was loaded by its path, have none.
+    """
+    name = thing.__module__
+    if name == "types" and getattr(types, thing.__name__, None) is not thing:
+        return True  # made by `types.new_class`, as dataclasses.make_dataclass does
+    if name not in (None, "builtins") and name in sys.modules:
+        return is_own_module(name)
+    members = [thing] if isinstance(thing, FunctionType) else vars(thing).values()
+    files = {f.__code__.co_filename for f in members if isinstance(f, FunctionType)}
+    return any(not file.startswith("<frozen") and _is_own_file(file) for file in files)
 
 
 def is_own_module(name: str | None) -> bool:
@@ -19,10 +37,31 @@ def is_own_module(name: str | None) -> bool:
     top = name.partition(".")[0]
     if name == "__main__":
         return True
-    if top == "geneva" or top in sys.stdlib_module_names or top in sys.builtin_module_names:
-        return False
     module = sys.modules.get(name)
-    return module is not None and _is_own(module)
+    if module is None or top == "geneva" or top in sys.builtin_module_names:
+        return False
+    if top in sys.stdlib_module_names:  # the user's file may have the name of one of Python's
+        file = getattr(module, "__file__", None)
+        return bool(file) and _is_own_file(str(file))
+    return _is_own(module)
+
+
+def is_own_import(name: str) -> bool:
+    """Whether what ``import name`` would load is the user's; loads nothing."""
+    top = name.partition(".")[0]
+    loaded = sys.modules.get(top)
+    spec = getattr(loaded, "__spec__", None) if loaded else importlib.util.find_spec(top)
+    if spec is None:
+        return is_own_module(top)
+    places = [spec.origin] if spec.has_location else list(spec.submodule_search_locations or ())
+    return top != "geneva" and any(
+        _is_own_file(str(place)) and not _was_installed(str(place), top) for place in places
+    )
+
+
+def is_namespace(module: ModuleType) -> bool:
+    """Whether a module is a folder without code of its own."""
+    return getattr(module, "__file__", None) is None and hasattr(module, "__path__")
 
 
 def _is_own(module: ModuleType) -> bool:
@@ -54,5 +93,9 @@ def _is_own_file(file: str) -> bool:
     path = Path(file)
     if _INSTALLED & set(path.parts):
         return False
-    stdlib = Path(sysconfig.get_path("stdlib"))
-    return not path.is_relative_to(stdlib)
+    pythons = (
+        sysconfig.get_path("stdlib"),
+        sysconfig.get_path("platstdlib"),
+        Path(os.__file__).parent,
+    )
+    return not any(path.is_relative_to(python) for python in pythons)

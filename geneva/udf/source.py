@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import copy
+import dis
 import functools
 import linecache
 import math
@@ -36,12 +37,17 @@ class Names:
     """Names that a tree takes from outside itself.
 
     `chains` are the dotted ones, such as ``("config", "RATE")``; `mutated` are those that the
-    tree changes, and which are therefore no constants.
+    tree changes, and which are therefore no constants, `touched` those with a method that changes
+    containers, and `fields` the attributes that it changes, of whatever. `imports` are what it
+    imports itself: its name for it, the module, and which name of the module, if any.
     """
 
     plain: frozenset[str]
     chains: frozenset[tuple[str, ...]]
-    mutated: frozenset[str]
+    mutated: frozenset[str] = frozenset()
+    touched: frozenset[str] = frozenset()
+    fields: frozenset[str] = frozenset()
+    imports: frozenset[tuple[str, str, str]] = frozenset()
 
 
 def function_tree(function: types.FunctionType) -> Node | None:
@@ -104,11 +110,33 @@ def own_functions(cls: type) -> Iterator[types.FunctionType]:
 def names_of(node: Node) -> Names:
     """Return the names that a tree takes from outside."""
     loose = _outside(node)
+    imports = frozenset(_imports(node))
+    heads = loose | {name for name, _, _ in imports}
     chains = set()
     for part in ast.walk(node):
-        if isinstance(part, ast.Attribute) and (chain := _chain(part)) and chain[0] in loose:
+        if isinstance(part, ast.Attribute) and (chain := _chain(part)) and chain[0] in heads:
             chains.add(chain)
-    return Names(frozenset(loose), frozenset(chains), frozenset(_mutated(node) & loose))
+    mutated, touched, fields = _changes(node)
+    plain, changed = frozenset(loose), frozenset(fields)
+    return Names(plain, frozenset(chains), plain & mutated, plain & touched, changed, imports)
+
+
+def names_of_code(code: types.CodeType) -> Names:
+    """Return the names that bytecode takes from outside; what it changes cannot be told."""
+    plain, chains = set(code.co_names) | set(code.co_freevars), set()
+    chain: tuple[str, ...] = ()
+    for step in dis.get_instructions(code):
+        if step.opname.startswith(("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF")):
+            chain = (step.argval,)
+        elif chain and step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            chain = (*chain, step.argval)
+            chains.add(chain)
+        elif step.opname not in ("CACHE", "PUSH_NULL"):
+            chain = ()
+    for inner in filter(lambda constant: isinstance(constant, types.CodeType), code.co_consts):
+        names = names_of_code(inner)
+        plain, chains = plain | names.plain, chains | names.chains
+    return Names(frozenset(plain), frozenset(chains))
 
 
 def text_of(node: Node, constant: Callable[[Any], str], keep: Callable[[ast.expr], bool]) -> str:
@@ -257,22 +285,42 @@ def _chain(node: ast.Attribute) -> tuple[str, ...]:
     return (part.id, *reversed(parts)) if isinstance(part, ast.Name) else ()
 
 
-def _mutated(node: Node) -> set[str]:
-    """Return names that are rebound or changed in place: caches, not constants."""
-    found: set[str] = set()
+def _changes(node: Node) -> tuple[set[str], set[str], set[str]]:
+    """Return names that are rebound or changed in place, names whose methods do, and attributes.
+
+    These are caches and counters, not constants.
+    """
+    mutated: set[str] = set()
+    touched: set[str] = set()
+    fields: set[str] = set()
     for part in ast.walk(node):
+        names, holder = mutated, part
         if isinstance(part, ast.Global | ast.Nonlocal):
-            found |= set(part.names)
+            mutated |= set(part.names)
+        elif isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute):
+            names, holder = touched, part.func.value
+            if part.func.attr not in _MUTATORS:
+                continue
         elif isinstance(part, ast.Subscript | ast.Attribute) and not isinstance(part.ctx, ast.Load):
-            found |= {part.value.id} if isinstance(part.value, ast.Name) else set()
-        elif (
-            isinstance(part, ast.Call)
-            and isinstance(part.func, ast.Attribute)
-            and part.func.attr in _MUTATORS
-            and isinstance(part.func.value, ast.Name)
-        ):
-            found.add(part.func.value.id)
-    return found
+            fields |= {part.attr} if isinstance(part, ast.Attribute) else set()
+            holder = part.value
+        else:
+            continue
+        if isinstance(holder, ast.Name):
+            names.add(holder.id)
+        elif isinstance(holder, ast.Attribute):
+            fields.add(holder.attr)
+    return mutated, touched, fields
+
+
+def _imports(node: Node) -> Iterator[tuple[str, str, str]]:
+    for part in ast.walk(node):
+        if isinstance(part, ast.Import):
+            for alias in part.names:
+                yield alias.asname or alias.name.partition(".")[0], alias.name, ""
+        elif isinstance(part, ast.ImportFrom):
+            module = "." * part.level + (part.module or "")
+            yield from ((alias.asname or alias.name, module, alias.name) for alias in part.names)
 
 
 def _file_tree(file: str, module_names: dict[str, Any]) -> ast.Module | None:

@@ -294,6 +294,11 @@ def test_pickle_of_another_python_crashes_this_one(
     assert table.computed_columns()["shifted"].reference == "users_own:shift"
     assert table.backfill("shifted", executor="local").rows_computed == 20
     assert column(table, "shifted") == [i + 1000 for i in range(20)]
+    # unless it was edited since: its values would pass for those of what was bound
+    monkeypatch.setattr(module, "shift", geneva.udf(lambda x: x + 7, data_type=pa.int64()))
+    with pytest.raises(UdfError, match=r"imports as users_own:shift is another one.*bind it"):
+        table.backfill("shifted", executor="local", force=True)
+    assert column(table, "shifted") == [i + 1000 for i in range(20)]
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped", "cut"])

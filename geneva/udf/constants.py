@@ -1,0 +1,211 @@
+"""Values as text that is the same in every process and version of Python."""
+
+from __future__ import annotations
+
+import copyreg
+import datetime as dt
+import enum
+import hashlib
+import os
+import pathlib
+import re
+import sys
+import types
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from geneva.udf import source
+from geneva.udf.project import is_own_module
+
+_AS_TEXT = (Decimal, Fraction, dt.date, dt.time, dt.timedelta, pathlib.PurePath, uuid.UUID, range)
+# Whose objects are written as pickle would take them apart.
+_READ = {"numpy", "pandas", "pyarrow", "dateutil", "pytz", "geneva"} | sys.stdlib_module_names
+# Not these: they differ from process to process, or as soon as they are used.
+_VOLATILE = ("random", "numpy.random", "itertools", "os", "tempfile", "threading", "weakref")
+_NAMED = (
+    types.BuiltinFunctionType,
+    types.MethodDescriptorType,
+    types.MethodWrapperType,
+    types.WrapperDescriptorType,
+    types.ClassMethodDescriptorType,
+)
+_MAX_DEPTH = 50  # of what pickle would take apart
+_LONG = 10_000  # bits; Python writes no longer integers in decimal (`sys.set_int_max_str_digits`)
+
+
+class Constants(ABC):
+    """Writes values; what defines behaviour is left to `definition`.
+
+    Attributes
+    ----------
+    unread
+        Kinds of objects of other packages, whose content is not written.
+    """
+
+    def __init__(self, *, ordered: bool) -> None:
+        """Say whether the order of a dictionary's items counts."""
+        self.unread: set[str] = set()
+        self._ordered = ordered
+        self._owns: dict[type, bool] = {}
+        self._open: set[int] = set()
+        self._depth = 0
+
+    @abstractmethod
+    def definition(self, value: Any) -> str | None:
+        """Write a function, class, or what wraps one; ``None`` for all else."""
+
+    def value(self, value: Any) -> str:
+        """Write one value."""
+        if value is None or value is ... or value is NotImplemented or isinstance(value, bool):
+            return str(value)
+        if isinstance(value, enum.Enum):
+            kind = type(value)
+            behaviour = self.value(kind) if any(source.own_functions(kind)) else ""
+            return f"enum{behaviour}:{kind.__qualname__}.{value.name}={self.value(value.value)}"
+        if self.is_own_object(value):
+            return self._own_object(value)
+        return self._plain(value) or self.definition(value) or self._foreign(value)
+
+    def _plain(self, value: Any) -> str | None:
+        return self._simple(value) or self._numeric(value) or self._container(value)
+
+    def _simple(self, value: Any) -> str | None:
+        if isinstance(value, int):
+            return f"int:{value:#x}" if value.bit_length() > _LONG else f"int:{int.__repr__(value)}"
+        if isinstance(value, complex) and not isinstance(value, np.generic):
+            return f"complex:{complex.__repr__(value)}"
+        if isinstance(value, float) and not isinstance(value, np.generic):
+            return f"float:{value.hex()}"
+        if isinstance(value, str):
+            return f"str:{str.__str__(value)!a}"
+        if isinstance(value, bytes | bytearray):
+            return f"bytes:{bytes(value).hex()}"
+        if isinstance(value, _AS_TEXT):
+            return f"{type(value).__name__}:{value}"
+        if isinstance(value, re.Pattern):
+            return f"pattern:{value.flags}:{self.value(value.pattern)}"
+        return None
+
+    def _numeric(self, value: Any) -> str | None:
+        if isinstance(value, np.dtype | pa.DataType | pa.Schema | pa.Field):
+            return f"type:{value}"
+        if isinstance(value, np.generic):
+            return f"numpy:{value.dtype.str}:{self.value(value.item())}"
+        if isinstance(value, np.ma.MaskedArray):
+            parts = (np.asarray(value.data), np.ma.getmaskarray(value), value.fill_value)
+            return f"masked({','.join(map(self.value, parts))})"
+        if isinstance(value, np.ndarray):
+            if value.dtype.hasobject:
+                return f"array:{value.shape}:{self.value(value.tolist())}"
+            data = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+            return f"array:{value.dtype.str}:{value.shape}:{data}"
+        if isinstance(value, pa.Scalar):
+            return f"arrow:{value.type}:{self.value(value.as_py())}"
+        if isinstance(value, pa.Array | pa.ChunkedArray):
+            return f"arrow:{value.type}:{self.value(value.to_pylist())}"
+        return None
+
+    def _container(self, value: Any) -> str | None:
+        if not isinstance(value, list | tuple | set | frozenset | Mapping):
+            return None
+        if id(value) in self._open:
+            return "cycle"
+        if isinstance(value, os._Environ):  # noqa: SLF001
+            return "environment"
+        self._open.add(id(value))
+        try:
+            if isinstance(value, Mapping):
+                items = [f"{self.value(k)}:{self.value(v)}" for k, v in value.items()]
+                factory = getattr(value, "default_factory", None)
+                missing = "" if factory is None else self.value(factory)
+                return missing + "{" + ",".join(items if self._ordered else sorted(items)) + "}"
+            if isinstance(value, set | frozenset):
+                # Numbers of definitions must not follow the order of a set.
+                items = [self.value(item) for item in sorted(value, key=_rank)]
+                return "set{" + ",".join(sorted(items)) + "}"
+            items = [self.value(item) for item in value]
+            return f"{'list' if isinstance(value, list) else 'tuple'}[{','.join(items)}]"
+        finally:
+            self._open.discard(id(value))
+
+    def is_own_object(self, value: Any) -> bool:
+        """Whether it is an instance of a class of the user's."""
+        kind = type(value)
+        if kind not in self._owns:
+            self._owns[kind] = not issubclass(kind, type) and is_own_module(kind.__module__)
+        return self._owns[kind]
+
+    def _own_object(self, value: Any) -> str:
+        """Write class, attributes, and what it is as a number, text, array or container."""
+        kind = type(value)
+        if id(value) in self._open:
+            return f"object:{kind.__module__}.{kind.__qualname__}"
+        plain = self._plain(value) or ""
+        self._open.add(id(value))
+        try:
+            slots = [n for base in kind.__mro__ for n in _slots(base) if hasattr(value, n)]
+            state = {name: getattr(value, name) for name in slots} | getattr(value, "__dict__", {})
+            written = [f"{name}={self.value(item)}" for name, item in sorted(state.items())]
+            return f"object({self.value(kind)},{plain},{written})"
+        finally:
+            self._open.discard(id(value))
+
+    def _foreign(self, value: Any) -> str:
+        """Write an object of Python or of a package, as pickle would take it apart."""
+        kind = type(value)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        if isinstance(value, _NAMED):
+            owner = getattr(value, "__self__", None)
+            bound = (
+                "" if owner is None or isinstance(owner, types.ModuleType) else self.value(owner)
+            )
+            home = getattr(value, "__objclass__", value)
+            return f"named:{getattr(home, '__module__', None)}.{value.__qualname__}({bound})"
+        if f"{kind.__module__}.".startswith(tuple(f"{module}." for module in _VOLATILE)):
+            return f"object:{name}"
+        if kind.__module__.partition(".")[0] not in _READ:
+            known = getattr(value, "__qualname__", None) if callable(value) else None
+            if isinstance(known, str):
+                return f"named:{value.__module__}.{known}"
+            self.unread.add(name)
+            return f"object:{name}"
+        if id(value) in self._open or self._depth > _MAX_DEPTH:
+            return f"object:{name}"
+        try:
+            reducer: Any = copyreg.dispatch_table.get(kind)
+            reduced = reducer(value) if reducer else value.__reduce_ex__(4)
+        except Exception:  # cannot be pickled, so it is no part of the UDF either
+            return f"object:{name}"
+        if isinstance(reduced, str):
+            return f"named:{getattr(value, '__module__', kind.__module__)}.{reduced}"
+        self._open.add(id(value))
+        self._depth += 1
+        try:
+            parts = [list(p) if isinstance(p, Iterator) else p for p in reduced]
+            return f"object:{name}({','.join(map(self.value, parts))})"
+        finally:
+            self._depth -= 1
+            self._open.discard(id(value))
+
+
+def _rank(item: Any) -> str:
+    thing = item if isinstance(item, types.FunctionType | type) else type(item)
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+def _slots(cls: type) -> Sequence[str]:
+    slots = vars(cls).get("__slots__", ())
+    names = [slots] if isinstance(slots, str) else [n for n in slots if isinstance(n, str)]
+    hidden = f"_{cls.__name__.lstrip('_')}"
+    return [
+        hidden + n if n.startswith("__") and not n.endswith("__") else n
+        for n in names
+        if n not in ("__dict__", "__weakref__")
+    ]

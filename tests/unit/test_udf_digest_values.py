@@ -1,0 +1,393 @@
+"""What a UDF takes from outside counts by what it is, not by what kind of thing it is."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import itertools
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from geneva.udf import UDF, udf
+from geneva.udf import digest as digests
+
+_numbers = itertools.count()
+_HEAD = "import numpy as np\nimport pyarrow as pa\nfrom geneva.udf import udf\n"
+_ROW = "@udf\ndef f(x: int) -> float:\n    return "
+Load = Callable[..., ModuleType]
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Return a function that writes modules of any names, imports all anew and gives the last."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names: set[str] = set()
+
+    def load(text: str, **others: str) -> ModuleType:
+        name = f"values_{next(_numbers)}"
+        for other, content in (others | {name: _HEAD + text}).items():
+            path = tmp_path / (other.replace("__", "/") + ".py")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(content)
+            names.add(other.replace("__", "."))
+        for loaded in [
+            m for m in sys.modules if m.split(".")[0] in {n.split(".")[0] for n in names}
+        ]:
+            del sys.modules[loaded]
+        for cached in tmp_path.rglob("__pycache__/*"):
+            cached.unlink()
+        importlib.invalidate_caches()
+        return importlib.import_module(name)
+
+    yield load
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+CHANGES = {
+    "builtin": ("AGG = max\n" + _ROW + "AGG(x, 2)", "max", "min"),
+    "imported builtin": ("from math import floor as r\n" + _ROW + "r(x / 2)", "floor", "ceil"),
+    "builtin parameter": (
+        "import math\n@udf(params={'op': math.sqrt})\n"
+        "def f(x: int, op) -> float:\n    return op(x)",
+        "math.sqrt",
+        "math.exp",
+    ),
+    "ufunc": ("OP = np.sqrt\n" + _ROW + "float(OP(x))", "sqrt", "log"),
+    "method of a type": ("C = str.lower\n" + _ROW + "len(C('Ab'))", "lower", "upper"),
+    "bound builtin": ("import re\nM = re.compile('a').sub\n" + _ROW + "M('', 'b')", "'a'", "'b'"),
+    "zone": (
+        "from zoneinfo import ZoneInfo\nZ = ZoneInfo('UTC')\n" + _ROW + "Z",
+        "UTC",
+        "Etc/GMT+1",
+    ),
+    "offset": (
+        "import datetime as dt\nZ = dt.timezone(dt.timedelta(hours=1))\n" + _ROW + "Z",
+        "hours=1",
+        "hours=2",
+    ),
+    "namespace": (
+        "from types import SimpleNamespace\nC = SimpleNamespace(rate=2)\n" + _ROW + "x * C.rate",
+        "rate=2",
+        "rate=3",
+    ),
+    "series": ("import pandas as pd\nT = pd.Series([1, 2])\n" + _ROW + "T[x]", "1, 2", "1, 3"),
+    "frame": (
+        "import pandas as pd\nT = pd.DataFrame({'a': [1, 2]})\n" + _ROW + "T['a'][x]",
+        "1, 2",
+        "1, 3",
+    ),
+    "table": ("T = pa.table({'a': [1, 2]})\n" + _ROW + "T['a'][x]", "1, 2", "1, 3"),
+    "deque": ("from collections import deque\nT = deque([1, 2])\n" + _ROW + "T[x]", "1, 2", "1, 3"),
+    "getter": (
+        "from operator import itemgetter\nG = itemgetter(0)\n" + _ROW + "G([x])",
+        "(0)",
+        "(1)",
+    ),
+    "mask": ("T = np.ma.array([1, 2], mask=[0, 0])\n" + _ROW + "T.sum()", "0, 0", "0, 1"),
+    "factory": (
+        "from collections import defaultdict\ndef d():\n    return 1\nT = defaultdict(d)\n"
+        + _ROW
+        + "T.copy()[x]",
+        "return 1",
+        "return 2",
+    ),
+    "order": (
+        "R = {'a': 1, '': 2}\n" + _ROW + "next(v for k, v in R.items() if k in str(x))",
+        "{'a': 1, '': 2}",
+        "{'': 2, 'a': 1}",
+    ),
+    "vectorized": (
+        "@np.vectorize\ndef g(v):\n    return v + 1\n" + _ROW + "g(x)",
+        "v + 1",
+        "v + 2",
+    ),
+    "dispatched": (
+        "from functools import singledispatch\n@singledispatch\ndef g(v):\n    return 0\n"
+        "@g.register\ndef _(v: int):\n    return v + 1\n" + _ROW + "g(x)",
+        "v + 1",
+        "v + 2",
+    ),
+    "own mapping": (
+        "class D(dict):\n    def __missing__(self, k):\n        return 1\nT = D()\n"
+        + _ROW
+        + "T[x]",
+        "return 1",
+        "return 2",
+    ),
+    "own number": ("class I(int):\n    pass\nT = I(1)\n" + _ROW + "x * T", "I(1)", "I(2)"),
+    "own array": (
+        "class A(np.ndarray):\n    pass\nT = np.array([1, 2]).view(A)\n" + _ROW + "T[x]",
+        "1, 2",
+        "1, 3",
+    ),
+    "own tuple": (
+        "from typing import NamedTuple\nclass B(NamedTuple):\n    r: int\n    def s(self, x):\n"
+        "        return x + self.r\nC = B(1)\n" + _ROW + "C.s(x)",
+        "x + self",
+        "x - self",
+    ),
+    "method of an enum": (
+        "import enum\nclass M(enum.Enum):\n    A = 1\n    def go(self, x):\n        return x + 1\n"
+        "@udf(params={'m': M.A})\ndef f(x: int, m) -> int:\n    return m.go(x)",
+        "x + 1",
+        "x + 2",
+    ),
+    "inherited slots": (
+        "class A:\n    __slots__ = ('r',)\nclass B(A):\n    __slots__ = ()\nC = B()\nC.r = 1\n"
+        + _ROW
+        + "x * C.r",
+        "C.r = 1",
+        "C.r = 2",
+    ),
+    "own method called add": (
+        "class M:\n    def __init__(self, r):\n        self.r = r\n    def add(self, x):\n"
+        "        return self.r + x\nC = M(1)\n" + _ROW + "C.add(x)",
+        "M(1)",
+        "M(2)",
+    ),
+    "attribute of a class": (
+        "_k = 1\nclass C:\n    R = (lambda: _k)()\n" + _ROW + "x * C.R",
+        "_k = 1",
+        "_k = 2",
+    ),
+    "class made in a function": (
+        "def make(rate):\n    @udf\n    class S:\n        RATE = rate\n"
+        "        def __call__(self, x: int) -> int:\n            return x * self.RATE\n"
+        "    return S\nf = make(2)()",
+        "make(2)",
+        "make(3)",
+    ),
+    "class without source": (
+        "from collections import namedtuple\nP = namedtuple('P', 'a b')\n" + _ROW + "P(x, 9).a",
+        "'a b'",
+        "'b a'",
+    ),
+    "enum without source": (
+        "import enum\nP = enum.Enum('P', {'A': 1})\n" + _ROW + "P.A.value",
+        "'A': 1",
+        "'A': 2",
+    ),
+    "constant that another closure counts": (
+        "def counted(g):\n    n = 0\n    def w(x: int) -> int:\n        nonlocal n\n"
+        "        n += 1\n        return g(x)\n    return w\n"
+        "def make(n):\n    def h(x):\n        return x * n\n    return h\n"
+        "H = counted(make(2))\n" + _ROW + "H(x)",
+        "make(2)",
+        "make(3)",
+    ),
+    "target": (
+        "import math\nf = udf(data_type=pa.int64(), input_columns=['x'])(math.floor)",
+        "math.floor",
+        "math.ceil",
+    ),
+    "long number": ("N = (1 << 20000) - 1\n" + _ROW + "x & N", "- 1", "- 2"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_value_that_was_changed_is_never_missed(load: Load, what: str) -> None:
+    text, old, new = CHANGES[what]
+    assert old in text
+    before = load(text).f.digest
+    assert load(text).f.digest == before
+    assert load(text.replace(old, new)).f.digest != before
+
+
+_HELPER = (
+    "LIMIT = 3\nUNUSED = 1\ndef scale(x):\n    return inner(x)\ndef inner(x):\n    return 2 * x\n"
+)
+_IMPORTS = {
+    "inside": "    import helper_in\n    return helper_in.scale(x) + helper_in.LIMIT",
+    "inside, renamed": "    import helper_in as h\n    return h.scale(x) + h.LIMIT",
+    "inside, names": "    from helper_in import LIMIT, scale as s\n    return s(x) + LIMIT",
+}
+
+
+@pytest.mark.parametrize("how", _IMPORTS)
+def test_own_module_that_a_function_imports_itself_counts(load: Load, how: str) -> None:
+    text = "@udf\ndef f(x: int) -> int:\n" + _IMPORTS[how]
+    before = load(text, helper_in=_HELPER).f.digest
+    for old, new, same in (
+        ("2 * x", "3 * x", False),
+        ("LIMIT = 3", "LIMIT = 4", False),
+        ("UNUSED = 1", "UNUSED = 2", True),
+        ("2 * x", "2 * x  # a comment", True),
+    ):
+        assert old in _HELPER
+        edited = load(text, helper_in=_HELPER.replace(old, new)).f.digest
+        assert (edited == before) is same, (old, new)
+
+
+def test_module_in_a_folder_without_init_counts(load: Load) -> None:
+    text = "import folder_in.part\n" + _ROW + "folder_in.part.scale(x)"
+    inside = "@udf\ndef f(x: int) -> int:\n    from folder_in import part\n    return part.scale(x)"
+    for code in (text, inside):
+        before = load(code, folder_in__part=_HELPER).f.digest
+        again = load(code, folder_in__part=_HELPER).f.digest
+        edited = load(code, folder_in__part=_HELPER.replace("2 * x", "3 * x")).f.digest
+        assert before == again != edited
+
+
+def test_own_module_that_cannot_be_imported_is_named(load: Load) -> None:
+    text = "@udf\ndef f(x: int) -> int:\n    import helper_bad\n    return helper_bad.scale(x)"
+    f = load(text, helper_bad="").f
+    sys.modules.pop("helper_bad", None)
+    Path(importlib.util.find_spec("helper_bad").origin).write_text("raise RuntimeError('no')")
+    with pytest.warns(UserWarning, match="does not see into the module helper_bad.*version="):
+        assert f.digest
+
+
+def test_function_without_source_still_counts_what_it_calls_by_a_dotted_name(load: Load) -> None:
+    def digest_with(helper: str) -> str:
+        module = load("import helper_dot\n", helper_dot=helper)
+        exec(
+            "def f(x: int) -> int:\n    return [helper_dot.scale(v) for v in [x]][0]", vars(module)
+        )
+        with pytest.warns(UserWarning, match="no source for f"):
+            return udf(module.f).digest
+
+    before = digest_with(_HELPER)
+    assert digest_with(_HELPER) == before
+    assert digest_with(_HELPER.replace("2 * x", "3 * x")) != before
+
+
+def test_file_that_was_loaded_by_its_path_is_the_users(tmp_path: Path) -> None:
+    def load_path(name: str, text: str) -> UDF:
+        path = tmp_path / f"plug_{next(_numbers)}.py"
+        path.write_text(text)
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec
+        assert spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return udf(module.f)
+
+    text = "def f(x: int) -> int:\n    return x + 1\n"
+    assert load_path("plug", text).digest == load_path("plug", text).digest
+    assert load_path("plug", text).digest != load_path("plug", text.replace("1", "2")).digest
+
+
+def test_file_with_the_name_of_one_of_pythons_is_the_users(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "import this\n" + _ROW + "this.scale(x)"
+    monkeypatch.delitem(sys.modules, "this", raising=False)
+    before = load(text, this=_HELPER).f.digest
+    assert load(text, this=_HELPER.replace("2 * x", "3 * x")).f.digest != before
+
+
+def test_attribute_of_a_class_that_was_set_since_counts_when_it_is_bound(load: Load) -> None:
+    module = load("class C:\n    R = 1\n" + _ROW + "x * C.R")
+    before = module.f.as_of_now().digest
+    module.C.R = 5
+    assert module.f.as_of_now().digest != before
+
+
+def test_attribute_that_the_code_itself_changes_is_no_constant(load: Load) -> None:
+    text = (
+        "class S:\n    CALLS = 0\n    CACHE = {}\n    def __call__(self, x: int) -> int:\n"
+        "        S.CALLS += 1\n        self.CACHE[x] = x\n        return x\nf = udf(S)()"
+    )
+    used = load(text)
+    used.f(1)
+    assert used.f.digest == load(text).f.digest
+
+
+def test_model_that_the_code_loads_once_is_no_constant(load: Load) -> None:
+    text = (
+        "import re\nMODEL = None\n@udf\ndef f(x: int) -> int:\n    global MODEL\n"
+        "    if MODEL is None:\n        MODEL = max\n    return MODEL(x, 1)"
+    )
+    used = load(text)
+    used.f(1)
+    assert used.f.digest == load(text).f.digest
+
+
+def test_globals_of_a_method_that_another_module_wraps_count(load: Load) -> None:
+    decorators = (
+        "import functools\ndef deco(f):\n    @functools.wraps(f)\n    def w(*a):\n"
+        "        return f(*a)\n    return w\n"
+    )
+    text = (
+        "import decorators_in\nRATE = 2\n@udf\nclass S:\n    @decorators_in.deco\n"
+        "    def __init__(self):\n        self.k = 1\n"
+        "    def __call__(self, x: int) -> int:\n        return x * RATE\nf = S()"
+    )
+    before = load(text, decorators_in=decorators).f.digest
+    edited = load(text.replace("RATE = 2", "RATE = 3"), decorators_in=decorators).f.digest
+    assert edited != before
+
+
+def test_object_of_another_package_is_said_to_be_unread(load: Load) -> None:
+    text = "from packaging.version import Version\nV = Version('1.0')\n" + _ROW + "V"
+    with pytest.warns(UserWarning, match=r"see into packaging\.version\.Version.*version=") as seen:
+        assert load(text).f.digest
+    assert seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load(text.replace("@udf", "@udf(version='1')")).f.digest
+
+
+def test_environment_and_random_state_are_no_constants(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (
+        "import random\nfrom os import environ\nR = random.Random()\nG = np.random.default_rng()\n"
+        + _ROW
+        + "len(environ) + R.random() + G.random()"
+    )
+    before = load(text).f.digest
+    monkeypatch.setenv("GENEVA_TEST_OTHER", "1")
+    assert load(text).f.digest == before
+
+
+def test_expression_that_cannot_be_written_again_has_a_digest_all_the_same(load: Load) -> None:
+    text = "@udf\ndef f(x: int) -> str:\n    return f\"{'\u00a0'.join(['a', 'b'])}{x}\""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert load(text).f.digest != load(text.replace("{x}", "{x}!")).f.digest
+
+
+_SETS = """
+from geneva.udf import udf
+class A:
+    pass
+class B:
+    pass
+class C:
+    pass
+KINDS = {A, B, C, int}
+@udf
+def f(x: int) -> int:
+    return sum(isinstance(x, kind) for kind in KINDS)
+print(f.digest)
+"""
+
+
+def test_set_of_classes_has_one_digest_in_every_process(tmp_path: Path) -> None:
+    script = tmp_path / "sets.py"
+    script.write_text(_SETS)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(script)]
+    runs = [
+        subprocess.run(command, env=environment, capture_output=True, check=True) for _ in "1234"
+    ]
+    assert len({run.stdout for run in runs}) == 1
+
+
+def test_parameters_in_another_order_are_the_same() -> None:
+    def f(x: int, k: Any) -> int:
+        return x
+
+    one, two = (udf(f, params={"k": k}) for k in ({"a": 1, "b": 2}, {"b": 2, "a": 1}))
+    assert one.digest == two.digest
+    assert digests.of_code("f", f, "") == digests.of_code("f", f, "")
