@@ -27,8 +27,15 @@ from geneva.udf.project import is_own_module
 _AS_TEXT = (Decimal, Fraction, dt.date, dt.time, dt.timedelta, pathlib.PurePath, uuid.UUID, range)
 # Whose objects are written as pickle would take them apart.
 _READ = {"numpy", "pandas", "pyarrow", "dateutil", "pytz", "geneva"} | sys.stdlib_module_names
-# Not these: they differ from process to process, or as soon as they are used.
-_VOLATILE = ("random", "numpy.random", "itertools", "os", "tempfile", "threading", "weakref")
+# Not these: they differ from process to process or as soon as they are used, or hold credentials.
+_VOLATILE = tuple(
+    f"{module}."
+    for module in (
+        *("_io", "io", "itertools", "numpy.random", "os", "random", "tempfile", "threading"),
+        *("unittest", "weakref", "pyarrow._fs", "pyarrow._s3fs", "pyarrow._gcsfs"),
+        *("pyarrow._azurefs", "pyarrow._hdfs"),
+    )
+)
 _NAMED = (
     types.BuiltinFunctionType,
     types.MethodDescriptorType,
@@ -168,31 +175,52 @@ class Constants(ABC):
             )
             home = getattr(value, "__objclass__", value)
             return f"named:{getattr(home, '__module__', None)}.{value.__qualname__}({bound})"
-        if f"{kind.__module__}.".startswith(tuple(f"{module}." for module in _VOLATILE)):
+        if isinstance(value, Iterator) or f"{kind.__module__}.".startswith(_VOLATILE):
             return f"object:{name}"
         if kind.__module__.partition(".")[0] not in _READ:
             known = getattr(value, "__qualname__", None) if callable(value) else None
             if isinstance(known, str):
-                return f"named:{value.__module__}.{known}"
+                return f"named:{getattr(value, '__module__', None)}.{known}"
             self.unread.add(name)
             return f"object:{name}"
         if id(value) in self._open or self._depth > _MAX_DEPTH:
             return f"object:{name}"
-        try:
-            reducer: Any = copyreg.dispatch_table.get(kind)
-            reduced = reducer(value) if reducer else value.__reduce_ex__(4)
-        except Exception:  # cannot be pickled, so it is no part of the UDF either
-            return f"object:{name}"
-        if isinstance(reduced, str):
-            return f"named:{getattr(value, '__module__', kind.__module__)}.{reduced}"
         self._open.add(id(value))
         self._depth += 1
         try:
-            parts = [list(p) if isinstance(p, Iterator) else p for p in reduced]
+            parts = _taken_apart(value)
             return f"object:{name}({','.join(map(self.value, parts))})"
+        except Exception:  # mostly, it cannot be pickled, and so neither can the UDF
+            self.unread.add(name)
+            return f"object:{name}"
         finally:
             self._depth -= 1
             self._open.discard(id(value))
+
+
+def _taken_apart(value: Any) -> list[Any]:
+    """Return what an object is made of."""
+    kind = type(value)
+    if kind.__module__.partition(".")[0] == "pandas":  # whose pickles change as soon as it is used
+        if hasattr(value, "columns") and hasattr(value, "items"):
+            return [value.index, value.columns, *(column.array for _, column in value.items())]
+        if hasattr(value, "array") and hasattr(value, "name"):
+            index = value.index if hasattr(value, "index") else None
+            return [str(value.dtype), value.name, index, value.to_numpy()]
+        if hasattr(value, "dtype") and hasattr(value, "to_numpy"):
+            return [str(value.dtype), value.to_numpy()]
+    reducer: Any = copyreg.dispatch_table.get(kind)
+    reduced = reducer(value) if reducer else value.__reduce_ex__(4)
+    if isinstance(reduced, str):
+        return [str(getattr(value, "__module__", None)), reduced]
+    parts = [list(part) if isinstance(part, Iterator) else part for part in reduced]
+    return [_without_cache(part) for part in parts]
+
+
+def _without_cache(state: Any) -> Any:
+    if type(state) is not dict:
+        return state
+    return {name: item for name, item in state.items() if name != "_cache"}
 
 
 def _rank(item: Any) -> str:

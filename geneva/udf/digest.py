@@ -127,16 +127,19 @@ class _Writer(Constants):
         self._lines: list[str] = []
         self._numbers: dict[int, int] = {}
         self._alive: list[Any] = []
-        self._constants: list[tuple[tuple[int, str], str, set[str]]] = []
+        self._constants: list[tuple[tuple[int, str], Any]] = []
         self._mutated: set[tuple[int, str]] = set()
 
     def lines(self) -> list[str]:
         """Return all that was written; what any visited function changes is no constant."""
-        constants = []
-        for key, text, unread in self._constants:
-            if key not in self._mutated:
-                constants.append(f"constant {key[1]}={text}")
-                self.unread |= unread
+        written: list[tuple[tuple[int, str], str]] = []
+        while self._constants:
+            # Not before all that was visited so far: a model that is loaded by then is none.
+            waiting, self._constants = self._constants, []
+            for key, found in waiting:
+                if key not in self._mutated:
+                    written.append((key, f"constant {key[1]}={self.value(found)}"))
+        constants = [text for key, text in written if key not in self._mutated]
         members = [text for name, text in self._members if name not in self._changed]
         return [*self._lines, *constants, *members]
 
@@ -207,12 +210,17 @@ class _Writer(Constants):
 
     def _attributes_of(self, cls: type) -> Iterator[tuple[str, str]]:
         """Yield what a class's attributes are now; its methods are part of its text."""
-        unread = set(self.unread)
+        unread, plain = set(self.unread), source.plain_containers(source.class_tree(cls))
         if issubclass(cls, enum.Enum):
             yield "", str([(n, self.value(m.value)) for n, m in cls.__members__.items()])
         else:
             for name, member in list(vars(cls).items()):
-                if name.startswith("__") or name == "_abc_impl" or _is_part(member, cls):
+                if (
+                    name.startswith("__")
+                    or name == "_abc_impl"
+                    or name in plain
+                    or _is_part(member, cls)
+                ):
                     continue
                 yield name, self.value(member)
         self.unread = unread  # how it made them is part of its text
@@ -240,15 +248,14 @@ class _Writer(Constants):
             if variable is None:
                 continue
             space, found = variable
-            if name in names.mutated or (name in names.touched and not self.is_own_object(found)):
+            holds = isinstance(found, dict | list | set) or not self.is_own_object(found)
+            if name in names.mutated or (name in names.touched and holds):
                 self._mutated.add((space, name))
             if isinstance(found, types.ModuleType):
                 used.append(f"{name}={self.value(found)}")
                 used += self._attributes(found, name, names)
             elif _is_constant(found):
-                before, self.unread = self.unread, set()
-                self._constants.append(((space, name), self.value(found), self.unread))
-                self.unread = before
+                self._constants.append(((space, name), found))
             else:
                 used.append(f"{name}={self.value(found)}")
         for name, module, attribute in sorted(names.imports):
@@ -270,7 +277,7 @@ class _Writer(Constants):
                 found = getattr(found, attribute)
             elif name == full.partition(".")[0]:
                 found = sys.modules[name]
-        except Exception:
+        except (Exception, SystemExit):  # whatever its code does
             self.unread.add(f"the module {module}")
             return []
         if isinstance(found, types.ModuleType):
@@ -328,7 +335,8 @@ def _is_part(member: Any, cls: type) -> bool:
     if isinstance(member, types.MemberDescriptorType | types.GetSetDescriptorType):
         return True
     for name in ("__func__", "fget", "func", "__wrapped__"):
-        member = getattr(member, name, None) or member
+        inner = getattr(member, name, None)
+        member = inner if isinstance(inner, types.FunctionType) else member
     return isinstance(member, types.FunctionType) and member.__qualname__.startswith(
         f"{cls.__qualname__}."
     )

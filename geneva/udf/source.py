@@ -25,6 +25,7 @@ _MUTATORS = {
     "append", "add", "update", "setdefault", "pop", "popitem", "clear", "extend", "insert",
     "remove", "discard", "move_to_end", "appendleft", "popleft", "__setitem__",
 }  # fmt: skip
+_CONTAINERS = {"Counter", "OrderedDict", "defaultdict", "deque", "dict", "list", "set"}
 
 
 # Threads that parse at the same time may disturb each other: where one is interrupted by the
@@ -105,6 +106,22 @@ def own_functions(cls: type) -> Iterator[types.FunctionType]:
         ):
             if isinstance(part, types.FunctionType) and part.__module__ == cls.__module__:
                 yield part
+
+
+def plain_containers(node: Node | None) -> set[str]:
+    """Return attributes that a class sets to a list, dict or set which its text says all about.
+
+    What is in them later was put there by code, as into a cache.
+    """
+    found = set()
+    for part in node.body if isinstance(node, ast.ClassDef) else ():
+        if isinstance(part, ast.Assign | ast.AnnAssign) and part.value is not None:
+            targets = part.targets if isinstance(part, ast.Assign) else [part.target]
+            makes = isinstance(part.value, ast.Dict | ast.List | ast.Set | ast.Call)
+            names = {n.id for n in ast.walk(part.value) if isinstance(n, ast.Name)}
+            if makes and names <= _CONTAINERS:
+                found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
 
 
 def names_of(node: Node) -> Names:

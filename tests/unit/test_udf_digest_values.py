@@ -391,3 +391,40 @@ def test_parameters_in_another_order_are_the_same() -> None:
     one, two = (udf(f, params={"k": k}) for k in ({"a": 1, "b": 2}, {"b": 2, "a": 1}))
     assert one.digest == two.digest
     assert digests.of_code("f", f, "") == digests.of_code("f", f, "")
+
+
+_USED = {
+    "class": "class M:\n    def __call__(self, x):\n        return x\n"
+    "M0 = None\ndef load():\n    return M()\n"
+    "@udf\ndef f(x: int) -> int:\n    global M0\n    M0 = M0 or load()\n    return M0(x)",
+    "own dict": "class D(dict):\n    pass\nC = D()\n" + _ROW + "C.setdefault(x, x)",
+    "dict of a class": "class M:\n    seen = {}\n    def run(self, x):\n        c = self.seen\n"
+    "        c[x] = 1\n        return x\n" + _ROW + "M().run(x)",
+    "frame": "import pandas as pd\nT = pd.DataFrame({'func': [1.0, 2.0]})\nT['b'] = [3.0, 4.0]\n"
+    "I = pd.date_range('2020-01-01', periods=3)\nclass C:\n    T = T\n"
+    "@udf\ndef f(x: int) -> float:\n    T._consolidate_inplace()\n    I.get_loc('2020-01-02')\n"
+    "    return C.T.values[0, 0] + T.values[0, 1]",
+    "iterator": "IDS = iter(range(9))\n" + _ROW + "next(IDS)",
+}
+
+
+@pytest.mark.parametrize("what", _USED)
+def test_use_changes_nothing(load: Load, what: str) -> None:
+    used = load(_USED[what])
+    used.f(1)
+    assert used.f.digest == load(_USED[what]).f.digest
+
+
+def test_module_that_ends_its_process_is_named(load: Load) -> None:
+    text = "@udf\ndef f(x: int) -> int:\n    import helper_exit\n    return x"
+    f = load(text, helper_exit="raise SystemExit(3)").f
+    with pytest.warns(UserWarning, match="the module helper_exit"):
+        assert f.digest
+
+
+def test_keys_of_a_file_system_are_no_part_of_it(load: Load) -> None:
+    text = (
+        "from pyarrow.fs import S3FileSystem\n"
+        "FS = S3FileSystem(access_key='a', secret_key='one', region='eu-1')\n" + _ROW + "FS"
+    )
+    assert load(text).f.digest == load(text.replace("one", "two")).f.digest
