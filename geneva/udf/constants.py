@@ -5,6 +5,7 @@ from __future__ import annotations
 import copyreg
 import datetime as dt
 import enum
+import functools
 import hashlib
 import os
 import pathlib
@@ -13,7 +14,7 @@ import sys
 import types
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -31,11 +32,24 @@ _READ = {"numpy", "pandas", "pyarrow", "dateutil", "pytz", "geneva"} | sys.stdli
 _VOLATILE = tuple(
     f"{module}."
     for module in (
-        *("_io", "io", "itertools", "numpy.random", "os", "random", "tempfile", "threading"),
+        *(
+            "_io",
+            "difflib",
+            "io",
+            "itertools",
+            "numpy.random",
+            "os",
+            "random",
+            "tempfile",
+            "threading",
+        ),
         *("unittest", "weakref", "pyarrow._fs", "pyarrow._s3fs", "pyarrow._gcsfs"),
         *("pyarrow._azurefs", "pyarrow._hdfs"),
     )
 )
+# Of other packages: written as they show themselves, and what nobody needs to be warned of.
+_SHOWN = {"torch.device", "torch.dtype"}
+_SERVICES = ("Logger", "Session", "Client")
 _NAMED = (
     types.BuiltinFunctionType,
     types.MethodDescriptorType,
@@ -61,7 +75,9 @@ class Constants(ABC):
         self.unread: set[str] = set()
         self._ordered = ordered
         self._owns: dict[type, bool] = {}
+        self._behaves: dict[type, bool] = {}
         self._open: set[int] = set()
+        self._seen: dict[int, tuple[int, Any]] = {}
         self._depth = 0
 
     @abstractmethod
@@ -74,11 +90,23 @@ class Constants(ABC):
             return str(value)
         if isinstance(value, enum.Enum):
             kind = type(value)
-            behaviour = self.value(kind) if any(source.own_functions(kind)) else ""
+            if kind not in self._behaves:
+                self._behaves[kind] = any(source.own_functions(kind))
+            behaviour = self.value(kind) if self._behaves[kind] else ""
             return f"enum{behaviour}:{kind.__qualname__}.{value.name}={self.value(value.value)}"
         if self.is_own_object(value):
-            return self._own_object(value)
-        return self._plain(value) or self.definition(value) or self._foreign(value)
+            return self._once(value, self._own_object)
+        text = self._plain(value) or self.definition(value)
+        return text or self._once(value, self._foreign)
+
+    def _once(self, value: Any, write: Callable[[Any], str]) -> str:
+        """Write an object that one value holds twice only once, as pickle would."""
+        if not self._open:
+            self._seen = {}
+        if id(value) in self._seen:
+            return f"again:{self._seen[id(value)][0]}"
+        self._seen[id(value)] = len(self._seen), value  # kept, so that its id is not used again
+        return write(value)
 
     def _plain(self, value: Any) -> str | None:
         return self._simple(value) or self._numeric(value) or self._container(value)
@@ -94,6 +122,8 @@ class Constants(ABC):
             return f"str:{str.__str__(value)!a}"
         if isinstance(value, bytes | bytearray):
             return f"bytes:{bytes(value).hex()}"
+        if isinstance(value, dt.datetime | dt.time) and value.tzinfo is not None:
+            return f"{type(value).__name__}:{value}:{value.fold}:{self.value(value.tzinfo)}"
         if isinstance(value, _AS_TEXT):
             return f"{type(value).__name__}:{value}"
         if isinstance(value, re.Pattern):
@@ -116,6 +146,8 @@ class Constants(ABC):
         if isinstance(value, pa.Scalar):
             return f"arrow:{value.type}:{self.value(value.as_py())}"
         if isinstance(value, pa.Array | pa.ChunkedArray):
+            if pa.types.is_primitive(value.type) and not value.null_count:
+                return f"arrow:{value.type}:{self.value(np.asarray(value))}"
             return f"arrow:{value.type}:{self.value(value.to_pylist())}"
         return None
 
@@ -129,10 +161,13 @@ class Constants(ABC):
         self._open.add(id(value))
         try:
             if isinstance(value, Mapping):
-                items = [f"{self.value(k)}:{self.value(v)}" for k, v in value.items()]
+                pairs = [(self.value(k), self.value(v)) for k, v in value.items()]
+                items = [f"{key}:{item}" for key, item in pairs]
                 factory = getattr(value, "default_factory", None)
                 missing = "" if factory is None else self.value(factory)
-                return missing + "{" + ",".join(items if self._ordered else sorted(items)) + "}"
+                # What has one value for all keys is a set, and may have been made of one.
+                ordered = self._ordered and len({item for _, item in pairs}) > 1
+                return missing + "{" + ",".join(items if ordered else sorted(items)) + "}"
             if isinstance(value, set | frozenset):
                 # Numbers of definitions must not follow the order of a set.
                 items = [self.value(item) for item in sorted(value, key=_rank)]
@@ -152,13 +187,13 @@ class Constants(ABC):
     def _own_object(self, value: Any) -> str:
         """Write class, attributes, and what it is as a number, text, array or container."""
         kind = type(value)
-        if id(value) in self._open:
-            return f"object:{kind.__module__}.{kind.__qualname__}"
         plain = self._plain(value) or ""
         self._open.add(id(value))
         try:
             slots = [n for base in kind.__mro__ for n in _slots(base) if hasattr(value, n)]
             state = {name: getattr(value, name) for name in slots} | getattr(value, "__dict__", {})
+            for name in [n for n in state if _is_cached(kind, n)]:
+                del state[name]
             written = [f"{name}={self.value(item)}" for name, item in sorted(state.items())]
             return f"object({self.value(kind)},{plain},{written})"
         finally:
@@ -181,9 +216,12 @@ class Constants(ABC):
             known = getattr(value, "__qualname__", None) if callable(value) else None
             if isinstance(known, str):
                 return f"named:{getattr(value, '__module__', None)}.{known}"
-            self.unread.add(name)
+            if name in _SHOWN:
+                return f"object:{name}:{value!a}"
+            self.unread |= set() if name.endswith(_SERVICES) else {name}
             return f"object:{name}"
-        if id(value) in self._open or self._depth > _MAX_DEPTH:
+        if self._depth > _MAX_DEPTH:
+            self.unread.add(name)
             return f"object:{name}"
         self._open.add(id(value))
         self._depth += 1
@@ -226,6 +264,10 @@ def _without_cache(state: Any) -> Any:
 def _rank(item: Any) -> str:
     thing = item if isinstance(item, types.FunctionType | type) else type(item)
     return f"{thing.__module__}.{thing.__qualname__}"
+
+
+def _is_cached(kind: type, name: str) -> bool:
+    return isinstance(getattr(kind, name, None), functools.cached_property)
 
 
 def _slots(cls: type) -> Sequence[str]:

@@ -166,7 +166,7 @@ class _Writer(Constants):
         return None
 
     def _number(self, value: types.FunctionType | type) -> str:
-        if not is_own(value):
+        if id(value) not in self._numbers and not is_own(value):
             return f"outside:{value.__module__}.{value.__qualname__}"
         if id(value) not in self._numbers:
             self._numbers[id(value)] = number = len(self._numbers)

@@ -189,6 +189,12 @@ CHANGES = {
         "math.floor",
         "math.ceil",
     ),
+    "zone of a time": (
+        "import datetime as dt\nfrom zoneinfo import ZoneInfo\n"
+        "T = dt.datetime(2020, 1, 1, tzinfo=ZoneInfo('Europe/Berlin'))\n" + _ROW + "T",
+        "Berlin",
+        "Paris",
+    ),
     "long number": ("N = (1 << 20000) - 1\n" + _ROW + "x & N", "- 1", "- 2"),
 }
 
@@ -366,9 +372,10 @@ class B:
 class C:
     pass
 KINDS = {A, B, C, int}
+WORDS = {word: True for word in {"a", "b", "c", "d", "e"}}
 @udf
 def f(x: int) -> int:
-    return sum(isinstance(x, kind) for kind in KINDS)
+    return sum(isinstance(x, kind) for kind in KINDS) + len(WORDS)
 print(f.digest)
 """
 
@@ -404,6 +411,8 @@ _USED = {
     "I = pd.date_range('2020-01-01', periods=3)\nclass C:\n    T = T\n"
     "@udf\ndef f(x: int) -> float:\n    T._consolidate_inplace()\n    I.get_loc('2020-01-02')\n"
     "    return C.T.values[0, 0] + T.values[0, 1]",
+    "cached property": "from functools import cached_property\nclass M:\n    @cached_property\n"
+    "    def k(self):\n        return 1\nC = M()\n" + _ROW + "x * C.k",
     "iterator": "IDS = iter(range(9))\n" + _ROW + "next(IDS)",
 }
 
@@ -428,3 +437,15 @@ def test_keys_of_a_file_system_are_no_part_of_it(load: Load) -> None:
         "FS = S3FileSystem(access_key='a', secret_key='one', region='eu-1')\n" + _ROW + "FS"
     )
     assert load(text).f.digest == load(text.replace("one", "two")).f.digest
+
+
+def test_objects_that_know_each_other_are_written_once(load: Load) -> None:
+    text = (
+        "from types import SimpleNamespace\nn = SimpleNamespace(rate=2)\nfor _ in range(30):\n"
+        "    n = SimpleNamespace(l=n, r=n)\nn.r.l.back = n\nclass C:\n    R = n\n"
+        + _ROW
+        + "x if n is C.R else 0"
+    )
+    before = load(text).f.digest
+    assert load(text).f.digest == before
+    assert load(text.replace("rate=2", "rate=3")).f.digest != before
