@@ -135,8 +135,9 @@ class Constants(ABC):
             return f"type:{value}"
         if isinstance(value, np.generic):
             return f"numpy:{value.dtype.str}:{self.value(value.item())}"
-        if isinstance(value, np.ma.MaskedArray):
-            parts = (np.asarray(value.data), np.ma.getmaskarray(value), value.fill_value)
+        masked = sys.modules.get("numpy.ma")  # whose import takes as long as a small UDF's digest
+        if masked is not None and isinstance(value, masked.MaskedArray):
+            parts = (np.asarray(value.data), masked.getmaskarray(value), value.fill_value)
             return f"masked({','.join(map(self.value, parts))})"
         if isinstance(value, np.ndarray):
             if value.dtype.hasobject:

@@ -12,7 +12,15 @@ from contextlib import suppress
 from pathlib import Path
 from types import FunctionType, ModuleType
 
-_INSTALLED = {"site-packages", "dist-packages"}
+_INSTALLED = tuple(f"{os.sep}{name}{os.sep}" for name in ("site-packages", "dist-packages"))
+_PYTHONS = tuple(
+    os.path.join(path, "")
+    for path in (
+        sysconfig.get_path("stdlib"),
+        sysconfig.get_path("platstdlib"),
+        os.path.dirname(os.__file__),
+    )
+)
 
 
 def is_own(thing: FunctionType | type) -> bool:
@@ -90,12 +98,5 @@ def _records(root: str, top: str) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _is_own_file(file: str) -> bool:
-    path = Path(file)
-    if _INSTALLED & set(path.parts):
-        return False
-    pythons = (
-        sysconfig.get_path("stdlib"),
-        sysconfig.get_path("platstdlib"),
-        Path(os.__file__).parent,
-    )
-    return not any(path.is_relative_to(python) for python in pythons)
+    # No Path: the first pickle of a process asks for every module that is loaded.
+    return not any(part in file for part in _INSTALLED) and not file.startswith(_PYTHONS)

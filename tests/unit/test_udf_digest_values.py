@@ -449,3 +449,16 @@ def test_objects_that_know_each_other_are_written_once(load: Load) -> None:
     before = load(text).f.digest
     assert load(text).f.digest == before
     assert load(text.replace("rate=2", "rate=3")).f.digest != before
+
+
+def test_digest_imports_nothing_of_numpy_that_is_not_there_yet(tmp_path: Path) -> None:
+    script = tmp_path / "quick.py"
+    script.write_text(
+        "import sys\nfrom geneva.udf import udf\nbefore = set(sys.modules)\n"
+        "@udf\ndef f(x: int) -> int:\n    return x + 1\n"
+        "f.as_of_now()\nprint(sorted(set(sys.modules) - before))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
