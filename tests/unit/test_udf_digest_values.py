@@ -298,26 +298,6 @@ def test_attribute_of_a_class_that_was_set_since_counts_when_it_is_bound(load: L
     assert module.f.as_of_now().digest != before
 
 
-def test_attribute_that_the_code_itself_changes_is_no_constant(load: Load) -> None:
-    text = (
-        "class S:\n    CALLS = 0\n    CACHE = {}\n    def __call__(self, x: int) -> int:\n"
-        "        S.CALLS += 1\n        self.CACHE[x] = x\n        return x\nf = udf(S)()"
-    )
-    used = load(text)
-    used.f(1)
-    assert used.f.digest == load(text).f.digest
-
-
-def test_model_that_the_code_loads_once_is_no_constant(load: Load) -> None:
-    text = (
-        "import re\nMODEL = None\n@udf\ndef f(x: int) -> int:\n    global MODEL\n"
-        "    if MODEL is None:\n        MODEL = max\n    return MODEL(x, 1)"
-    )
-    used = load(text)
-    used.f(1)
-    assert used.f.digest == load(text).f.digest
-
-
 def test_globals_of_a_method_that_another_module_wraps_count(load: Load) -> None:
     decorators = (
         "import functools\ndef deco(f):\n    @functools.wraps(f)\n    def w(*a):\n"
@@ -401,6 +381,11 @@ def test_parameters_in_another_order_are_the_same() -> None:
 
 
 _USED = {
+    "attributes": "class S:\n    CALLS = 0\n    CACHE = {}\n"
+    "    def __call__(self, x: int) -> int:\n        S.CALLS += 1\n        self.CACHE[x] = x\n"
+    "        return x\nf = udf(S)()",
+    "function": "MODEL = None\n@udf\ndef f(x: int) -> int:\n    global MODEL\n"
+    "    if MODEL is None:\n        MODEL = max\n    return MODEL(x, 1)",
     "class": "class M:\n    def __call__(self, x):\n        return x\n"
     "M0 = None\ndef load():\n    return M()\n"
     "@udf\ndef f(x: int) -> int:\n    global M0\n    M0 = M0 or load()\n    return M0(x)",
