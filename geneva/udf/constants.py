@@ -29,24 +29,11 @@ _AS_TEXT = (Decimal, Fraction, dt.date, dt.time, dt.timedelta, pathlib.PurePath,
 # Whose objects are written as pickle would take them apart.
 _READ = {"numpy", "pandas", "pyarrow", "dateutil", "pytz", "geneva"} | sys.stdlib_module_names
 # Not these: they differ from process to process or as soon as they are used, or hold credentials.
-_VOLATILE = tuple(
-    f"{module}."
-    for module in (
-        *(
-            "_io",
-            "difflib",
-            "io",
-            "itertools",
-            "numpy.random",
-            "os",
-            "random",
-            "tempfile",
-            "threading",
-        ),
-        *("unittest", "weakref", "pyarrow._fs", "pyarrow._s3fs", "pyarrow._gcsfs"),
-        *("pyarrow._azurefs", "pyarrow._hdfs"),
-    )
-)
+_VOLATILE = (
+    "_io.", "difflib.", "io.", "itertools.", "numpy.random.", "os.", "pyarrow._azurefs.",
+    "pyarrow._fs.", "pyarrow._gcsfs.", "pyarrow._hdfs.", "pyarrow._s3fs.", "random.", "tempfile.",
+    "threading.", "unittest.", "weakref.",
+)  # fmt: skip
 # Of other packages: written as they show themselves, and what nobody needs to be warned of.
 _SHOWN = {"torch.device", "torch.dtype"}
 _SERVICES = ("Logger", "Session", "Client")

@@ -210,7 +210,7 @@ class _Writer(Constants):
 
     def _attributes_of(self, cls: type) -> Iterator[tuple[str, str]]:
         """Yield what a class's attributes are now; its methods are part of its text."""
-        unread, plain = set(self.unread), source.plain_containers(source.class_tree(cls))
+        unread, caches = set(self.unread), source.caches(source.class_tree(cls))
         if issubclass(cls, enum.Enum):
             yield "", str([(n, self.value(m.value)) for n, m in cls.__members__.items()])
         else:
@@ -218,7 +218,7 @@ class _Writer(Constants):
                 if (
                     name.startswith("__")
                     or name == "_abc_impl"
-                    or name in plain
+                    or name in caches
                     or _is_part(member, cls)
                 ):
                     continue

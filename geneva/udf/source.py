@@ -108,20 +108,26 @@ def own_functions(cls: type) -> Iterator[types.FunctionType]:
                 yield part
 
 
-def plain_containers(node: Node | None) -> set[str]:
-    """Return attributes that a class sets to a list, dict or set which its text says all about.
+def caches(node: Node | None) -> set[str]:
+    """Return attributes that a class sets to an empty list, dict or set.
 
-    What is in them later was put there by code, as into a cache.
+    What is in them later was put there by code.
     """
     found = set()
     for part in node.body if isinstance(node, ast.ClassDef) else ():
-        if isinstance(part, ast.Assign | ast.AnnAssign) and part.value is not None:
+        if isinstance(part, ast.Assign | ast.AnnAssign) and _makes_empty(part.value):
             targets = part.targets if isinstance(part, ast.Assign) else [part.target]
-            makes = isinstance(part.value, ast.Dict | ast.List | ast.Set | ast.Call)
-            names = {n.id for n in ast.walk(part.value) if isinstance(n, ast.Name)}
-            if makes and names <= _CONTAINERS:
-                found |= {target.id for target in targets if isinstance(target, ast.Name)}
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
     return found
+
+
+def _makes_empty(value: ast.expr | None) -> bool:
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Name):
+        fills = value.func.id == "defaultdict"  # its argument is no content
+        return value.func.id in _CONTAINERS and (fills or not (value.args or value.keywords))
+    if isinstance(value, ast.List):
+        return not value.elts
+    return isinstance(value, ast.Dict) and not value.values
 
 
 def names_of(node: Node) -> Names:

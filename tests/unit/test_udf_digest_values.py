@@ -291,10 +291,13 @@ def test_file_with_the_name_of_one_of_pythons_is_the_users(
     assert load(text, this=_HELPER.replace("2 * x", "3 * x")).f.digest != before
 
 
-def test_attribute_of_a_class_that_was_set_since_counts_when_it_is_bound(load: Load) -> None:
-    module = load("class C:\n    R = 1\n" + _ROW + "x * C.R")
+@pytest.mark.parametrize(("was", "now"), [("1", 5), ("[1, 2]", [1, 3]), ("{'a': 1}", {"a": 2})])
+def test_attribute_of_a_class_that_was_set_since_counts_when_it_is_bound(
+    load: Load, was: str, now: Any
+) -> None:
+    module = load(f"class C:\n    R = {was}\n" + _ROW + "len([C.R])")
     before = module.f.as_of_now().digest
-    module.C.R = 5
+    module.C.R = now
     assert module.f.as_of_now().digest != before
 
 
