@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
-import copy
 import functools
 import threading
 import time
@@ -13,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self, assert_never
 
-import numpy as np
 import pyarrow as pa
 
 from geneva.types import OnError
@@ -28,14 +25,14 @@ from geneva.udf.failures import (
     shorten_cell,
     shorten_text,
 )
+from geneva.udf.families import family
 from geneva.udf.inputs import batch_arguments, row_call
+from geneva.udf.keep import is_fixed, keeper
 from geneva.udf.retry import Retry
 from geneva.udf.signature import UdfKind
 
 _ONCE = Retry(attempts=1)
 _UNDONE = object()  # None is a value
-_REFILLED = {np.ndarray, list, tuple, dict, bytearray, memoryview, array.array}
-_PLAIN = {int, float, bool, str, bytes}
 # What a UDF awaits may be cancelled; event loops would take that for the end of the call itself.
 _FAILURES = (Exception, asyncio.CancelledError)
 
@@ -80,10 +77,8 @@ class Caller:
         self.configure(on_error, awaits)
         self._hide = hide
         self._retry = udf.retry or _ONCE
-        t = pa.types
-        plain = t.is_primitive(udf.data_type) or t.is_string(udf.data_type)
-        # Asked of no plain value: it costs time.
-        self._keeps = not (plain or t.is_large_string(udf.data_type))
+        self._keep = keeper(udf.data_type)
+        self._nested = family(udf.data_type).nested
         self._lock = threading.Lock()
         self._shared: Callable[..., Any] | None = None
         self._local = threading.local()
@@ -162,21 +157,33 @@ class Caller:
         call, columns = row_call(self._instance(), batch)
         results: list[Any] = []
         failures: list[RowError] = []
-        pending = map(_kept, map(call, *columns)) if self._keeps else map(call, *columns)
+        pending = map(call, *columns)
+        # Whether a result may be filled anew by the next call is asked of the first that is not
+        # null; of one that comes later among immutable ones, `from_values` asks.
+        asked = self._nested
+        if self._nested:
+            pending = map(self._keep, pending)
         # `extend` keeps what it appended before a row raised, and the iterator then stands behind
         # that row: so the rows without a failure cost no Python code of ours.
         while len(results) < batch.num_rows:
             try:
-                results.extend(pending)
+                if asked:
+                    results.extend(pending)
+                elif (value := next(pending, _UNDONE)) is not _UNDONE:
+                    results.append(self._keep(value))
+                    asked = value is not None
+                    if not is_fixed(type(value)):
+                        pending = map(self._keep, pending)
+                    continue
                 if len(results) == batch.num_rows:
                     break
-                # The row raised StopIteration, which `extend` took for the end.
+                # The row raised StopIteration, which was taken for the end.
                 raise RuntimeError("the UDF raised StopIteration")
             except MemoryError:
                 raise
             except _FAILURES as error:
                 row = len(results)
-                repeat = functools.partial(self._call_anew, batch, row)
+                repeat = functools.partial(self._kept_anew, batch, row)
                 outcome = self._again(repeat, error, self._retry)
                 results.append(self._settle(batch, row, outcome, failures))
         return self._applied(batch, results, failures)
@@ -185,6 +192,9 @@ class Caller:
         """Call the UDF with a row's inputs made anew: what failed may have changed its own."""
         call, columns = row_call(self._instance(), batch.slice(row, 1))
         return call(*(column[0] for column in columns))
+
+    def _kept_anew(self, batch: pa.RecordBatch, row: int) -> Any:
+        return self._keep(self._call_anew(batch, row))
 
     def _awaited(self, batch: pa.RecordBatch) -> Applied:
         outcomes, fatal = self._runner().run(self._await_all(batch))
@@ -240,10 +250,10 @@ class Caller:
         waits = self._retry.waits_s()
         for attempt in range(self._retry.attempts):
             try:
-                value = await call()
+                value = self._keep(await call())
                 if task.cancelling():
                     await asyncio.sleep(0)  # raises here what would strike the next row
-                return _kept(value)
+                return value
             except MemoryError:
                 raise
             except _FAILURES as error:
@@ -279,7 +289,7 @@ class Caller:
         self, batch: pa.RecordBatch, results: list[Any], failures: list[RowError]
     ) -> Applied:
         try:
-            values = to_arrow(results, self._udf.data_type, batch.num_rows)
+            values = to_arrow(results, self._udf.data_type, batch.num_rows, kept=True)
         except BadResult as bad:
             raise self._named(bad, batch) from bad.__cause__
         return Applied(values, tuple(failures))
@@ -293,7 +303,7 @@ class Caller:
             time.sleep(wait_s)
             attempts += 1
             try:
-                return _kept(call())
+                return call()
             except MemoryError:
                 raise
             except _FAILURES as again:
@@ -411,25 +421,6 @@ class Caller:
             attempts=failure.attempts,
             input=_excerpt(batch, row),
         )
-
-
-def _kept(value: Any) -> Any:
-    """Copy what a UDF may fill again for the next row, before the rows are converted together."""
-    kind = type(value)
-    if kind not in _REFILLED:
-        return value
-    if kind is list and value and type(value[0]) in _PLAIN:  # then the others are plain too
-        return value[:]
-    if kind is list or kind is tuple:
-        return kind([_kept(v) for v in value])
-    if kind is dict:
-        return {k: _kept(v) for k, v in value.items()}
-    if kind is np.ndarray:
-        return copy.deepcopy(value) if value.dtype == object else value.copy()
-    if kind is memoryview:
-        known = value.format in array.typecodes
-        return memoryview(value.tobytes()).cast(value.format, value.shape) if known else value
-    return value[:]  # a bytearray or an array.array
 
 
 async def _rest(seconds: float, task: asyncio.Task[Any], whole: asyncio.Task[Any]) -> None:

@@ -6,28 +6,31 @@ A value is accepted when the column holds it exactly. So ``2.0`` fits an integer
 - Rounding a float to float32 or float16 is accepted (vectors are made that way); overflow to
   infinity is not.
 - NaN is a value, not a null, except in pandas columns that are not of a float type.
-- ``bool`` is no number, text is no bytes, and an int is no timestamp: those are refused even
-  where Arrow would convert them.
+- ``bool`` is 0 or 1 in an integer column, and no other number; text is no bytes, and an int is no
+  timestamp: those are refused even where Arrow would convert them.
 - A timestamp with a zone and one without are different things: neither fits the other.
-- A struct takes a dict, dataclass, NamedTuple or tuple. A field that it lacks is refused; a
-  field that is left out is null.
+- A struct takes a dict, dataclass, NamedTuple, tuple, attrs class or Pydantic model. A field that
+  it lacks is refused; a field that is left out is null.
+- A member of an Enum is its value.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from geneva.udf.failures import BadResult, shorten
-from geneva.udf.recast import Inexact, recast
-from geneva.udf.values import from_numpy, from_values
+from geneva.udf.failures import BadResult, Inexact, shorten
+from geneva.udf.families import family
+from geneva.udf.recast import recast
+from geneva.udf.values import from_numpy, from_results, from_values
 
 
-def to_arrow(values: Any, data_type: pa.DataType, rows: int) -> pa.Array:
-    """Convert a UDF's result.
+def to_arrow(values: Any, data_type: pa.DataType, rows: int, *, kept: bool = False) -> pa.Array:
+    """Convert a UDF's result; none of its memory is the UDF's.
 
     Parameters
     ----------
@@ -36,6 +39,8 @@ def to_arrow(values: Any, data_type: pa.DataType, rows: int) -> pa.Array:
         struct a record batch or data frame; or anything that offers NumPy's or Arrow's protocol.
     rows
         How many values there must be.
+    kept
+        Whether it is a list of one result per row that `keeper` has made plain, or of simple ones.
 
     Returns
     -------
@@ -54,12 +59,17 @@ def to_arrow(values: Any, data_type: pa.DataType, rows: int) -> pa.Array:
     [1.0, None]
     """
     try:
-        if type(values) is list:
-            _check_length(len(values), rows)
+        if kept:
             return from_values(values, data_type)
         return _convert(values, data_type, rows)
     except Inexact as bad:
         raise BadResult.at(bad.index, f"expected {data_type}, got {bad.reason}") from bad
+    except (MemoryError, BadResult):
+        raise
+    except Exception as error:  # what a class of another library raises when it is read
+        name = type(values).__name__
+        problem = f"{type(error).__name__}: {error}"
+        raise BadResult.at(None, f"expected {data_type}, got {name}: {problem}") from error
 
 
 def _convert(values: Any, data_type: pa.DataType, rows: int) -> pa.Array:
@@ -72,19 +82,55 @@ def _convert(values: Any, data_type: pa.DataType, rows: int) -> pa.Array:
         )
     _check_length(len(array), rows)
     if isinstance(array, list):
-        return from_values(array, data_type)
-    # The UDF may fill the same memory in each call; of NumPy a view that is read-only, too.
+        return from_results(array, data_type)
     if isinstance(array, np.ndarray):
-        return pa.concat_arrays([from_numpy(array, data_type)])
-    found = recast(array, data_type)
-    shared = any(b is not None and b.is_mutable for b in found.buffers())
-    return pa.concat_arrays([found]) if shared else found
+        return _owned(from_numpy(array, data_type), _memory(array), data_type)
+    spans = [(b.address, b.address + b.size) for b in array.buffers() if b is not None]
+    return _owned(recast(array, data_type), spans, data_type)
+
+
+def _memory(values: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
+    """Return where an array's values lie; only of contiguous ones does Arrow use the memory."""
+    start = values.__array_interface__["data"][0]
+    return [(start, start + values.nbytes)]
+
+
+def _owned(made: pa.Array, source: list[tuple[int, int]], data_type: pa.DataType) -> pa.Array:
+    """Copy what was made of a result if it lies in the memory of that result.
+
+    A UDF may fill the same memory in each call, whatever Arrow says of it: also what is read-only
+    here may be written elsewhere.
+    """
+    if _shares_parts(data_type):
+        return _serialized(made)
+    places = [b.address for b in made.buffers() if b is not None and b.size]
+    shared = any(start <= place < end for place in places for start, end in source)
+    return pa.concat_arrays([made]) if shared else made
+
+
+@functools.lru_cache(maxsize=512)
+def _shares_parts(data_type: pa.DataType) -> bool:
+    """Whether `pa.concat_arrays` would share a dictionary, or the text behind views."""
+    word = family(data_type).word
+    if word == "extension":
+        return _shares_parts(data_type.storage_type)
+    view = pa.types.is_string_view(data_type) or pa.types.is_binary_view(data_type)
+    inner = [data_type.field(i).type for i in range(data_type.num_fields)]
+    return view or word == "dictionary" or any(map(_shares_parts, inner))
+
+
+def _serialized(array: pa.Array) -> pa.Array:
+    sink = pa.BufferOutputStream()
+    batch = pa.record_batch([array], names=["values"])
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return pa.ipc.open_stream(sink.getvalue()).read_next_batch().column(0)
 
 
 def _as_array(values: Any, data_type: pa.DataType) -> Any:
     """Return the result as a pyarrow array, NumPy array or list; ``None`` if it is no sequence."""
     module = type(values).__module__.split(".")[0]
-    if isinstance(values, pa.Array | np.ndarray):
+    if isinstance(values, pa.Array | np.ndarray | list):
         return values
     if isinstance(values, pa.ChunkedArray):
         return values.combine_chunks()

@@ -95,6 +95,18 @@ class BadResult(RowFailed):
         return self.failure.message + (f"{of})" if of else "")
 
 
+class Inexact(Exception):
+    """A value does not fit the type.
+
+    `index` is its position, or ``None`` when the form of the whole is wrong.
+    """
+
+    def __init__(self, index: int | None, reason: str) -> None:
+        super().__init__(index, reason)
+        self.index = index
+        self.reason = reason
+
+
 def shorten(value: Any, chars: int = _EXCERPT_CHARS) -> str:
     """Return ``repr(value)``, cut to so many characters; never raises."""
     try:

@@ -8,21 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from geneva.udf.failures import shorten_cell
+from geneva.udf.failures import Inexact, shorten_cell
+from geneva.udf.families import family, is_listlike
 
 _t = pa.types
-
-
-class Inexact(Exception):
-    """A value does not fit the type.
-
-    `index` is its position, or ``None`` when the form of the whole is wrong.
-    """
-
-    def __init__(self, index: int | None, reason: str) -> None:
-        super().__init__(index, reason)
-        self.index = index
-        self.reason = reason
 
 
 def recast(array: pa.Array, target: pa.DataType) -> pa.Array:
@@ -44,19 +33,8 @@ def recast(array: pa.Array, target: pa.DataType) -> pa.Array:
         return _recast_struct(array, target)
     if _t.is_map(source) and _t.is_map(target):
         return _recast_map(array, target)
-    same = _family(source) == _family(target)
+    same = family(source).word == family(target).word
     return _recast_leaf(array, target) if same else _recast_across(array, target)
-
-
-def is_listlike(kind: pa.DataType) -> bool:
-    """Whether the type is a list of any layout (a map is not)."""
-    return bool(
-        _t.is_list(kind)
-        or _t.is_large_list(kind)
-        or _t.is_fixed_size_list(kind)
-        or _t.is_list_view(kind)
-        or _t.is_large_list_view(kind)
-    )
 
 
 def make_lists(
@@ -193,35 +171,11 @@ def make_map(
     return pa.MapArray.from_arrays(ends, keys, items, type=target, mask=mask)
 
 
-def _family(kind: pa.DataType) -> str:
-    """Return a word for types that hold the same sort of value."""
-    families = (
-        ("bool", _t.is_boolean),
-        ("int", _t.is_integer),
-        ("float", _t.is_floating),
-        ("decimal", _t.is_decimal),
-        ("text", lambda k: _t.is_string(k) or _t.is_large_string(k) or _t.is_string_view(k)),
-        (
-            "bytes",
-            lambda k: (
-                _t.is_binary(k)
-                or _t.is_large_binary(k)
-                or _t.is_binary_view(k)
-                or _t.is_fixed_size_binary(k)
-            ),
-        ),
-        ("date", _t.is_date),
-        ("time", _t.is_time),
-        ("duration", _t.is_duration),
-        ("instant", lambda k: _t.is_timestamp(k) and k.tz is not None),
-        ("timestamp", _t.is_timestamp),
-    )
-    return next((word for word, belongs in families if belongs(kind)), str(kind.id))
-
-
 def _recast_across(array: pa.Array, target: pa.DataType) -> pa.Array:
     """Convert between families where a value can be the same in both."""
-    match _family(array.type), _family(target):
+    match family(array.type).word, family(target).word:
+        case ("bool", "int"):
+            return _cast(array, target)
         case ("int", "float"):
             return _there_and_back(array, target)
         case ("float", "int"):
