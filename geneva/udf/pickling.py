@@ -20,7 +20,9 @@ from cloudpickle import cloudpickle as _internals
 
 from geneva.errors import UdfError
 from geneva.udf.failures import shorten
-from geneva.udf.project import is_own_module
+from geneva.udf.pickler import dumps as dumps_by_value
+from geneva.udf.pickler import references
+from geneva.udf.project import is_importable, is_own_module
 
 _MAGIC = b"geneva-udf/1 "
 _MAX_DEPTH = 12
@@ -30,10 +32,16 @@ _REGISTRY_LOCK = threading.RLock()
 
 
 def dumps(udf: Any) -> bytes:
-    """Pickle with the user's own modules by value, behind a line that names Python's version."""
+    """Pickle with the user's own modules by value, behind a line that names Python's version.
+
+    Raises
+    ------
+    UdfError
+        Something in it cannot be pickled, or only as a name that workers do not have.
+    """
     with _by_value():
         try:
-            body = cloudpickle.dumps(udf)
+            body = _shipped(udf)
         except Exception as error:
             path, culprit = _culprit(udf, f"UDF {udf.name!r}", 0) or (f"UDF {udf.name!r}", udf)
             raise UdfError(
@@ -42,7 +50,25 @@ def dumps(udf: Any) -> bytes:
                 f"{shorten(culprit, 80)}: {error}. Create it where it is used, or in a "
                 "stateful UDF's __init__, which runs on the worker"
             ) from error
-    return _MAGIC + platform.python_version().encode() + b"\n" + body  # type: ignore[no-any-return]
+    return _MAGIC + platform.python_version().encode() + b"\n" + body
+
+
+def _shipped(thing: Any) -> bytes:
+    """Pickle a thing, and see that all it names is where workers find it.
+
+    Raises
+    ------
+    PicklingError
+        It is pickled as a name in a module of the user's own.
+    """
+    body = dumps_by_value(thing)
+    for module, name in references(body):
+        if is_own_module(module) and not is_importable(module.partition(".")[0]):
+            what = f"{module}.{name}" if name else module
+            raise pickle.PicklingError(
+                f"Python pickles it as the name {what}, and workers do not have the module"
+            )
+    return body
 
 
 def loads(data: bytes, expected: type[T]) -> T:
@@ -139,7 +165,7 @@ def _culprit(thing: Any, path: str, depth: int) -> tuple[str, Any] | None:
 
 def _pickles(thing: Any) -> bool:
     try:
-        cloudpickle.dumps(thing)
+        _shipped(thing)
     except Exception:
         return False
     return True

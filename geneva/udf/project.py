@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import subprocess
 import sys
 import sysconfig
 import types
@@ -67,6 +68,16 @@ def is_own_import(name: str) -> bool:
     )
 
 
+@functools.cache
+def is_importable(top: str) -> bool:
+    """Whether another Python of this installation finds a module: not by this one's path."""
+    if top == "__main__":
+        return False
+    look = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({top!r}) is None)"
+    found = subprocess.run([sys.executable, "-I", "-c", look], check=False, capture_output=True)
+    return found.returncode == 0
+
+
 def is_namespace(module: ModuleType) -> bool:
     """Whether a module is a folder without code of its own."""
     return getattr(module, "__file__", None) is None and hasattr(module, "__path__")
@@ -75,9 +86,11 @@ def is_namespace(module: ModuleType) -> bool:
 def _is_own(module: ModuleType) -> bool:
     file = getattr(module, "__file__", None)
     if file is None:
-        # No file and no spec: made by hand, as notebooks do. Namespace packages have a spec and
-        # no code of their own.
-        return getattr(module, "__spec__", None) is None
+        # No file and no spec: made by hand, as notebooks do.
+        places = [os.path.join(place, "") for place in getattr(module, "__path__", ())]
+        return getattr(module, "__spec__", None) is None or (
+            bool(places) and all(map(_is_own_file, places))
+        )
     return _is_own_file(file) and not _was_installed(file, module.__name__.partition(".")[0])
 
 
