@@ -12,13 +12,16 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from geneva.column.binding import Binding, bindings_of, target_of, top_level, unknown_column
 from geneva.column.ledger import Ledger, entry_key
+from geneva.column.lost import as_readable, files_gone
 from geneva.column.pickles import load
 from geneva.column.provenance import History
-from geneva.commit.publish import check_target
+from geneva.commit.publish import check_target, drop_lost
 from geneva.driver import Driver, Observer
 from geneva.errors import (
     ColumnError,
@@ -43,7 +46,8 @@ from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import RESUME
 from geneva.types import JobState, Options, Target
 
-_ROUNDS = 20  # plans of one job; each later one is for what other writers took from the last
+# Plans in a row after which nothing was done, and for how long, until a job gives up.
+_ROUNDS, _PATIENCE_S = 20, 60.0
 _WAITED = "waited for other backfills of the column, which had claimed fragments of it"
 _FIRST_LOOK_S, _LOOK_S = 0.05, 0.5  # at the claims of other drivers, while nothing else is to do
 
@@ -150,6 +154,8 @@ def plan(
     target, where = _checked(storage, snapshot, column, options, params)
     token = ForceToken(storage, target, where, options)
     force = token.find(snapshot) if options.force else None
+    read = [*target.columns, *(where.columns if where else ())]
+    snapshot = as_readable(storage, snapshot, read)
     history = History(storage, snapshot, Ledger.load(storage, target.incarnation))
     planner = Planner(storage, history, target, where, options, force)
     chosen = in_order(snapshot.fragments, options)
@@ -202,6 +208,51 @@ def backfill(
         driver.claims.release()
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is to be planned: some fragments of a version."""
+
+    snapshot: Snapshot
+    chosen: list[int]
+
+
+class _Patience:
+    """Ends a job that plans again and again, and gets nothing done.
+
+    Other writers may be quicker for a while, and each cleanup may take the version that was just
+    planned on. While something is done from time to time, that does not end the job.
+    """
+
+    def __init__(self) -> None:
+        self._done: object = None
+        self._lost: int | None = None
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin to count anew."""
+        self._rounds, self._since = 0, time.monotonic()
+
+    def over(self, done: object) -> bool:
+        """Count one more round; ``done`` is what was done so far."""
+        if done != self._done:
+            self._done = done
+            self.renew()
+        self._rounds += 1
+        return self._rounds > _ROUNDS and time.monotonic() - self._since > _PATIENCE_S
+
+    def lost(self, version: int, error: VersionGoneError) -> None:
+        """Take in that files of a version were gone, which may be those of versions before it.
+
+        Raises
+        ------
+        VersionGoneError
+            Nobody has made another version since the last time: the table is damaged.
+        """
+        if version == self._lost:
+            raise error
+        self._lost = version
+
+
 class _Job:
     """One job while it runs: its plans, and what is recorded of them."""
 
@@ -212,59 +263,79 @@ class _Job:
         self._control, self._driver = control, driver
         self._target, self._options = request.target, request.options
         self._token = ForceToken(storage, request.target, request.where, request.options)
+        self._force: Force | None = None
+        # Columns of which files may be gone, and whose values are then missing.
+        self._read = [*request.target.columns, *(request.where.columns if request.where else ())]
+        self._ledger, self._patience = Ledger(), _Patience()
+        self._first: list[FragmentPlan] | None = None
+        self._version = 0  # that was opened last
+        self._known: set[int] = set()  # fragments that are this job's concern
 
     def run(self) -> BackfillResult:
+        """Plan and run rounds until nothing is left to do, or nothing gets done any more."""
         self._driver.report(JobState.STARTING)
         snapshot = self._open()
-        known = set(snapshot.fragments)
-        force = self._begin_force(snapshot)
-        first: list[FragmentPlan] | None = None
-        chosen = in_order(snapshot.fragments, self._options)
-        contested = 0
-        while (chosen or self._left_to_others) and contested < _ROUNDS:
-            planner, history = self._planner(snapshot, force)
+        self._begin_force(snapshot)
+        self._known = set(snapshot.fragments)
+        work: _Work | None = _Work(snapshot, in_order(snapshot.fragments, self._options))
+        while work is None or work.chosen or self._left_to_others:
+            if self._patience.over(self._driver.progress):
+                raise ConflictError(
+                    f"other writers took fragments of column {self._target.name!r} from under the "
+                    f"backfill {_ROUNDS} times, and nothing was done in {_PATIENCE_S:.0f} s; run "
+                    "the same command again when they are done"
+                )
             try:
-                plans = [planner.plan(snapshot.fragments[i]) for i in chosen]
-                first = first or plans
-                if self._claim(plans) and not self._storage.is_latest(snapshot):
-                    # Another driver may have filled them and let them go since they were planned.
-                    self._driver.again = set(self._driver.claims.holds)
-                    snapshot = self._open()
-                    chosen = self._to_plan_again(snapshot, history, known)
-                    known |= set(chosen)
-                    continue
-                if any(p.task for p in plans):
-                    self._storage.check_commits()
-                self._control.recorder.planned(self._target.columns, snapshot.version, plans)
-                self._driver.run_round(snapshot, plans)
+                work = self._round(work or self._latest())
             except VersionGoneError as error:
-                contested += 1
-                snapshot, chosen = self._instead_of(snapshot, error, history, known)
-                continue
-            if any(p.task for p in plans):
-                snapshot = self._open()
-            self._record(snapshot, history, force)
-            contested += bool(self._driver.again)
-            if self._left_to_others and not self._driver.again:
-                self._wait_for_others()
-                snapshot = self._open()  # after the claim: what others filled is in it
-            if self._driver.paused:
-                self._wait_paused()
-                snapshot, chosen = self._latest(history, known)
-                continue
-            chosen = self._to_plan_again(snapshot, history, known)
-            known |= set(chosen)
-        if chosen:
-            raise ConflictError(
-                f"other writers took fragments of column {self._target.name!r} from under the "
-                f"backfill {_ROUNDS} times; run the same command again when they are done"
-            )
-        if force is not None and not self._driver.tally.left:
+                self._patience.lost(self._version, error)
+                work = None
+        if self._force is not None and not self._driver.tally.left:
             self._token.end()
-        return self._driver.result(first or [])
+        return self._driver.result(self._first or [])
+
+    def _round(self, work: _Work) -> _Work:
+        """Plan some fragments and run the plan; return what is to be planned next."""
+        snapshot = as_readable(self._storage, work.snapshot, self._read)
+        planner = self._planner(snapshot)
+        plans = [planner.plan(snapshot.fragments[i]) for i in work.chosen]
+        if any(p.lost for p in plans):
+            return self._drop_lost(plans)
+        self._first = self._first or plans
+        if self._claim(plans) and not self._storage.is_latest(snapshot):
+            # Another driver may have filled them and let them go since they were planned.
+            self._driver.again = set(self._driver.claims.holds)
+            return self._to_plan_again(self._open())
+        if any(p.task for p in plans):
+            self._storage.check_commits()
+        self._control.recorder.planned(self._target.columns, snapshot.version, plans)
+        self._driver.run_round(snapshot, plans)
+        latest = self._open() if any(p.task for p in plans) else work.snapshot
+        self._record(latest)
+        if not self._driver.again:
+            self._patience.renew()
+            if self._left_to_others:
+                self._wait_for_others()
+                latest = self._open()  # after the claim: what others filled is in it
+        if self._driver.paused:
+            self._wait_paused()
+            return self._latest()
+        return self._to_plan_again(latest)
+
+    def _drop_lost(self, plans: Sequence[FragmentPlan]) -> _Work:
+        """Make a version that names no files of the column that nobody can read; plan on that."""
+        lost = {p.fragment_id: p.lost for p in plans if p.lost}
+        version = drop_lost(self._storage, self._target, lost.keys(), self._control)
+        if version is not None:
+            tally = self._driver.tally
+            tally.versions.append(version)
+            tally.notes.append(files_gone([name for names in lost.values() for name in names]))
+        self._driver.raise_if_stopped()
+        return self._latest()
 
     def _open(self) -> Snapshot:
         snapshot = self._storage.open()
+        self._version = snapshot.version
         check_target(snapshot, self._target)
         return snapshot
 
@@ -324,44 +395,33 @@ class _Job:
         self._control.wait_while_paused()
         self._driver.raise_if_stopped()
 
-    def _instead_of(
-        self, gone: Snapshot, error: VersionGoneError, history: History, known: set[int]
-    ) -> tuple[Snapshot, list[int]]:
-        """Return the latest version in the place of one whose files were cleaned up."""
-        snapshot, chosen = self._latest(history, known)
-        if snapshot.version == gone.version:
-            raise error  # nobody made another one: the table is damaged
-        return snapshot, chosen
-
-    def _latest(self, history: History, known: set[int]) -> tuple[Snapshot, list[int]]:
+    def _latest(self) -> _Work:
         """Return the latest version and what of it is to be planned, all of it anew."""
         snapshot = self._open()
-        chosen = [i for i in in_order(snapshot.fragments, self._options) if i in known]
-        chosen += self._compacted_meanwhile(snapshot, history, known)
-        known |= set(chosen)
-        return snapshot, chosen
+        chosen = [i for i in in_order(snapshot.fragments, self._options) if i in self._known]
+        chosen += self._compacted_meanwhile(snapshot)
+        self._known |= set(chosen)
+        return _Work(snapshot, chosen)
 
-    def _planner(self, snapshot: Snapshot, force: Force | None) -> tuple[Planner, History]:
-        ledger = Ledger.load(self._storage, self._target.incarnation)
-        history = History(self._storage, snapshot, ledger)
-        return self._planner_on(history, force), history
+    def _planner(self, snapshot: Snapshot) -> Planner:
+        """Return what plans on a version, with what is recorded by now."""
+        self._ledger = Ledger.load(self._storage, self._target.incarnation)
+        return self._planner_on(snapshot)
 
-    def _planner_on(self, history: History, force: Force | None) -> Planner:
-        request = self._request
+    def _planner_on(self, snapshot: Snapshot) -> Planner:
+        request, history = self._request, History(self._storage, snapshot, self._ledger)
         return Planner(
-            self._storage, history, request.target, request.where, request.options, force
+            self._storage, history, request.target, request.where, request.options, self._force
         )
 
-    def _begin_force(self, snapshot: Snapshot) -> Force | None:
-        if not self._options.force:
-            return None
-        force = self._token.find(snapshot)
-        self._token.begin(force)
-        return force
+    def _begin_force(self, snapshot: Snapshot) -> None:
+        if self._options.force:
+            self._force = self._token.find(snapshot)
+            self._token.begin(self._force)
 
-    def _record(self, snapshot: Snapshot, history: History, force: Force | None) -> None:
+    def _record(self, snapshot: Snapshot) -> None:
         """Write down what was proven, so that the next plan reads nothing."""
-        ledger, target, tally = history.ledger, self._target, self._driver.tally
+        ledger, target, tally = self._ledger, self._target, self._driver.tally
         ledger.mark_done(tally.done_work)
         committed = self._driver.committed
         column = target.columns[0]
@@ -369,28 +429,27 @@ class _Job:
             key = entry_key(target.incarnation, file.name, file.fragment_id)
             ledger.learn(key, file.row_map_text)
         if self._request.where is not None and committed:
-            later = self._planner_on(History(self._storage, snapshot, ledger), force)
+            later = self._planner_on(snapshot)
             settled = [f for f in committed if not self._driver.waits(f.fragment_id)]
             ledger.mark_done(later.settled(snapshot, {f.fragment_id: f for f in settled}))
         if not ledger.changed or column not in snapshot.fields:
             return
         ledger.save(self._storage, target.incarnation, snapshot)
 
-    def _to_plan_again(self, snapshot: Snapshot, history: History, known: set[int]) -> list[int]:
+    def _to_plan_again(self, snapshot: Snapshot) -> _Work:
         """Return fragments that other writers changed, and with ``include_new`` new ones."""
-        driver = self._driver
+        driver, known = self._driver, self._known
         chosen = [i for i in snapshot.fragments if i in driver.again]
         chosen = chosen[::-1] if self._options.order == "backward" else chosen
         new = [i for i in snapshot.fragments if i not in known]
         if self._options.include_new:
-            return chosen + new
-        if driver.compacted or driver.again - set(chosen):
-            chosen += self._compacted_meanwhile(snapshot, history, known)
-        return chosen
+            chosen += new
+        elif driver.compacted or driver.again - set(chosen):
+            chosen += self._compacted_meanwhile(snapshot)
+        known |= set(chosen)
+        return _Work(snapshot, chosen)
 
-    def _compacted_meanwhile(
-        self, snapshot: Snapshot, history: History, known: set[int]
-    ) -> list[int]:
+    def _compacted_meanwhile(self, snapshot: Snapshot) -> list[int]:
         """Return new fragments that a compaction made.
 
         Appended and updated rows are for the next run; compacted ones were planned here. Where a
@@ -399,10 +458,10 @@ class _Job:
         limit = self._options.fragments
         if limit is not None and all(i in snapshot.fragments for i in limit):
             return []  # what this job is limited to is as it was
-        later = History(self._storage, snapshot, history.ledger)
+        later = History(self._storage, snapshot, self._ledger)
         column = self._target.columns[0]
         return [
             i
             for i, f in snapshot.fragments.items()
-            if i not in known and later.made_by(snapshot, f, column) in ("Rewrite", "")
+            if i not in self._known and later.made_by(snapshot, f, column) in ("Rewrite", "")
         ]

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from geneva.column.binding import Binding, target_of
 from geneva.column.ledger import Ledger
+from geneva.column.lost import as_readable, files_gone
 from geneva.column.provenance import History
 from geneva.plan.fragments import Planner
 from geneva.storage.lance import Snapshot, TableStorage
@@ -23,11 +24,14 @@ class Coverage:
     table
         One row a fragment: fragment, rows, computed, stale, missing, failed, foreign, unverified;
         and waiting, which are those stale and missing ones that wait for a computed input.
+    lost
+        Files that the table names for the column and that nobody can read; their rows are missing.
     """
 
     column: str
     version: int
     table: pa.Table
+    lost: tuple[str, ...] = ()
 
     @property
     def totals(self) -> dict[str, int]:
@@ -43,6 +47,7 @@ class Coverage:
         return (
             f"{self.column}: {share:.1f}% of {totals['rows']:,} rows in "
             f"{self.table.num_rows:,} fragments computed ({rest}) at version {self.version}"
+            + (f"\n{files_gone(self.lost)}" if self.lost else "")
         )
 
 
@@ -69,10 +74,14 @@ def coverage(
         What is known already, and learns what is found; by default what the table keeps.
     """
     snapshot = snapshot or storage.open()
-    known = ledger or Ledger.load(storage, binding.incarnation)
-    history = History(storage, snapshot, known)
     target = target_of(snapshot, binding, binding.digest)
-    planner = Planner(storage, history, target, None, Options())
-    counted = [planner.coverage(f) for f in snapshot.fragments.values()]
+    snapshot = as_readable(storage, snapshot, target.columns)
+    known = ledger or Ledger.load(storage, binding.incarnation)
+    planner = Planner(storage, History(storage, snapshot, known), target, None, Options())
+    counted, lost = [], list[str]()
+    for fragment in snapshot.fragments.values():
+        counted.append(planner.coverage(fragment))
+        lost += planner.lost(fragment) if fragment.lost else ()
     schema = pa.schema([pa.field(n, pa.int64()) for n in _COUNTED])
-    return Coverage(column, snapshot.version, pa.Table.from_pylist(counted, schema))
+    table = pa.Table.from_pylist(counted, schema)
+    return Coverage(column, snapshot.version, table, tuple(lost))

@@ -109,6 +109,11 @@ class Driver:
         """Seconds since the job began."""
         return time.monotonic() - self._started
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """What was done so far: rows, and fragments that were committed."""
+        return self._rows_seen, len(self.tally.committed)
+
     def run_round(self, snapshot: Snapshot, all_plans: list[FragmentPlan]) -> None:
         """Run the tasks of one round to their end, whatever that is."""
         self._plans = all_plans

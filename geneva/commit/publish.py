@@ -7,7 +7,9 @@ metadata from it and commits on it. Crash windows and lost replies, in order:
 2. during it: a commit is one atomic object, it happened or it did not;
 3. after it, reply lost: the next try finds each file's name in its fragment and counts it;
 4. after it, before the version is synced: a power failure may take the version, so the
-   checkpoints are still there.
+   checkpoints are still there;
+5. between the look at a file and the commit that names it, a cleanup of files that no version
+   names may take it: so it is looked for once more before the checkpoints go.
 
 A job that is to stop tries for a few more seconds: what is finished is to be seen, but whoever
 cancels does not wait for other writers to make room. Giving up loses nothing. The files stay as in
@@ -19,11 +21,13 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import TypeVar
 
 from geneva.column.binding import binding_of
+from geneva.column.lost import as_readable
 from geneva.column.marks import group_subtree, supplier
 from geneva.column.rewritten import live_mask
 from geneva.errors import (
@@ -40,6 +44,7 @@ from geneva.storage.snapshot import FragmentInfo
 from geneva.storage.values import CommitConflict, Replacement
 from geneva.types import ColumnFile, Target
 
+T = TypeVar("T")
 _CONFLICTS = 100
 _FAULTS = 5
 _MAX_WAIT_S = 2.0
@@ -109,65 +114,138 @@ def publish(
     StorageError
         The store failed every try.
     """
-    tries = _Tries(control)
-    landed: dict[str, ColumnFile] = {}
-    doubtful: set[str] = set()  # a commit that named them was sent, and no reply came
-    sent: set[str] = set()  # the same, by this try only
-    vanished: list[Discarded] = []
-    version: int | None = None
-    faults = 0
+    publication = _Publication(storage, target, files, control)
+    done = _committed(storage, target, control, publication.attempt)
+    return done or Published(None, (), (), publication.files)
+
+
+def drop_lost(
+    storage: TableStorage, target: Target, fragments: Collection[int], control: Control
+) -> int | None:
+    """Make a version in which some fragments name no file of the target that nobody can read.
+
+    Returns
+    -------
+    int or None
+        The version, unless there is no such file, or the job is to stop.
+
+    Raises
+    ------
+    TableChangedError, SupersededError, ConflictError, StorageError
+        As of `publish`.
+    """
+
+    def attempt(latest: Snapshot) -> int | None:
+        snapshot = as_readable(storage, latest, target.columns)
+        subtree = frozenset(group_subtree(snapshot, target.columns[0]))
+        lost = [
+            f.id
+            for f in snapshot.fragments.values()
+            if f.id in fragments and any(not subtree.isdisjoint(x.fields) for x in f.lost)
+        ]
+        if not lost:
+            return None
+        control.recorder.may_publish()
+        made = storage.empty(snapshot, lost, target.columns, {"geneva.job": control.job_id})
+        storage.sync_version(made)
+        return made.version
+
+    return _committed(storage, target, control, attempt)
+
+
+def _committed(
+    storage: TableStorage,
+    target: Target,
+    control: Control,
+    attempt: Callable[[Snapshot], T],
+) -> T | None:
+    """Return what a commit on the latest version returns; ``None`` if the job is to stop first."""
+    tries, faults, looked_at = _Tries(control), 0, 0
     while tries.left:
         try:
             snapshot = storage.open()
             check_target(snapshot, target)
-            valid, discarded = _verify(storage, snapshot, target, files, landed)
-            if valid:
-                replacements = [Replacement(f.fragment_id, f.name, f.size_bytes) for f in valid]
-                properties = {"geneva.job": control.job_id}
-                control.recorder.may_publish()
-                sent = {f.name for f in valid} - doubtful
-                doubtful |= sent
-                snapshot = storage.publish(snapshot, replacements, target.columns, properties)
-                version = snapshot.version
-                landed |= {f.name: f for f in valid}
-            elif landed and version is None:
-                version = snapshot.version
-            if landed:  # before the checkpoints go: Lance itself syncs nothing
-                storage.sync_version(snapshot)
-            lost = _keeping(doubtful, [*discarded, *vanished])
-            return Published(version, tuple(landed.values()), lost)
+            return attempt(snapshot)
         except CommitConflict as error:
-            doubtful -= sent  # what an earlier try sent may be what this one lost against
             if not error.retryable:
                 raise TableChangedError(
                     f"table {storage.uri} was overwritten or restored while column "
                     f"{target.name!r} was computed; nothing was written: {error}"
                 ) from error
-        except (OSError, VersionGoneError) as error:
-            if isinstance(error, FileNotFoundError):
-                gone = [f for f in files if not _exists(storage, f)]
-                vanished += [
-                    Discarded(f, Verdict.FORESTALLED, "a cleanup removed its column file")
-                    for f in gone
-                ]
-                files = [f for f in files if f not in gone]
+        except VersionGoneError:
+            if snapshot.version == looked_at:
+                raise  # nobody made another one: the table is damaged
+            looked_at = snapshot.version
+        except OSError as error:
             faults += 1
             if faults >= _FAULTS:
                 raise StorageError(
                     f"committing to {storage.uri} failed: {error}; {RESUME}"
                 ) from error
         tries.wait()
-    return _given_up(files, tries, target, storage.uri)
-
-
-def _given_up(files: Sequence[ColumnFile], tries: _Tries, target: Target, uri: str) -> Published:
-    """Leave the files to the next run if the job is to stop; else say who won every try."""
     if tries.cut_short:
-        return Published(None, (), (), tuple(files))
+        return None
     raise ConflictError(
         f"{tries.made} tries to commit column {target.name!r} lost against other writers of "
-        f"{uri}; run the same command again: nothing is computed twice"
+        f"{storage.uri}; run the same command again: nothing is computed twice"
     )
+
+
+class _Publication:
+    """Column files on their way into a version, over all tries."""
+
+    def __init__(
+        self, storage: TableStorage, target: Target, files: Sequence[ColumnFile], control: Control
+    ) -> None:
+        self._storage, self._target, self._control = storage, target, control
+        self.files = tuple(files)
+        self._landed: dict[str, ColumnFile] = {}
+        # A commit that named them was sent, and no reply came.
+        self._doubtful: set[str] = set()
+        self._vanished: list[Discarded] = []
+        self._version: int | None = None
+
+    def attempt(self, snapshot: Snapshot) -> Published:
+        """Commit on the latest version what fits it."""
+        landed = self._landed
+        valid, discarded = _verify(self._storage, snapshot, self._target, self.files, landed)
+        if valid:
+            snapshot = self._publish(snapshot, valid)
+        elif landed and self._version is None:
+            self._version = snapshot.version
+        if landed:  # before the checkpoints go: Lance itself syncs nothing
+            self._storage.sync_version(snapshot)
+            self._vanished += [_taken(landed.pop(n)) for n in self._gone(landed.values())]
+        lost = [*discarded, *self._vanished]
+        kept = (replace(d, keep_file=d.file.name in self._doubtful) for d in lost)
+        return Published(self._version, tuple(landed.values()), tuple(kept))
+
+    def _publish(self, snapshot: Snapshot, valid: Sequence[ColumnFile]) -> Snapshot:
+        replacements = [Replacement(f.fragment_id, f.name, f.size_bytes) for f in valid]
+        properties = {"geneva.job": self._control.job_id}
+        self._control.recorder.may_publish()
+        sent = {f.name for f in valid} - self._doubtful
+        self._doubtful |= sent
+        try:
+            made = self._storage.publish(snapshot, replacements, self._target.columns, properties)
+        except CommitConflict:
+            self._doubtful -= sent  # what an earlier try sent may be what this one lost against
+            raise
+        except FileNotFoundError:
+            gone = self._gone(self.files)
+            self._vanished += [_taken(f) for f in self.files if f.name in gone]
+            self.files = tuple(f for f in self.files if f.name not in gone)
+            raise
+        self._version = made.version
+        self._landed |= {f.name: f for f in valid}
+        return made
+
+    def _gone(self, files: Iterable[ColumnFile]) -> set[str]:
+        return self._storage.vanished({f.name: f.size_bytes for f in files})
+
+
+def _taken(file: ColumnFile) -> Discarded:
+    return Discarded(file, Verdict.FORESTALLED, "a cleanup removed its column file")
 
 
 class _Tries:
@@ -199,18 +277,6 @@ class _Tries:
             self._wait_s = 0.01
         else:
             time.sleep(min(wait_s, max(self._until_s - time.monotonic(), 0.0)))
-
-
-def _keeping(doubtful: set[str], discarded: Sequence[Discarded]) -> tuple[Discarded, ...]:
-    return tuple(replace(d, keep_file=d.file.name in doubtful) for d in discarded)
-
-
-def _exists(storage: TableStorage, file: ColumnFile) -> bool:
-    try:
-        storage.read_footer(file.name)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def check_target(snapshot: Snapshot, target: Target) -> None:

@@ -30,6 +30,8 @@ class FragmentPlan:
         Rows to compute; an upper bound where ``action`` is ``filter``.
     work
         Key under which the ledger remembers that nothing is left to do.
+    lost
+        Files that the table names for the column in this fragment, and that nobody can read.
     """
 
     fragment_id: int
@@ -43,3 +45,4 @@ class FragmentPlan:
     rows_failed: int = 0
     work: str = ""
     task: Task | None = None
+    lost: tuple[str, ...] = ()

@@ -96,6 +96,18 @@ class Planner:
 
     def plan(self, fragment: FragmentInfo) -> FragmentPlan:
         """Decide about one fragment."""
+        plan = self._decided(fragment)
+        if not fragment.lost or not (lost := self.lost(fragment)):
+            return plan
+        told = " (a file is gone)" if plan.task else ""
+        return replace(plan, lost=lost, reason=plan.reason + told)
+
+    def lost(self, fragment: FragmentInfo) -> tuple[str, ...]:
+        """Return files that the table names for the target here, and that nobody can read."""
+        subtree = group_subtree(self._snapshot, self._target.columns[0])
+        return tuple(f.path for f in fragment.lost if not f.fields.isdisjoint(subtree))
+
+    def _decided(self, fragment: FragmentInfo) -> FragmentPlan:
         if self._only is not None and fragment.id not in self._only:
             return FragmentPlan(fragment.id, fragment.live_rows, Action.SKIP, "not asked for")
         inputs = self._marks(fragment, self._columns)
@@ -144,8 +156,11 @@ class Planner:
         )
 
     def counted(self, plan: FragmentPlan) -> FragmentPlan:
-        """Evaluate the filter of one fragment, so that the number of rows is exact."""
-        if plan.task is None or self._where is None:
+        """Evaluate the filter of one fragment, so that the number of rows is exact.
+
+        Not where it reads values that nobody can read.
+        """
+        if plan.task is None or self._where is None or self._reads_lost(plan.fragment_id):
             return plan
         columns = {"m": self._where.sql}
         found = []
@@ -168,6 +183,13 @@ class Planner:
                 task=None,
             )
         return replace(plan, action=Action.COMPUTE, rows_compute=rows)
+
+    def _reads_lost(self, fragment_id: int) -> bool:
+        """Whether the filter reads a column of which a file is gone."""
+        lost = self._snapshot.fragments[fragment_id].lost
+        read = self._where.columns if self._where and lost else ()
+        ids = {i for c in read for i in self._snapshot.fields[c].subtree}
+        return any(not f.fields.isdisjoint(ids) for f in lost)
 
     def coverage(self, fragment: FragmentInfo) -> dict[str, int]:
         """Count a fragment's live rows by what they are.

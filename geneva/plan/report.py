@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from geneva.column.lost import files_gone
 from geneva.plan.decision import Action, FragmentPlan
 
 _ROWS_SHOWN = 20
@@ -34,6 +35,11 @@ class Plan:
     where: str | None = None
     num_frags: int | None = None
     warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Files that the table names for the columns and that nobody can read."""
+        return tuple(name for f in self.fragments for name in f.lost)
 
     @property
     def to_compute(self) -> tuple[FragmentPlan, ...]:
@@ -99,6 +105,7 @@ class Plan:
             (self.rows_unverified, "rows have a value whose history is gone; trusted"),
         ]
         lines += [f"{n:,} {text}" for n, text in notes if n]
+        lines += [files_gone(self.lost)] if self.lost else []
         return "\n".join([*lines, *self.warnings])
 
     def _repr_html_(self) -> str:
@@ -117,7 +124,7 @@ class Plan:
 def plan_facts(plan: Plan) -> dict[str, Any]:
     """Return all of a plan but what only the engine reads."""
     chosen = {f.fragment_id for f in plan.to_compute}
-    hidden = ("task", "work")
+    hidden = ("task", "work", "lost")
     fragments = [
         {n: getattr(f, n) for n in f.__dataclass_fields__ if n not in hidden}
         | {"this_call": f.fragment_id in chosen}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -38,9 +38,9 @@ from geneva.storage.remote import (
     store_faults,
     with_defaults,
 )
+from geneva.storage.snapshot import DataFileInfo, name_in_file
 from geneva.storage.snapshot import FragmentInfo as FragmentInfo
 from geneva.storage.snapshot import Snapshot as Snapshot
-from geneva.storage.snapshot import name_in_file
 from geneva.storage.values import (
     IN_PLACE,
     Change,
@@ -327,6 +327,54 @@ class TableStorage:
             return disk.data_files(self.path)
         return RemoteObjects(self._session("data"), self.options).list("")
 
+    def unreadable(self, fields: frozenset[int]) -> Callable[[DataFileInfo], bool]:
+        """List the data files; return what says of one whether it is there no more, or in part.
+
+        Asked of files that supply nothing but some fields; of any other it says no.
+        """
+        has = self._listed()
+        only: dict[frozenset[int], bool] = {}
+
+        def lost(file: DataFileInfo) -> bool:
+            if file.fields not in only:
+                there = file.fields - {TOMBSTONE}
+                only[file.fields] = bool(there) and there <= fields
+            return only[file.fields] and not file.elsewhere and not has(file)
+
+        return lost
+
+    def _listed(self) -> Callable[[DataFileInfo], bool]:
+        if self.local:
+            folder = disk.DataFolder(self.path)
+            folder.look()
+            return lambda file: folder.has(file.path, file.size_bytes)
+        session = self._session("data")
+        with self._faults():
+            names = frozenset(session.list())
+
+        def has(file: DataFileInfo) -> bool:
+            with self._faults():
+                return file.path in names or session.contains(file.path)
+
+        return has
+
+    def vanished(self, files: Mapping[str, int]) -> set[str]:
+        """Return those of some data files, given with their sizes, that are not there, or in part.
+
+        Each is looked for. On an object store they are there in whole or not at all.
+        """
+        if self.local:
+            folder = disk.DataFolder(self.path)
+            return {n for n, size in files.items() if not folder.has(n, size)}
+        session = self._session("data")
+
+        def there(name: str) -> bool:
+            with self._faults():
+                return bool(session.contains(name))
+
+        found = each(there, [*files], self.objects.at_once)
+        return {n for n, is_there in zip(files, found, strict=True) if not is_there}
+
     # --- changing the table ------------------------------------------------------------
 
     def publish(
@@ -345,17 +393,54 @@ class TableStorage:
         ------
         CommitConflict
             Another writer was first.
-        FileNotFoundError, CorruptFileError
-            One of the data files is gone, or not of these columns.
+        FileNotFoundError
+            One of the data files is gone, or a part of it.
+        CorruptFileError
+            One is not of these columns.
         """
         ids = [i for c in columns for i in snapshot.fields[c].subtree]
         with self._faults():
             like = self._data_file(snapshot, replacements[0], None) if self.local else None
             moved = partial(self._replaced, snapshot, ids, like)
             updated = each(moved, replacements, self.objects.at_once)
+        return self._commit(snapshot, updated, ids, properties)
+
+    def empty(
+        self,
+        snapshot: Snapshot,
+        fragment_ids: Sequence[int],
+        columns: Sequence[str],
+        properties: Mapping[str, str] | None = None,
+    ) -> Snapshot:
+        """Commit that some fragments hold nothing of some columns, on the latest version.
+
+        Raises
+        ------
+        CommitConflict
+            Another writer was first.
+        CorruptFileError
+            There is nothing else in one of them.
+        """
+        ids = [i for c in columns for i in snapshot.fields[c].subtree]
+        updated = [_without_fields(snapshot, i, ids) for i in fragment_ids]
+        if alone := [m.id for m in updated if not m.files]:
+            raise CorruptFileError(
+                f"fragment {alone[0]} of {self.uri} holds nothing but {', '.join(columns)}, and "
+                "the file is gone: restore it"
+            )
+        return self._commit(snapshot, updated, ids, properties)
+
+    def _commit(
+        self,
+        snapshot: Snapshot,
+        updated: Sequence[Any],
+        ids: Sequence[int],
+        properties: Mapping[str, str] | None,
+    ) -> Snapshot:
+        """Commit fragments in which some fields have another source, or none."""
         operation = LanceOperation.Update(
-            updated_fragments=updated,
-            fields_modified=ids,
+            updated_fragments=list(updated),
+            fields_modified=list(ids),
             update_mode=IN_PLACE,
         )
         transaction = lance.Transaction(
@@ -376,14 +461,11 @@ class TableStorage:
         self, snapshot: Snapshot, ids: Sequence[int], like: DataFile | None, new: Replacement
     ) -> Any:
         """Return the fragment's metadata with the fields moved to the new file."""
-        meta = snapshot.dataset.get_fragment(new.fragment_id).metadata
-        for f in meta.files:
-            f.fields = [TOMBSTONE if i in ids else i for i in f.fields]
-        kept = [f for f in meta.files if any(i != TOMBSTONE for i in f.fields)]
+        meta = _without_fields(snapshot, new.fragment_id, ids)
         file = self._data_file(snapshot, new, like)
         if not set(file.fields) <= set(ids):
             raise CorruptFileError(f"data file {new.path} is of fields {file.fields}, not of {ids}")
-        meta.files = [*kept, file]
+        meta.files = [*meta.files, file]
         return meta
 
     def _data_file(self, snapshot: Snapshot, new: Replacement, like: DataFile | None) -> DataFile:
@@ -393,6 +475,8 @@ class TableStorage:
         if like is not None and size and size == new.size_bytes:
             f = like.fields, like.column_indices, like.file_major_version
             return DataFile(new.path, *f, like.file_minor_version, size)
+        if self.local and new.size_bytes and size != new.size_bytes:
+            raise FileNotFoundError(f"{new.path} is not whole")
         try:
             return DataFile.create(snapshot.dataset, new.path)
         except (OSError, ValueError) as error:
@@ -492,6 +576,15 @@ class TableStorage:
 
     def _faults(self) -> AbstractContextManager[None]:
         return nullcontext() if self.local else store_faults(self.options)
+
+
+def _without_fields(snapshot: Snapshot, fragment_id: int, ids: Sequence[int]) -> Any:
+    """Return a fragment's metadata in which no file supplies some fields."""
+    meta = snapshot.dataset.get_fragment(fragment_id).metadata
+    for f in meta.files:
+        f.fields = [TOMBSTONE if i in ids else i for i in f.fields]
+    meta.files = [f for f in meta.files if any(i != TOMBSTONE for i in f.fields)]
+    return meta
 
 
 @lru_cache(maxsize=64)

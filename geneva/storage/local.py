@@ -6,6 +6,7 @@ the newest version can have a name and no content, and then nobody can open the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -62,6 +63,29 @@ def data_files(table: Path) -> list[str]:
     if not folder.is_dir() and (table / _FOLDER).is_dir():
         return []
     return sorted(p.name for p in folder.iterdir() if p.is_file())
+
+
+class DataFolder:
+    """The data files of a table on a disk."""
+
+    def __init__(self, table: Path) -> None:
+        self._prefix = f"{table / 'data'}{os.sep}"
+
+    def look(self) -> None:
+        """List the folder, before many files are asked for one by one.
+
+        Of a disk behind a network, the list brings what is asked of each file as well.
+        """
+        with suppress(FileNotFoundError):
+            os.listdir(self._prefix)
+
+    def has(self, name: str, size_bytes: int) -> bool:
+        """Whether a file of this size is there; of any size but none, if it is not known."""
+        try:
+            found = os.stat(self._prefix + name).st_size
+        except FileNotFoundError:
+            return False
+        return found == size_bytes if size_bytes else found > 0
 
 
 def delete_data(table: Path, name: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -23,10 +23,14 @@ class DataFileInfo(NamedTuple):
     path: str
     fields: frozenset[int]
     size_bytes: int = 0  # 0: not recorded
+    elsewhere: bool = False  # it lies in another table, of which this one is a clone
 
 
 class FragmentInfo(NamedTuple):
-    """What one version's manifest says of one fragment; ``rows`` counts deleted ones too."""
+    """What one version's manifest says of one fragment; ``rows`` counts deleted ones too.
+
+    ``lost`` are files that it names, too, and that nobody can read: see `Snapshot.without`.
+    """
 
     id: int
     rows: int
@@ -34,6 +38,7 @@ class FragmentInfo(NamedTuple):
     deletion: str
     files: tuple[DataFileInfo, ...]
     overlaid: bool
+    lost: tuple[DataFileInfo, ...] = ()
 
     @property
     def live_rows(self) -> int:
@@ -52,10 +57,17 @@ class Field:
 
 
 class Snapshot:
-    """One version of the table, immutable."""
+    """One version of the table, immutable.
 
-    def __init__(self, dataset: Any) -> None:
+    Parameters
+    ----------
+    lost
+        Says of a data file whether it counts as not there, if any does.
+    """
+
+    def __init__(self, dataset: Any, lost: Callable[[DataFileInfo], bool] | None = None) -> None:
         self.dataset = dataset
+        self._lost = lost
         self.version: int = dataset.version
         self.schema: pa.Schema = dataset.schema
         self.stable_row_ids: bool = bool(getattr(dataset, "has_stable_row_ids", False))
@@ -64,7 +76,11 @@ class Snapshot:
     @property
     def fragments(self) -> Mapping[int, FragmentInfo]:
         """Fragments by id, in table order."""
-        return _Fragments(self.dataset)
+        return _Fragments(self.dataset, self._lost)
+
+    def without(self, lost: Callable[[DataFileInfo], bool]) -> Snapshot:
+        """Return the same version without some of its files: what they supply has no values."""
+        return Snapshot(self.dataset, lost)
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -113,14 +129,17 @@ class _Fragments(Mapping[int, FragmentInfo]):
     A commit looks at the few fragments that it changes, and a plan at each once.
     """
 
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Any, lost: Callable[[DataFileInfo], bool] | None) -> None:
+        self._dataset, self._lost = dataset, lost
 
     def __getitem__(self, fragment_id: int) -> FragmentInfo:
         found = self._dataset.get_fragment(fragment_id)
         if found is None:
             raise KeyError(fragment_id)
-        return _fragment_info(found.metadata)
+        info = _fragment_info(found.metadata)
+        if self._lost is None or not (lost := tuple(filter(self._lost, info.files))):
+            return info
+        return info._replace(files=tuple(f for f in info.files if f not in lost), lost=lost)
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._dataset.fragment_ids())
@@ -155,7 +174,9 @@ def _shared(fields: tuple[int, ...]) -> frozenset[int]:
 def _fragment_info(meta: Any) -> FragmentInfo:
     deletion = meta.deletion_file
     files = [
-        DataFileInfo(_path_of(f), _shared(tuple(f.fields)), f.file_size_bytes or 0)
+        DataFileInfo(
+            _path_of(f), _shared(tuple(f.fields)), f.file_size_bytes or 0, f.base_id is not None
+        )
         for f in meta.files
     ]
     return FragmentInfo(
