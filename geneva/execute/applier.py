@@ -28,6 +28,7 @@ from geneva.execute.adopt import adopt
 from geneva.execute.batches import MAX_ROWS, READ_BYTES, BatchSizer, unit_bytes
 from geneva.execute.inflight import InFlight
 from geneva.execute.outcome import TaskCancelledError, TaskRowError
+from geneva.execute.pools import Pools
 from geneva.execute.reader import Tap, read, row_id
 from geneva.execute.record import Computed, Recorder, error_text, joined
 from geneva.execute.threads import Turns, UdfThreads
@@ -55,10 +56,15 @@ class Applier:
         Its instance is built once, by the first `begin`, and kept for later jobs.
     threads
         That call the UDF; whoever made them ends them.
+    pools
+        That the threads are to follow.
     """
 
-    def __init__(self, storage: TableStorage, udf: UDF, threads: UdfThreads) -> None:
+    def __init__(
+        self, storage: TableStorage, udf: UDF, threads: UdfThreads, pools: Pools | None = None
+    ) -> None:
         self.storage = storage
+        self._pools = pools
         self._udf = udf
         self._caller = Caller(udf, hide=hider(storage.options))
         self._sizer = BatchSizer(None)
@@ -118,6 +124,8 @@ class Applier:
 
     def compute(self, run: TaskRun, unit: Unit) -> Computed:
         """Call the UDF on a unit, in batches, and checkpoint it (in a pool thread)."""
+        if self._pools is not None:
+            self._pools.follow()
         started = time.perf_counter()
         applied: list[Applied] = []
         for batch in self._batches(unit.inputs):

@@ -22,6 +22,7 @@ from geneva.execute.group import Group
 from geneva.execute.memory import peak_bytes
 from geneva.execute.outcome import TaskCancelledError, event_of
 from geneva.execute.output import Output
+from geneva.execute.pools import Pools
 from geneva.execute.threads import UdfThreads
 from geneva.rows import IntArray
 from geneva.storage.lance import TableStorage
@@ -38,6 +39,8 @@ class SharedApplier:
     ----------
     load
         Returns a UDF by its name.
+    pools
+        Of a process that other appliers share; else it has its CPUs to itself.
 
     Attributes
     ----------
@@ -45,8 +48,10 @@ class SharedApplier:
         What its UDFs printed, where prints are kept.
     """
 
-    def __init__(self, storage: TableStorage, load: Callable[[str], UDF]) -> None:
-        self._storage, self._load = storage, load
+    def __init__(
+        self, storage: TableStorage, load: Callable[[str], UDF], pools: Pools | None = None
+    ) -> None:
+        self._storage, self._load, self._pools = storage, load, pools
         self.output = Output()
         self._threads = UdfThreads(self.output)
         self._appliers: dict[str, Applier] = {}  # by the name of the UDF
@@ -67,7 +72,8 @@ class SharedApplier:
     def _applier(self, column: str) -> Applier:
         name = self._names[column]
         if name not in self._appliers:
-            self._appliers[name] = Applier(self._storage, self._load(name), self._threads)
+            made = Applier(self._storage, self._load(name), self._threads, self._pools)
+            self._appliers[name] = made
         return self._appliers[name]
 
     def carry_out(self, tasks: Sequence[Task]) -> list[TaskEvent]:

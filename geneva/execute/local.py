@@ -11,6 +11,7 @@ from dataclasses import replace
 from geneva.execute.executor import Udfs
 from geneva.execute.follow import SharedApplier
 from geneva.execute.output import Heard, bind
+from geneva.execute.pools import Pools, share_of_cpus
 from geneva.storage.lance import TableStorage
 from geneva.types import (
     ExecutorEvent,
@@ -37,6 +38,7 @@ class LocalExecutor:
         self._threads: list[threading.Thread] = []
         self._in_flight = 0
         self._cancelled = threading.Event()
+        self._pools = Pools(1)
 
     def capacity(self, udf: UDF, appliers: int) -> int:
         """Every thread can run."""
@@ -50,8 +52,10 @@ class LocalExecutor:
         self._tasks, self._events = queue.SimpleQueue(), queue.SimpleQueue()
         self._in_flight, self._cancelled = 0, threading.Event()
         names = {column: column for column in udfs}
+        reserved = max((udf.num_cpus for udf in udfs.values()), default=1.0)
+        self._pools = Pools(share_of_cpus(appliers, reserved))
         for k in range(appliers):
-            applier = SharedApplier(storage, udfs.__getitem__)
+            applier = SharedApplier(storage, udfs.__getitem__, self._pools)
             self._appliers.append(applier)
             self._heard.append(Heard())
             thread = threading.Thread(
@@ -137,6 +141,7 @@ class LocalExecutor:
         if not kill:
             for thread in self._threads:
                 thread.join()
+        self._pools.restore()
         last = self._printed()
         self._threads, self._appliers, self._heard = [], [], []
         return last

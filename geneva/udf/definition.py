@@ -6,7 +6,6 @@ import functools
 import hashlib
 import inspect
 import sys
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -16,13 +15,13 @@ import pyarrow as pa
 from geneva.errors import SettingError
 from geneva.udf import digest as _digest
 from geneva.udf import pickling
+from geneva.udf.build import BUILDING, import_ahead
 from geneva.udf.retry import Retry
 from geneva.udf.signature import Container, UdfKind
 
 Instances = Literal["applier", "thread"]
 _UNSET = "\0unset"
 _OF_PROCESS = {"_built", "_pickled", "_bound"}
-_BUILD_LOCK = threading.RLock()
 _KEPT_PICKLE_BYTES = 1 << 20
 
 
@@ -166,7 +165,16 @@ class UDF:
         return made
 
     def instantiate(self) -> Callable[..., Any]:
-        """Return a callable that takes just the columns; builds the user's class if stateful."""
+        """Return a callable that takes just the columns; builds the user's class if stateful.
+
+        One at a time in a process, imports included.
+        """
+        with BUILDING:
+            made = self._made()
+            import_ahead(made)
+        return made
+
+    def _made(self) -> Callable[..., Any]:
         if self.stateful:
             bound = inspect.signature(self.target).bind_partial()
             bound.arguments.update(self.params)
@@ -209,7 +217,7 @@ class UDF:
 
     def _own_instance(self) -> Callable[..., Any]:
         if "_built" not in self.__dict__:
-            with _BUILD_LOCK:
+            with BUILDING:
                 if "_built" not in self.__dict__:
                     self.__dict__["_built"] = self.instantiate()
         return self.__dict__["_built"]  # type: ignore[no-any-return]

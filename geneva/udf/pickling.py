@@ -19,6 +19,7 @@ import cloudpickle
 from cloudpickle import cloudpickle as _internals
 
 from geneva.errors import UdfError
+from geneva.udf.build import BUILDING
 from geneva.udf.failures import shorten
 from geneva.udf.pickler import dumps as dumps_by_value
 from geneva.udf.pickler import references
@@ -84,7 +85,8 @@ def loads(data: bytes, expected: type[T]) -> T:
             "that version, or bind the column anew from here"
         )
     try:
-        udf = _Unpickler(io.BytesIO(body)).load()
+        with BUILDING:  # it imports what the UDF names
+            udf = _Unpickler(io.BytesIO(body)).load()
     except Exception as error:
         missing = f"; {error.name} is not installed here" if isinstance(error, ImportError) else ""
         raise UdfError(
