@@ -7,6 +7,8 @@
     │   ├── TableError             no such table, or one that Geneva cannot work on
     │   ├── ColumnError            no such column, not computed, or a cycle
     │   ├── WhereError             the filter does not parse, or is not a stable boolean
+    │   ├── FlowError              a flow's description is wrong, or its parts do not fit
+    │   ├── QueryError             a search of jobs does not parse, or asks for what they lack
     │   ├── SettingError           an argument has a value that makes no sense
     │   ├── UdfError               the UDF cannot be declared, pickled or loaded
     │   ├── NoSuchJobError         no such run, job or pool in the store
@@ -60,6 +62,41 @@ class WhereError(RequestError):
     """
 
     span: tuple[int, int] | None = None
+
+
+class FlowError(RequestError):
+    """A flow's description is wrong, or its parts do not fit together.
+
+    Attributes
+    ----------
+    path
+        Where in the description, such as ``operations[2].params.dt``; empty for all of it.
+    line
+        The line of the file, where it was read from one.
+    """
+
+    def __init__(self, message: str, path: str = "", line: int | None = None) -> None:
+        where = f"line {line}, {path}: " if line and path else f"{path}: " if path else ""
+        super().__init__(where + message)
+        self.message, self.path, self.line = message, path, line
+
+    def at(self, path: str, line: int | None = None) -> FlowError:
+        """Return the same error, told of a place."""
+        return FlowError(self.message, path, line)
+
+
+class QueryError(RequestError):
+    """A search of jobs does not parse, or asks a field for something that it has not.
+
+    Attributes
+    ----------
+    span
+        Which characters of the query are wrong, half-open; ``None`` where it is all of it.
+    """
+
+    def __init__(self, message: str, span: tuple[int, int] | None = None) -> None:
+        super().__init__(message)
+        self.span = span
 
 
 class SettingError(RequestError):

@@ -1,0 +1,1 @@
+"""What windows and flows decide, without any input or output: ranges, matrices, graphs, queries."""
