@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from geneva.errors import FlowError
 
@@ -53,8 +53,7 @@ def load(text: str, source: str = "the text") -> list[Document]:
     made = []
     try:
         loader = _loader_class()(text)
-        while loader.check_node():
-            node = loader.get_node()
+        while (node := loader.get_node() if loader.check_node() else None) is not None:
             lines: dict[str, int] = {}
             _walk(node, "", lines, [_MOST_PLACES], source)
             made.append(Document(loader.construct_document(node), lines))
@@ -76,8 +75,7 @@ def _loader_class() -> type[yaml.SafeLoader]:
     class Loader(yaml.SafeLoader):
         """YAML 1.2's core schema over PyYAML's safe loader."""
 
-        yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
-
+    Loader.yaml_implicit_resolvers = {}  # PyYAML's own are those of YAML 1.1
     for tag, (pattern, first) in _RESOLVED.items():
         Loader.add_implicit_resolver(tag, re.compile(f"(?:{pattern})$"), first)
     Loader.add_constructor("tag:yaml.org,2002:int", _whole)
