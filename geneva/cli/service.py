@@ -160,12 +160,15 @@ def _settings(
     host: str = "127.0.0.1",
     port: int = 8265,
 ) -> Settings:
+    from geneva.service.secrets import conceal
     from geneva.service.settings import Settings, default_state, default_watch_s
+    from geneva.store.database import with_password
 
     folder = Path(state) if state else default_state(db)
     folder = folder.absolute()
-    return Settings(
-        url=jobs or f"sqlite:///{folder / 'jobs.db'}",
+    url = jobs or f"sqlite:///{folder / 'jobs.db'}"
+    settings = Settings(
+        url=with_password(url, os.environ.get("PGPASSWORD")),
         state=folder,
         db=None if db is None else (db if "://" in db else str(Path(db).absolute())),
         host=host,
@@ -176,6 +179,8 @@ def _settings(
         watch_s=default_watch_s(db) if watch is None else watch,
         keep_s=None if keep_days is None else keep_days * 86400,
     )
+    conceal(settings.secrets)
+    return settings
 
 
 def _log() -> None:

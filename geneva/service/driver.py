@@ -1,7 +1,8 @@
 """A driver: the process that carries out one job, for as long as its lease lasts.
 
-It runs the ordinary backfill. Neither the service nor whoever submitted the job takes it down;
-what it was told by the scheduler is in its environment, as a database's URL may hold a password.
+It runs the ordinary backfill. Neither the service nor whoever submitted the job takes it down.
+Its environment, which appliers inherit and UDFs see, names its claim and holds no secret: what else
+the scheduler tells it comes by a pipe.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from geneva.execute.output import keep_prints
 from geneva.jobs.control import Control, Wanted
 from geneva.jobs.process import end_marked, this_process
 from geneva.service.logs import DRIVER, Log, Printer, bounded
-from geneva.service.settings import DRIVER_CLAIM, DRIVER_LOGS, DRIVER_URL
+from geneva.service.secrets import Orders
+from geneva.service.settings import DRIVER_CLAIM
 from geneva.service.tables import open_table
 from geneva.store.leases import Leases
 from geneva.store.models import Job
@@ -52,7 +54,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C of a terminal is for the service
     job_id, _, epoch = os.environ[DRIVER_CLAIM].rpartition(":")
     claim = Claim(job_id, int(epoch))
-    store = open_store(os.environ[DRIVER_URL])
+    orders = Orders.receive()
+    store = open_store(orders.url)
     leases = Leases(store.database)
     try:
         job = leases.attach(claim, this_process(), LEASE_S)
@@ -60,7 +63,7 @@ def main() -> int:
         _LOG.info("%s", error)
         return 3
     _LOG.info("job %s, driver %s: %s of %s", job.id, claim.epoch, job.columns, job.table_uri)
-    folder = Path(os.environ[DRIVER_LOGS])
+    folder = Path(orders.logs)
 
     def leave() -> None:
         _LOG.info("stopped, as was wanted, before the first task")

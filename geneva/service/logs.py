@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 from geneva.errors import NoSuchJobError
 from geneva.jobs.records import LogPart, LogRecord
+from geneva.storage.private import private_file, private_folder
 from geneva.types import Printed
 
 DRIVER = "driver"
@@ -60,9 +61,9 @@ class Log:
 
     def open(self) -> BinaryIO:
         """Return the newest file, to append to."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        private_folder(self.folder)
         segments = self._segments()
-        return (segments[-1].path if segments else self._path(0)).open("ab")
+        return _open(segments[-1].path if segments else self._path(0))
 
     def append(self, text: str) -> None:
         """Add text."""
@@ -70,7 +71,7 @@ class Log:
             file.write(text.encode(errors="replace"))
             full = file.tell() >= SEGMENT_BYTES
         if full:
-            self._path(self._segments()[-1].end).touch()
+            _open(self._path(self._segments()[-1].end)).close()
             self.trim()
 
     def trim(self) -> None:
@@ -85,7 +86,7 @@ class Log:
         """
         fresh = self.folder / f"{self.name}.next"
         newest = self._segments()[-1]
-        with fresh.open("ab") as file:
+        with _open(fresh) as file:
             for stream in (1, 2):
                 os.dup2(file.fileno(), stream)
         fresh.rename(self._path(newest.end))
@@ -131,6 +132,10 @@ class Log:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         text = decoder.decode(data)
         return LogPart(self.name, start, start + len(data) - len(decoder.getstate()[0]), text)
+
+
+def _open(path: Path) -> BinaryIO:
+    return open(path, "ab", opener=private_file)
 
 
 def logs_of(folder: Path) -> list[Log]:

@@ -21,7 +21,8 @@ from geneva.errors import GenevaError, ServiceError
 from geneva.jobs.process import ProcessId, end_marked, identify, marked, this_process
 from geneva.jobs.records import Mode
 from geneva.service.logs import DRIVER, Log, forget
-from geneva.service.settings import DRIVER_CLAIM, DRIVER_LOGS, DRIVER_URL, Settings
+from geneva.service.secrets import Orders, for_drivers
+from geneva.service.settings import DRIVER_CLAIM, Settings
 from geneva.service.tables import storage_options
 from geneva.service.watcher import Watcher
 from geneva.store.leases import Held, Leases
@@ -41,6 +42,7 @@ class Scheduler:
 
     def __init__(self, settings: Settings) -> None:
         storage_options("")  # a file that is wrong is refused now
+        settings.keep_private()
         self._store: Store = open_store(settings.url, _BUSY_S)
         self._settings = settings
         self._database = self._store.database
@@ -201,20 +203,18 @@ class Scheduler:
 
     def _start(self, claimed: Claim) -> None:
         log = Log(self._settings.logs / claimed.job_id, DRIVER)
-        told = {
-            DRIVER_LOGS: str(log.folder),
-            DRIVER_URL: self._database.url,
-            DRIVER_CLAIM: f"{claimed.job_id}:{claimed.epoch}",
-        }
+        mark = {DRIVER_CLAIM: f"{claimed.job_id}:{claimed.epoch}"}
         with log.open() as out:
             child = subprocess.Popen(
                 [sys.executable, "-m", "geneva.service.driver"],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=out,
-                env=os.environ | told,
+                env=for_drivers(os.environ, self._settings.secrets) | mark,
                 start_new_session=True,  # no signal to the service's group reaches it
             )
+        assert child.stdin is not None
+        Orders(self._database.url, str(log.folder)).send(child.stdin)
         self._children.append(child)
         driver: ProcessId = identify(child.pid)
         self._leases.started(claimed, driver)

@@ -43,6 +43,7 @@ def serve(
         Adds what people look at to the REST interface.
     """
     storage_options("")  # a file that is wrong is refused now
+    settings.keep_private()
     store = open_store(settings.url)
     app = create_app(settings, store)
     if pages is not None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from geneva.errors import SettingError
+from geneva.storage.private import private_folder, tighten, tighten_all
+from geneva.store.database import password_of
 
-DRIVER_URL = "GENEVA_JOBS_URL"
 DRIVER_CLAIM = "GENEVA_DRIVER_CLAIM"
-DRIVER_LOGS = "GENEVA_DRIVER_LOGS"
+_OURS = re.compile(r"logs|jobs\.db.*|.*\.log")  # what a service keeps in its state folder
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -43,7 +45,7 @@ class Settings:
         How long records of ended runs are kept, or ``None`` for ever.
     """
 
-    url: str
+    url: str = field(repr=False)
     state: Path
     db: str | None = None
     host: str = "127.0.0.1"
@@ -71,6 +73,23 @@ class Settings:
     def logs(self) -> Path:
         """Folder of the logs of drivers."""
         return self.state / "logs"
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no driver, no applier and no other account may read."""
+        held = (self.operator_token, self.viewer_token, password_of(self.url))
+        return tuple(s for s in held if s)
+
+    def keep_private(self) -> None:
+        """Make the folder of the state for the service's account alone, with all that is in it.
+
+        One that holds other things than a service's is left as it is, but for what is ours.
+        """
+        private_folder(self.state)
+        private_folder(self.logs)
+        tighten_all(self.logs)
+        if all(_OURS.fullmatch(p.name) for p in self.state.iterdir()):
+            tighten(self.state)
 
 
 def default_watch_s(db: str | None) -> float:

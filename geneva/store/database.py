@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +23,10 @@ from sqlalchemy.exc import TimeoutError as NoneFreeError
 from sqlalchemy.orm import Session
 
 from geneva.errors import ServiceError, SettingError
+from geneva.storage.private import private_file, private_folder, tighten
 
 _OVERFLOW = 5  # connections beyond the five that stay open, of those who read and who write each
+_IN_URL = re.compile(r"(?<=:)[^/:@]*(?=@)")  # what may be a password, where nothing parses
 _CLAIMS = 0x67656E65  # advisory lock of PostgreSQL: one scheduler decides at a time
 _NOW = {
     "sqlite": text("SELECT (julianday('now') - 2440587.5) * 86400.0"),
@@ -46,6 +50,8 @@ class Database:
     def __init__(self, url: str, busy_s: float = 60.0) -> None:
         self.url = url
         self.engine = _engine(url, busy_s)
+        if self.is_sqlite:
+            _make_private(Path(str(self.engine.url.database)))
         # With connections of their own, those who read do not wait for those who wait to write.
         self._reading = _engine(url, busy_s)
         for engine in (self.engine, self._reading):
@@ -91,11 +97,45 @@ class Database:
         self._reading.dispose()
 
 
+def password_of(url: str) -> str:
+    """Return the password in a URL, or nothing."""
+    try:
+        return str(make_url(url).password or "")
+    except ArgumentError:
+        return ""
+
+
+def with_password(url: str, password: str | None) -> str:
+    """Return a PostgreSQL URL with a password, its own if it has one, where it is not shown."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return url  # whoever opens it says what is wrong
+    if not parsed.drivername.startswith("postgres"):
+        return url
+    asked = parsed.query.get("password")
+    parsed = parsed.difference_update_query(["password"])
+    held = parsed.password or (asked if isinstance(asked, str) else None) or password
+    return (parsed.set(password=held) if held else parsed).render_as_string(hide_password=False)
+
+
+def _make_private(path: Path) -> None:
+    """Keep a file of jobs to its owner; those that SQLite adds take its mode."""
+    try:
+        private_folder(path.parent)
+        os.close(private_file(str(path), os.O_RDWR | os.O_CREAT))
+    except OSError as error:
+        raise ServiceError(f"the database of jobs, {path}, cannot be opened: {error}") from error
+    for name in ("", "-wal", "-shm", "-journal"):
+        tighten(path.with_name(path.name + name))
+
+
 def _engine(url: str, busy_s: float) -> Engine:
     try:
         parsed = make_url(url)
     except ArgumentError as error:
-        raise SettingError(f"{url!r} is no database URL, such as sqlite:///jobs.db") from error
+        shown = _IN_URL.sub("***", url)
+        raise SettingError(f"{shown!r} is no database URL, such as sqlite:///jobs.db") from error
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername.startswith("postgresql"):
@@ -104,7 +144,6 @@ def _engine(url: str, busy_s: float) -> Engine:
         raise SettingError(
             f"{parsed.render_as_string()!r}: jobs are kept in sqlite:///a/file or postgresql://..."
         )
-    Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(
         parsed,
         connect_args={"timeout": busy_s},

@@ -28,12 +28,16 @@ class Service:
         *options: str,
         jobs: str | None = None,
         cwd: Path | None = None,
+        env: dict[str, str] | None = None,
     ) -> None:
         self.folder, self.db, self.options, self.cwd = folder, db, options, cwd
+        self.env = env or {}
         self.url = jobs or f"sqlite:///{folder / 'jobs.db'}"
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
         self.http = httpx.Client(timeout=60)
+        if token := self.env.get("GENEVA_TOKEN"):
+            self.http.headers["Authorization"] = f"Bearer {token}"
 
     @property
     def log(self) -> Path:
@@ -46,7 +50,9 @@ class Service:
         command += ["--db", str(self.db), "--port", str(self.port), "--jobs", self.url]
         with self.log.open("ab") as out:
             command += self.options
-            self.process = subprocess.Popen(command, stdout=out, stderr=out, cwd=self.cwd)
+            self.process = subprocess.Popen(
+                command, stdout=out, stderr=out, cwd=self.cwd, env=os.environ | self.env
+            )
 
         def port() -> int:
             assert self.process is not None
