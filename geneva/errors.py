@@ -11,6 +11,7 @@
     │   ├── QueryError             a search of jobs does not parse, or asks for what they lack
     │   ├── SettingError           an argument has a value that makes no sense
     │   ├── UdfError               the UDF cannot be declared, pickled or loaded
+    │   ├── NotServedError         the service was not started for that database
     │   ├── NoSuchJobError         no such run, job or pool in the store
     │   └── JobStateError          the job's state does not allow it
     ├── TableChangedError          the table changed under the job; call again to plan anew
@@ -105,6 +106,10 @@ class SettingError(RequestError):
 
 class UdfError(RequestError):
     """The UDF cannot be declared, pickled or loaded."""
+
+
+class NotServedError(RequestError):
+    """The service was not started for the database that a request names."""
 
 
 class NoSuchJobError(RequestError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -40,6 +41,15 @@ _State = Annotated[
 _ServedDb = Annotated[
     str | None,
     typer.Option("--db", metavar="URI", envvar="GENEVA_DB", help="Meant where a request has none."),
+]
+_AllowDb = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PREFIX",
+        help="Also open databases that are, or lie in, this folder or URI; repeat. [default: only "
+        "--db]",
+        show_default=False,
+    ),
 ]
 _KeepDays = Annotated[
     float | None,
@@ -82,6 +92,7 @@ def install(app: typer.Typer) -> None:
 
 def serve(
     db: _ServedDb = None,
+    allow_db: _AllowDb = None,
     jobs: _Url = None,
     state: _State = None,
     host: Annotated[
@@ -110,13 +121,14 @@ def serve(
         from geneva.service.serve import serve as run
 
         settings = _settings(db, jobs, state, keep_days, grace, watch, host, port)
-        settings = replace(settings, max_drivers=max_drivers)
+        settings = replace(settings, max_drivers=max_drivers, allow_db=_places(allow_db))
         settings = replace(settings, requests_per_s=rate_limit, max_streams=max_streams)
         run(settings, schedule=schedule, pages=pages)
 
 
 def scheduler(
     db: _ServedDb = None,
+    allow_db: _AllowDb = None,
     jobs: _Url = None,
     state: _State = None,
     keep_days: _KeepDays = None,
@@ -131,7 +143,8 @@ def scheduler(
         from geneva.service.scheduler import Scheduler
 
         settings = _settings(db, jobs, state, keep_days, grace, watch)
-        Scheduler(replace(settings, max_drivers=max_drivers)).run()
+        allowed = _places(allow_db)
+        Scheduler(replace(settings, max_drivers=max_drivers, allow_db=allowed)).run()
 
 
 def upgrade(
@@ -170,7 +183,7 @@ def _settings(
     settings = Settings(
         url=with_password(url, os.environ.get("PGPASSWORD")),
         state=folder,
-        db=None if db is None else (db if "://" in db else str(Path(db).absolute())),
+        db=None if db is None else _absolute(db),
         host=host,
         port=port,
         operator_token=os.environ.get("GENEVA_TOKEN") or None,
@@ -181,6 +194,20 @@ def _settings(
     )
     conceal(settings.secrets)
     return settings
+
+
+def _places(given: Sequence[str] | None) -> tuple[str, ...]:
+    """Return what may be opened, checked."""
+    from geneva.service.tables import place_of
+
+    found = tuple(map(_absolute, given or ()))
+    for place in found:
+        place_of(place)
+    return found
+
+
+def _absolute(uri: str) -> str:
+    return uri if "://" in uri else str(Path(uri).absolute())
 
 
 def _log() -> None:

@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse
 from geneva.jobs.records import FailureWish
 from geneva.pages.render import render
 from geneva.pages.routes import Form, Operator, pages
-from geneva.service.state import Store
+from geneva.service.state import Places, Store
 
 router = pages()
 
@@ -35,9 +35,9 @@ def failures(
 
 
 @router.post("/failures/{key}/retry", dependencies=[Operator])
-def retry(key: str, store: Store, form: Form) -> Response:
+def retry(key: str, places: Places, form: Form) -> Response:
     """Try the rows of a group again, and go to the run that does."""
-    run = store.retry_failures(_wish(form), key)
+    run = places.retry_failures(_wish(form), key)
     return RedirectResponse(f"/runs/{run.id}", 303)
 
 

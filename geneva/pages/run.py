@@ -58,7 +58,7 @@ def steer(
         places.delete_run(run_id)
         return _go(request, "/runs")
     if verb == "retry":
-        store.retry(run_id)
+        places.retry(run_id)
     elif verb == "change":
         _change(store, run_id, form)
     else:

@@ -24,7 +24,6 @@ from geneva.service.catalog import TableFacts
 from geneva.service.forecast import Forecast, forecast
 from geneva.service.schemas import NewRun
 from geneva.service.state import Catalog, Places
-from geneva.service.tables import open_table
 
 router = pages()
 
@@ -115,7 +114,7 @@ def plan(request: Request, places: Places, form: Form) -> Response:
     asked: Submission | None = None
     try:
         asked = _asked(places.catalog, form)
-        opened = open_table(asked.db, asked.table)
+        opened = places.settings.databases.table(asked.db, asked.table)
         found = forecast(opened, asked, places.past, _PLAN_S)
     except GenevaError as error:
         wrong = Wrong.of(error)
@@ -135,7 +134,7 @@ def submit(request: Request, places: Places, form: Form) -> Response:
     """Queue what the form says, and go to its run; sent twice, it is still one run."""
     try:
         asked = _asked(places.catalog, form)
-        admitted = admission.admit(asked)
+        admitted = admission.admit(asked, places.settings.databases)
         key = f"page-{form['key']}" if form.get("key") else None
         run = places.store.submit(admitted.asked, admitted.table_uri, admitted.fills, key=key)
     except RequestError as error:

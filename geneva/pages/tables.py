@@ -10,6 +10,7 @@ from geneva.errors import GenevaError
 from geneva.pages.render import render
 from geneva.pages.routes import pages
 from geneva.service.catalog import Covered
+from geneva.service.problems import status_of
 from geneva.service.state import Catalog
 
 router = pages()
@@ -43,7 +44,9 @@ def tables(
     try:
         page = catalog.tables(of, _SHOWN, cursor)
     except GenevaError as error:
-        return render(request, "tables.html", status=404, page=None, of=of, error=str(error))
+        return render(
+            request, "tables.html", status=status_of(error), page=None, of=of, error=str(error)
+        )
     return render(request, "tables.html", page=page, of=of, error="")
 
 

@@ -9,7 +9,7 @@ from geneva.errors import SettingError
 from geneva.jobs.records import Submission
 from geneva.plan.report import Plan
 from geneva.service.resources import check_resources
-from geneva.service.tables import open_table
+from geneva.service.tables import Databases
 from geneva.table import Table
 
 _FROM_OUTSIDE = ("progress",)  # what only a caller in Python can give
@@ -24,17 +24,17 @@ class Admitted:
     fills: tuple[str, ...]
 
 
-def admit(asked: Submission) -> Admitted:
+def admit(asked: Submission, databases: Databases) -> Admitted:
     """Check a request against its table.
 
     Raises
     ------
     RequestError
-        Whatever is wrong with it.
+        Whatever is wrong with it; the service may not open that database.
     ResourceError
         No node can ever hold an applier.
     """
-    table = _open(asked)
+    table = _open(asked, databases)
     bindings = table.computed_columns()
     fills = table.check_backfill(list(asked.columns), **asked.arguments)
     for name in asked.columns:
@@ -42,14 +42,14 @@ def admit(asked: Submission) -> Admitted:
     return Admitted(asked, canonical(table.storage.uri), fills)
 
 
-def plan(asked: Submission) -> Plan:
+def plan(asked: Submission, databases: Databases) -> Plan:
     """Say what a run of the request would do now."""
-    return _open(asked).plan_backfill(list(asked.columns), **asked.arguments)
+    return _open(asked, databases).plan_backfill(list(asked.columns), **asked.arguments)
 
 
-def _open(asked: Submission) -> Table:
+def _open(asked: Submission, databases: Databases) -> Table:
     check_arguments(asked)
-    return open_table(asked.db, asked.table, asked.ray)
+    return databases.table(asked.db, asked.table, asked.ray)
 
 
 def check_arguments(asked: Submission) -> None:

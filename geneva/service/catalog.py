@@ -21,7 +21,7 @@ from geneva.errors import GenevaError, SettingError, TableChangedError
 from geneva.jobs.page import Page, decode_cursor, encode_cursor
 from geneva.jobs.records import JobRecord
 from geneva.service.admission import canonical
-from geneva.service.tables import open_database, open_table, storage_options
+from geneva.service.tables import Databases, storage_options
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import storage_errors
 from geneva.store.past import Past
@@ -121,10 +121,12 @@ class Catalog:
     ----------
     db
         Database that is meant where none is named.
+    databases
+        Those that may be looked at.
     """
 
-    def __init__(self, db: str | None, past: Past) -> None:
-        self.db, self._past = db, past
+    def __init__(self, db: str | None, databases: Databases, past: Past) -> None:
+        self.db, self._databases, self._past = db, databases, past
         self._storages: _Remembered[TableStorage] = _Remembered()
         self._covered: _Remembered[_Counted] = _Remembered()
 
@@ -155,7 +157,7 @@ class Catalog:
     def names(self, db: str | None) -> list[str]:
         """Return the names of all tables, sorted."""
         chosen = self.database(db)
-        return sorted(open_database(chosen).list_tables().tables)
+        return sorted(self._databases.open(chosen).list_tables().tables)
 
     def _table_or_error(self, db: str, name: str) -> TableFacts:
         try:
@@ -199,13 +201,17 @@ class Catalog:
 
     def open(self, db: str, name: str) -> tuple[TableStorage, Snapshot]:
         """Open the latest version of a table."""
-        options = storage_options(db)  # which may be others than before
-        storage = self._storages.get((db, name), options, lambda: open_table(db, name).storage)
+        options = storage_options(self._databases.admit(db))  # which may be others than before
+
+        def opened() -> TableStorage:
+            return self._databases.table(db, name).storage
+
+        storage = self._storages.get((db, name), options, opened)
         with storage_errors(storage.uri):
             try:
                 return storage, storage.open()
             except TableChangedError:  # dropped; perhaps made anew
-                storage = open_table(db, name).storage
+                storage = opened()
                 return storage, storage.open()
 
 

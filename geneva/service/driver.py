@@ -24,7 +24,7 @@ from geneva.jobs.process import end_marked, this_process
 from geneva.service.logs import DRIVER, Log, Printer, bounded
 from geneva.service.secrets import Orders
 from geneva.service.settings import DRIVER_CLAIM
-from geneva.service.tables import open_table
+from geneva.service.tables import Databases
 from geneva.store.leases import Leases
 from geneva.store.models import Job
 from geneva.store.outcome import (
@@ -77,19 +77,27 @@ def main() -> int:
     recorder = StoreRecorder(store, claim, pause_ends=True, keep=keep, leave=leave)
     try:
         with bounded(Log(folder, DRIVER)):
-            return _drive(store, leases, claim, job, recorder)
+            databases = Databases(tuple(orders.allowed))
+            return _drive(store, leases, claim, job, recorder, databases)
     except LeaseLostError as error:
         _LOG.warning("%s", error)
         return 3
 
 
-def _drive(store: Store, leases: Leases, claim: Claim, job: Job, recorder: StoreRecorder) -> int:
+def _drive(
+    store: Store,
+    leases: Leases,
+    claim: Claim,
+    job: Job,
+    recorder: StoreRecorder,
+    databases: Databases,
+) -> int:
     control = Control(job.id, tuple(job.columns), None)
     control.report(replace(control.progress, reason="loading the table and the UDF"))
     recorder.start(control)  # a UDF that imports much may take longer than a lease
     try:
         try:
-            table = open_table(job.db, job.table, job.ray)
+            table = databases.table(job.db, job.table, job.ray)
             call = table.prepare_backfill(job.columns, job.arguments, job.id)
             control = call.control
             control.recorder = recorder

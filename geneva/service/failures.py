@@ -9,7 +9,7 @@ from fastapi import Path as InPath
 
 from geneva.jobs.records import FailureGroups, FailureWish, RunRecord
 from geneva.service.access import Operator, Viewer
-from geneva.service.state import Store
+from geneva.service.state import Places, Store
 
 router = APIRouter(prefix="/failures", tags=["failures"])
 
@@ -34,11 +34,11 @@ def groups(store: Store, wish: _Wish) -> FailureGroups:
 @router.post("/{key}/retry", status_code=201, dependencies=[Operator])
 def retry(
     key: Annotated[str, InPath(max_length=100)],
-    store: Store,
+    places: Places,
     wish: _Wish,
     response: Response,
 ) -> RunRecord:
     """Queue a run that tries the rows of one group again, and no others."""
-    run = store.retry_failures(wish, key)
+    run = places.retry_failures(wish, key)
     response.headers["Location"] = f"/api/v1/runs/{run.id}"
     return run

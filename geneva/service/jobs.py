@@ -27,7 +27,6 @@ from geneva.service.logs import Log, logs_of
 from geneva.service.reads import read
 from geneva.service.schemas import PoolChange
 from geneva.service.state import Lists, Places, Store
-from geneva.service.tables import open_table
 from geneva.store.watches import Watches
 from geneva.types import JobState
 
@@ -174,7 +173,7 @@ def coverage(table: str, column: str, places: Places, db: str | None = None) -> 
     db = db or places.settings.db
     if db is None:
         raise SettingError("db is needed: this service was started without --db")
-    found = open_table(db, table).coverage(column)
+    found = places.settings.databases.table(db, table).coverage(column)
     return {
         "column": found.column,
         "version": found.version,

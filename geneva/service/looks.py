@@ -14,7 +14,6 @@ from geneva.service.catalog import Covered, TableFacts
 from geneva.service.forecast import Forecast, forecast
 from geneva.service.schemas import NewRun
 from geneva.service.state import Catalog, Places
-from geneva.service.tables import open_table
 
 router = APIRouter(tags=["tables"])
 
@@ -63,5 +62,5 @@ def plan(
 ) -> Forecast:
     """Say what a backfill would do, how long it takes and what it writes; nothing runs."""
     asked = new.submission(places.settings.db)
-    opened = open_table(asked.db, asked.table, asked.ray)
+    opened = places.settings.databases.table(asked.db, asked.table, asked.ray)
     return forecast(opened, asked, places.past, math.inf if within_s is None else within_s)

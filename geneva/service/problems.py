@@ -17,6 +17,7 @@ from geneva.errors import (
     GenevaError,
     JobStateError,
     NoSuchJobError,
+    NotServedError,
     RequestError,
     ResourceError,
     RetryableError,
@@ -45,7 +46,8 @@ class Problem(BaseModel):
 STATUSES = {
     400: "The body is no JSON, or the URL holds a NUL.",
     401: "A token is missing or unknown.",
-    403: "The token allows looking only, or the request comes from another site.",
+    403: "The token allows looking only, the service was not started for that database, or the "
+    "request comes from another site.",
     404: "There is no such thing.",
     409: "The state of the job does not allow it.",
     413: "The body is too large.",
@@ -95,6 +97,8 @@ def status_of(error: BaseException) -> int:
     match error:
         case NoSuchJobError() | TableError():
             return 404
+        case NotServedError():
+            return 403
         case JobStateError():
             return 409
         case RequestError() | ResourceError():

@@ -44,7 +44,7 @@ def submit(
     new: NewRun, places: Places, response: Response, idempotency_key: _Key = None
 ) -> RunRecord:
     """Check a backfill and queue it; the same Idempotency-Key gives the same run."""
-    admitted = admission.admit(new.submission(places.settings.db))
+    admitted = admission.admit(new.submission(places.settings.db), places.settings.databases)
     run = places.store.submit(
         admitted.asked, admitted.table_uri, admitted.fills, key=idempotency_key
     )
@@ -55,10 +55,9 @@ def submit(
 @router.post("/plan", dependencies=[Viewer])
 def plan(new: NewRun, places: Places) -> dict[str, Any]:
     """Say per fragment what the backfill would do; nothing runs."""
-    found: dict[str, Any] = jsonable_encoder(
-        plan_facts(admission.plan(new.submission(places.settings.db)))
-    )
-    return found
+    asked = new.submission(places.settings.db)
+    found = plan_facts(admission.plan(asked, places.settings.databases))
+    return dict(jsonable_encoder(found))
 
 
 @router.get("", dependencies=[Viewer])
@@ -109,9 +108,9 @@ def cancel(run_id: str, store: Store) -> RunRecord:
 
 
 @router.post("/{run_id}/retry", status_code=201, dependencies=[Operator])
-def retry(run_id: str, store: Store) -> RunRecord:
+def retry(run_id: str, places: Places) -> RunRecord:
     """Queue a child of each job that did not succeed, limited to what failed."""
-    return store.retry(run_id)
+    return places.retry(run_id)
 
 
 @router.delete("/{run_id}", status_code=204, dependencies=[Operator])

@@ -214,7 +214,8 @@ class Scheduler:
                 start_new_session=True,  # no signal to the service's group reaches it
             )
         assert child.stdin is not None
-        Orders(self._database.url, str(log.folder)).send(child.stdin)
+        allowed = self._settings.databases.allowed
+        Orders(self._database.url, str(log.folder), allowed).send(child.stdin)
         self._children.append(child)
         driver: ProcessId = identify(child.pid)
         self._leases.started(claimed, driver)

@@ -35,10 +35,13 @@ class Orders:
         Of the database of jobs, with its password.
     logs
         Folder of the job's logs.
+    allowed
+        Databases that it may open.
     """
 
     url: str
     logs: str
+    allowed: tuple[str, ...]
 
     def send(self, pipe: IO[bytes]) -> None:
         """Write them, and close the pipe."""

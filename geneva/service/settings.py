@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from geneva.errors import SettingError
+from geneva.service.tables import Databases
 from geneva.storage.private import private_folder, tighten, tighten_all
 from geneva.store.database import password_of
 
@@ -28,6 +29,8 @@ class Settings:
         Folder of the logs of drivers, and of the database unless that is elsewhere.
     db
         Database of tables that a request means when it names none.
+    allow_db
+        Folders and URIs whose databases may be opened beside it.
     operator_token, viewer_token
         Who has one may steer, or look. Without them nothing is asked, on loopback only.
     tick_s, grace_s
@@ -48,6 +51,7 @@ class Settings:
     url: str = field(repr=False)
     state: Path
     db: str | None = None
+    allow_db: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8265
     operator_token: str | None = field(default=None, repr=False)
@@ -68,6 +72,12 @@ class Settings:
             )
         if self.viewer_token and not self.operator_token:
             raise SettingError("GENEVA_VIEWER_TOKEN needs GENEVA_TOKEN, or nobody could steer")
+
+    @property
+    def databases(self) -> Databases:
+        """The databases that the service and its drivers open."""
+        own = () if self.db is None else (self.db,)
+        return Databases((*own, *self.allow_db))
 
     @property
     def logs(self) -> Path:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from geneva.jobs.records import FailureWish, RunRecord
 from geneva.service.catalog import Catalog as _Catalog
 from geneva.service.logs import forget
 from geneva.service.settings import Settings
@@ -25,6 +26,18 @@ class _Places:
     past: Past
     streams: Streams
 
+    def retry(self, run_id: str) -> RunRecord:
+        """Queue again what did not succeed, of a run that this service would take."""
+        self.settings.databases.admit(self.store.run(run_id).db)
+        return self.store.retry(run_id)
+
+    def retry_failures(self, wish: FailureWish, key: str) -> RunRecord:
+        """Queue a run of the rows of a group, of a table that this service would open."""
+        for group in self.store.failure_groups(wish).items:
+            if group.key == key:
+                self.settings.databases.admit(group.db)
+        return self.store.retry_failures(wish, key)
+
     def delete_run(self, run_id: str) -> None:
         """Remove the records and logs of a run that has ended."""
         jobs = self.store.run(run_id).jobs
@@ -36,7 +49,7 @@ class _Places:
 def places(settings: Settings, store: _Store) -> _Places:
     """Return what the requests of one service share."""
     past = Past(store.database)
-    catalog = _Catalog(settings.db, past)
+    catalog = _Catalog(settings.db, settings.databases, past)
     streams = Streams(settings.max_streams)
     return _Places(settings, store, _Lists(store.database), catalog, past, streams)
 

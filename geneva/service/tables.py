@@ -1,4 +1,4 @@
-"""Tables, opened with the storage options that this host has for where they lie.
+"""Tables that a service may open, with the storage options that this host has for where they lie.
 
 Requests and the database of jobs name a table by its URI alone. The options of object stores are in
 a file of the host, TOML, by the beginning of the URIs that they are for::
@@ -13,50 +13,143 @@ It is read whenever a table is opened, so credentials can be exchanged while job
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from geneva.connection import Connection, connect
-from geneva.errors import SettingError, TableError
+from geneva.errors import NotServedError, SettingError, TableError
 from geneva.table import Table
 
 STORAGE_OPTIONS = "GENEVA_STORAGE_OPTIONS"  # the path of that file; drivers inherit it
 
 
-def open_table(db: str, name: str, ray: Mapping[str, Any] | None = None) -> Table:
-    """Open a table of a database.
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
-    Raises
-    ------
-    SettingError, TableError
-        As `open_database`; or there is no such table.
+
+@dataclass(frozen=True, slots=True)
+class Databases:
+    """The databases that a service opens: those that it was started for, and what lies in them.
+
+    Every door opens tables through here, and so does a driver: whoever may look, or submit, reaches
+    no other folder and no other bucket of the host, however it is spelled.
+
+    Parameters
+    ----------
+    allowed
+        Folders and URIs.
     """
-    return open_database(db, ray).open_table(name)
+
+    allowed: tuple[str, ...]
+
+    def admit(self, db: str) -> str:
+        """Return the one name of a database that may be opened.
+
+        Raises
+        ------
+        NotServedError
+            It may not.
+        SettingError
+            ``db`` is no absolute path and no URI.
+        """
+        place = place_of(db)
+        if not any(_within(place, prefix) for prefix in self.allowed):
+            raise NotServedError(
+                f"this service was not started for {db!r}: `geneva serve --allow-db PREFIX` (and "
+                "`geneva scheduler`) says which databases it opens beside its own"
+            )
+        return place
+
+    def table(self, db: str, name: str, ray: Mapping[str, Any] | None = None) -> Table:
+        """Open a table of a database.
+
+        Raises
+        ------
+        SettingError, NotServedError, TableError
+            As `open`; or there is no such table.
+        """
+        connection = self.open(db, ray)
+        if "://" not in connection.uri:  # a link within a database must not lead out of it
+            self.admit(f"{connection.uri}/{name}.lance")
+        return connection.open_table(name)
+
+    def open(self, db: str, ray: Mapping[str, Any] | None = None) -> Connection:
+        """Open a database.
+
+        Raises
+        ------
+        SettingError
+            ``db`` is no absolute path and no URI, or the file of storage options cannot be used.
+        NotServedError
+            It may not be opened.
+        TableError
+            There is no such database: a look must not make one.
+        """
+        place = self.admit(db)
+        if "://" not in place and not _is_folder(Path(place)):
+            raise TableError(f"there is no database {db!r} on the service's host")
+        options = storage_options(place)
+        try:
+            return connect(place, storage_options=options, ray=ray)
+        except ValueError as error:
+            raise SettingError(f"db {db!r} cannot be opened: {error}") from error
 
 
-def open_database(db: str, ray: Mapping[str, Any] | None = None) -> Connection:
-    """Open a database.
+def place_of(db: str) -> str:
+    """Return the one name of a place, whatever spelling, path or link led to it.
 
     Raises
     ------
     SettingError
-        ``db`` is no absolute path and no URI, or the file of storage options cannot be used.
-    TableError
-        There is no such database: a look must not make one.
+        It is no absolute path and no URI, or a URI that one reader might take for another place
+        than the next does.
     """
-    if "://" not in db or db.startswith("file://"):
-        path = Path(db.removeprefix("file://"))
-        if not path.is_absolute():
-            raise SettingError(f"db {db!r} must be an absolute path, or a URI such as s3://...")
-        if not _is_folder(path):
-            raise TableError(f"there is no database {db!r} on the service's host")
-    options = storage_options(db)
+    match = _SCHEME.match(db)
+    scheme = match[1].lower() if match else "file"
+    if scheme == "file":
+        return _folder_of(db, is_uri=match is not None)
+    if not db[len(scheme) :].startswith("://") or re.search(r"[\\\s\0-\x1f]", db):
+        raise SettingError(f"db {db!r} must be an absolute path, or a URI such as s3://...")
+    rest = db[len(scheme) + 3 :]
+    path = re.split(r"[?#]", rest, maxsplit=1)[0]
+    parts = [p for p in path.split("/") if p]
+    if not parts or path.startswith("/") or any(_leads_elsewhere(p) for p in parts):
+        raise SettingError(f"db {db!r}: a URI names a bucket, and holds no '.' or '..' as a part")
+    return f"{scheme}://{'/'.join(parts)}{rest[len(path) :]}"
+
+
+def _folder_of(db: str, *, is_uri: bool) -> str:
+    path = db
+    if is_uri:
+        found = urlsplit(db)
+        if found.netloc not in ("", "localhost") or found.query or found.fragment:
+            raise SettingError(f"db {db!r} must be file:///an/absolute/path")
+        path = unquote(found.path)
+    if not path.startswith("/"):
+        raise SettingError(f"db {db!r} must be an absolute path, or a URI such as s3://...")
     try:
-        return connect(db, storage_options=options, ray=ray)
-    except ValueError as error:
-        raise SettingError(f"db {db!r} cannot be opened: {error}") from error
+        return os.path.realpath(path)
+    except (OSError, ValueError) as error:  # it holds a NUL, or links that lead in a circle
+        raise SettingError(f"db {db!r} is no path: {error}") from None
+
+
+def _leads_elsewhere(part: str) -> bool:
+    """Whether a part of a URI is a step up, or more than one part, however often it is encoded."""
+    while (decoded := unquote(part)) != part:
+        part = decoded
+    return part in (".", "..") or bool(re.search(r"[/\\\0-\x1f]", part))
+
+
+def _within(place: str, prefix: str) -> bool:
+    """Whether a place is a prefix or lies in it, as a whole part and not by a like beginning."""
+    root = place_of(prefix)
+    if re.search(r"[?#]", place):
+        return place == root  # what such an ending does to a URI, its readers decide
+    return place == root or place.startswith(f"{root.rstrip('/')}/")
 
 
 def _is_folder(path: Path) -> bool:

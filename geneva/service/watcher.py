@@ -213,8 +213,8 @@ class Watcher:
 
     def _decide(self, known: _Known, column: _Column, look: Look) -> None:
         asked = self._submission(column)
-        admitted = admission.admit(asked)
-        plan = admission.plan(asked)
+        admitted = admission.admit(asked, self._settings.databases)
+        plan = admission.plan(asked, self._settings.databases)
         if not plan.rows_compute:
             self._settle(column, look, plan.version)
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,17 @@ def private_file(path: str, flags: int) -> int:
     if os.fstat(fd).st_size == 0:  # it is new; a umask may have taken bits of ours
         _keep_to_owner(fd, _FILE)
     return fd
+
+
+def new_private_file(path: Path) -> None:
+    """Make an empty file for its owner, unless there is one; nobody sees it open."""
+    fd, made = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600
+    os.close(fd)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(made, path)
+    finally:
+        os.unlink(made)
 
 
 def tighten(path: Path) -> None:

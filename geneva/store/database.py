@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import weakref
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from sqlalchemy.exc import TimeoutError as NoneFreeError
 from sqlalchemy.orm import Session
 
 from geneva.errors import ServiceError, SettingError
-from geneva.storage.private import private_file, private_folder, tighten
+from geneva.storage.private import new_private_file, private_folder, tighten
 
 _OVERFLOW = 5  # connections beyond the five that stay open, of those who read and who write each
 _IN_URL = re.compile(r"(?<=:)[^/:@]*(?=@)")  # what may be a password, where nothing parses
@@ -120,10 +119,15 @@ def with_password(url: str, password: str | None) -> str:
 
 
 def _make_private(path: Path) -> None:
-    """Keep a file of jobs to its owner; those that SQLite adds take its mode."""
+    """Keep a file of jobs to its owner; those that SQLite adds take its mode.
+
+    A file that is there is never opened: to close it would take its locks from all connections that
+    this process has to it.
+    """
     try:
         private_folder(path.parent)
-        os.close(private_file(str(path), os.O_RDWR | os.O_CREAT))
+        if not path.exists():
+            new_private_file(path)
     except OSError as error:
         raise ServiceError(f"the database of jobs, {path}, cannot be opened: {error}") from error
     for name in ("", "-wal", "-shm", "-journal"):

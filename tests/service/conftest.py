@@ -93,7 +93,7 @@ def scene(tmp_path: Path, calls: CallLog) -> Scene:
 @pytest.fixture(scope="session")
 def shared_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
-    running = Service(folder / "state", folder).start()
+    running = Service(folder / "state", folder, "--allow-db", "/").start()
     yield running
     running.stop()
 

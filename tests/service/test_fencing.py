@@ -17,6 +17,7 @@ from geneva.jobs.process import ProcessId, this_process
 from geneva.jobs.records import Submission
 from geneva.rows import RowClass, RowStatus
 from geneva.service import driver
+from geneva.service.tables import Databases
 from geneva.store import recorder as recording
 from geneva.store.database import Database
 from geneva.store.leases import Leases
@@ -97,9 +98,9 @@ def test_lease_of_a_driver_that_loads_its_udf_for_long_is_renewed(
         until(lambda: "loading" in store.run(run.id).reason)
         raise SettingError("there is no such table")
 
-    monkeypatch.setattr(driver, "open_table", load)
+    monkeypatch.setattr(Databases, "table", load)
     recorder = StoreRecorder(store, claimed, pause_ends=True)
-    assert driver._drive(store, leases, claimed, job, recorder) == 1
+    assert driver._drive(store, leases, claimed, job, recorder, Databases(())) == 1
     assert store.run(run.id).state is JobState.FAILED
 
 

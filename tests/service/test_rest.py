@@ -34,8 +34,13 @@ BODY = {"table": "t", "columns": ["y"], "arguments": {"executor": "local"}}
 RUNS = "/api/v1/runs"
 
 
+ANYWHERE = {"allow_db": ("/", "magic://x")}
+
+
 def client_for(jobs: Store, scene: Scene, **more: object) -> TestClient:
-    settings = Settings(jobs.database.url, scene.path.parent / "s", db=str(scene.path), **more)
+    settings = Settings(
+        jobs.database.url, scene.path.parent / "s", db=str(scene.path), **ANYWHERE | more
+    )
     app = create_app(settings, jobs)
     return TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 import geneva
 from geneva.service.logs import Log
@@ -56,9 +57,9 @@ def test_udf_sees_no_secret_of_the_service(tmp_path: Path, executor: str):
         service.until(run, "SUCCEEDED")
     finally:
         service.stop()
-    text = (tmp_path / "seen").read_text()
-    assert [s for s in SECRETS.values() if s in text] == []
-    first = json.loads(text.splitlines()[0])
+    shown = (tmp_path / "seen").read_text()
+    assert [s for s in SECRETS.values() if s in shown] == []
+    first = json.loads(shown.splitlines()[0])
     assert first["environ"]["FOR_UDFS"] == "stays"
     assert any("geneva.service.driver" in v for v in first.values())
     assert any("serve" in v for k, v in first.items() if k.endswith("cmdline"))
@@ -78,11 +79,11 @@ def test_password_in_the_command_line_is_overwritten_once_it_was_read():
     url = "postgresql://me:pass:w@host/db"
     env = os.environ | {"OTHER": url, "PGPASSWORD": "pass:w", "PLAIN": "a pass:w inside"}
     command = [sys.executable, "-c", program, url]
-    text = subprocess.check_output(command, text=True, env=env)
-    assert text.count(url) == 1  # what Python itself has taken before
-    assert "me:******@host/db" in text
-    assert "PGPASSWORD" not in text
-    assert "a pass:w inside" in text  # no URL's password, and no value of its own
+    shown = subprocess.check_output(command, text=True, env=env)
+    assert shown.count(url) == 1  # what Python itself has taken before
+    assert "me:******@host/db" in shown
+    assert "PGPASSWORD" not in shown
+    assert "a pass:w inside" in shown  # no URL's password, and no value of its own
 
 
 def test_driver_is_given_all_of_the_environment_but_secrets():
@@ -162,3 +163,19 @@ def test_folder_of_others_stays_as_open_as_it_is(tmp_path: Path):
     assert mode(tmp_path / "shared") == 0o777
     assert mode(tmp_path / "shared" / "theirs") == 0o666
     assert mode(tmp_path / "shared" / "jobs.db") == 0o600
+
+
+def test_file_of_jobs_that_is_opened_again_keeps_the_locks_of_who_writes(tmp_path: Path):
+    """POSIX takes all locks of a process on a file when it closes any descriptor of it."""
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    first = open_store(url)
+    program = (
+        "import sqlite3, sys\n"
+        f"other = sqlite3.connect({str(tmp_path / 'jobs.db')!r}, timeout=0)\n"
+        "other.execute('BEGIN EXCLUSIVE')\n"
+    )
+    with first.database.write() as session:
+        session.execute(text("UPDATE jobs SET priority = 1"))
+        Database(url).close()
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "database is locked" in done.stderr

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 import geneva
 from geneva.jobs.page import Wish
 from geneva.service import catalog
+from geneva.service.tables import Databases
 from geneva.store.past import Past
 from geneva.store.store import Store
 from tests.service.conftest import Scene
@@ -143,7 +144,7 @@ def test_storage_options_that_were_exchanged_are_used_still(
     options = tmp_path / "options.toml"
     options.touch(0o600)
     monkeypatch.setenv("GENEVA_STORAGE_OPTIONS", str(options))
-    watched = catalog.Catalog(str(scene.path), Past(jobs.database))
+    watched = catalog.Catalog(str(scene.path), Databases((str(scene.path),)), Past(jobs.database))
     for token in ("one", "two"):
         options.write_text(f'["{scene.path}"]\naws_session_token = "{token}"')
         storage, _ = watched.open(str(scene.path), "t")
