@@ -23,6 +23,7 @@ from benchmarks.measure import Answer, Scale, Side, alternate, end_ray, growth
 from benchmarks.queue import fill_queue, many_fragments
 from geneva.service.scheduler import Scheduler
 from geneva.service.settings import Settings
+from geneva.store.local import token_for
 
 _RATE = 100  # requests a second
 _JOB_S = 20.0  # what the UDF of the whole job takes
@@ -222,7 +223,7 @@ def _pages(path: Path, scale: Scale) -> Iterator[Answer]:
         question = "the same in Chromium, from nothing to the drawn grid"
         bar = f"<= {_PAGE_MS:,.0f} ms (ours)"
         try:
-            seen = _in_a_browser(str(http.base_url), made, scale)
+            seen = _in_a_browser(str(http.base_url), http.token, made, scale)
         except LookupError as missing:
             yield Answer(question, bar, f"not asked: {missing}", None)
             return
@@ -236,7 +237,7 @@ def _pages(path: Path, scale: Scale) -> Iterator[Answer]:
 
 
 def _in_a_browser(
-    url: str, made: Mapping[int, tuple[str, str]], scale: Scale
+    url: str, token: str, made: Mapping[int, tuple[str, str]], scale: Scale
 ) -> dict[float, float]:
     """Return milliseconds by fragments.
 
@@ -257,7 +258,7 @@ def _in_a_browser(
         for fragments, (run_id, _) in made.items():
             took = []
             for _ in range(1 + max(scale.rounds, 5)):
-                visitor = browser.Visitor(started, url)  # with a cache of its own
+                visitor = browser.Visitor(started, url, token)  # with a cache of its own
                 begun = time.perf_counter()
                 visitor.page.goto(f"/runs/{run_id}", wait_until="commit")
                 visitor.page.wait_for_selector(f"[data-drawn='{fragments}']")
@@ -285,9 +286,10 @@ def _by_fragments(points: Mapping[float, float]) -> str:
 
 
 class _Service(httpx.Client):
-    """A client of a service, that knows its process."""
+    """A client of a service, with its token and a session, that knows its process."""
 
     pid: int
+    token: str
 
 
 @contextmanager
@@ -301,12 +303,25 @@ def _served(state: Path, db: Path) -> Iterator[_Service]:
             [*command, "--state", str(state), "--db", str(db)], stdout=out, stderr=out
         )
     try:
-        with _Service(base_url=f"http://127.0.0.1:{_port(log, process)}", timeout=60) as http:
-            http.pid = process.pid
+        url = f"http://127.0.0.1:{_port(log, process)}"
+        with _Service(base_url=url, timeout=60) as http:
+            http.pid, http.token = process.pid, _token(url, process)
+            http.headers["Authorization"] = f"Bearer {http.token}"
+            form = {"token": http.token, "next": "/login"}
+            http.post("/login", data=form, headers={"Origin": url})
             yield http
     finally:
         process.terminate()
         process.wait(30)
+
+
+def _token(url: str, process: subprocess.Popen[bytes]) -> str:
+    """Wait for the token that a service writes down for its account."""
+    while (token := token_for(url)) is None:
+        if process.poll() is not None:
+            raise RuntimeError("the service ended")
+        time.sleep(0.02)
+    return token
 
 
 def _port(log: Path, process: subprocess.Popen[bytes]) -> int:

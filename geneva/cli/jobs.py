@@ -38,7 +38,8 @@ _Url = Annotated[
     typer.Option(
         "--url",
         envvar="GENEVA_URL",
-        help="The service; its token is read from GENEVA_TOKEN.",
+        help="The service; its token is read from GENEVA_TOKEN, or, where it runs for this account "
+        "of this host, from a file that it wrote.",
     ),
 ]
 _DEFAULT_URL = "http://127.0.0.1:8265"

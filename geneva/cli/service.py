@@ -109,6 +109,14 @@ def serve(
     rate_limit: Annotated[
         float, typer.Option(min=0, help="Requests a second of one client; 0 for no limit.")
     ] = 500.0,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="A proxy whose X-Forwarded-For is believed; repeat. [default: none]",
+            show_default=False,
+        ),
+    ] = None,
     max_streams: Annotated[
         int, typer.Option(min=1, help="Event streams at once; one client may have a quarter.")
     ] = 200,
@@ -123,6 +131,7 @@ def serve(
         settings = _settings(db, jobs, state, keep_days, grace, watch, host, port)
         settings = replace(settings, max_drivers=max_drivers, allow_db=_places(allow_db))
         settings = replace(settings, requests_per_s=rate_limit, max_streams=max_streams)
+        settings = replace(settings, proxies=tuple(proxy or ()))
         run(settings, schedule=schedule, pages=pages)
 
 
@@ -174,7 +183,7 @@ def _settings(
     port: int = 8265,
 ) -> Settings:
     from geneva.service.secrets import conceal
-    from geneva.service.settings import Settings, default_state, default_watch_s
+    from geneva.service.settings import Settings, default_state, default_watch_s, token_of
     from geneva.store.database import with_password
 
     folder = Path(state) if state else default_state(db)
@@ -186,8 +195,8 @@ def _settings(
         db=None if db is None else _absolute(db),
         host=host,
         port=port,
-        operator_token=os.environ.get("GENEVA_TOKEN") or None,
-        viewer_token=os.environ.get("GENEVA_VIEWER_TOKEN") or None,
+        operator_token=token_of("GENEVA_TOKEN"),
+        viewer_token=token_of("GENEVA_VIEWER_TOKEN"),
         grace_s=grace,
         watch_s=default_watch_s(db) if watch is None else watch,
         keep_s=None if keep_days is None else keep_days * 86400,

@@ -2,22 +2,40 @@
 
 A browser cannot send a bearer token with a link, so a person gives one once and gets a session: a
 signed cookie that holds a role and an end, and no token. Only pages take it; the REST interface
-does not, so that no page of another site can use it there.
+does not, so that no page of another site can use it there. Who logs out ends the session itself:
+a copy of the cookie is worth nothing from then on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import secrets
 import time
+from dataclasses import dataclass
 
 from fastapi import HTTPException, Request, Response
 
 from geneva.service.access import Role, check_origin, parts_of
 from geneva.service.settings import Settings
+from geneva.store.sessions import end_session, is_ended
 
 _LASTS_S = 7 * 86400
 _SAFE = {"GET", "HEAD"}
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a cookie holds, beside its signature."""
+
+    role: Role
+    until_s: int
+    id: str
+
+    @property
+    def text(self) -> str:
+        """What is signed."""
+        return f"{self.role.value}.{self.until_s}.{self.id}"
 
 
 class LoginNeededError(Exception):
@@ -34,18 +52,15 @@ def check(request: Request, role: Role = Role.VIEWER) -> Role:
     HTTPException
         403: the role is too low, or the request comes from another site.
     """
-    settings: Settings = request.app.state.settings
     if request.method not in _SAFE:
         check_same_site(request)
-    if settings.operator_token is None:
-        check_origin(request)
-        return Role.OPERATOR
-    held = _read(settings, request.cookies.get(_cookie(settings), ""))
+    check_origin(request)
+    held = _session(request)
     if held is None:
         raise LoginNeededError
-    if held < role:
+    if held.role < role:
         raise HTTPException(403, "you may look, not steer: log in with the operator's token")
-    return held
+    return held.role
 
 
 def check_same_site(request: Request) -> None:
@@ -64,10 +79,10 @@ def check_same_site(request: Request) -> None:
 def log_in(request: Request, response: Response, role: Role) -> None:
     """Give a browser a session."""
     settings: Settings = request.app.state.settings
-    until = int(time.time()) + _LASTS_S
+    session = Session(role, int(time.time()) + _LASTS_S, secrets.token_hex(16))
     response.set_cookie(
         _cookie(settings),
-        f"{role.value}.{until}.{_sign(settings, role, until)}",
+        f"{session.text}.{_sign(settings, session)}",
         max_age=_LASTS_S,
         secure=request.url.scheme == "https",
         httponly=True,
@@ -76,7 +91,9 @@ def log_in(request: Request, response: Response, role: Role) -> None:
 
 
 def log_out(request: Request, response: Response) -> None:
-    """Take the session from a browser."""
+    """End the session of a browser, wherever its cookie was copied to."""
+    if (held := _session(request)) is not None:
+        end_session(request.app.state.places.store.database, held.id, held.until_s)
     response.delete_cookie(_cookie(request.app.state.settings))
 
 
@@ -84,17 +101,31 @@ def _cookie(settings: Settings) -> str:
     return f"geneva_{settings.port}"  # browsers share cookies between the ports of a host
 
 
-def _read(settings: Settings, text: str) -> Role | None:
+def has_session(request: Request) -> bool:
+    """Whether a request comes with a session that is good."""
+    return _session(request) is not None
+
+
+def _session(request: Request) -> Session | None:
+    """Return the session of a request, if it has one that is neither over nor ended."""
+    settings: Settings = request.app.state.settings
+    found = _read(settings, request.cookies.get(_cookie(settings), ""))
+    if found is None or is_ended(request.app.state.places.store.database, found.id):
+        return None
+    return found
+
+
+def _read(settings: Settings, text: str) -> Session | None:
     try:
-        role, until, signature = text.split(".")
-        held, ends_s = Role(int(role)), int(until)
+        role, until, name, signature = text.split(".")
+        found = Session(Role(int(role)), int(until), name)
     except ValueError:
         return None
-    if not hmac.compare_digest(signature.encode(), _sign(settings, held, ends_s).encode()):
+    if not hmac.compare_digest(signature.encode(), _sign(settings, found).encode()):
         return None
-    return held if ends_s > time.time() else None
+    return found if found.until_s > time.time() else None
 
 
-def _sign(settings: Settings, role: Role, until_s: int) -> str:
+def _sign(settings: Settings, session: Session) -> str:
     key = f"{settings.operator_token}\0{settings.viewer_token}".encode()
-    return hmac.new(key, f"page.{role.value}.{until_s}".encode(), hashlib.sha256).hexdigest()
+    return hmac.new(key, f"page.{session.text}".encode(), hashlib.sha256).hexdigest()

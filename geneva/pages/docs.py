@@ -11,6 +11,7 @@ from geneva.pages.routes import pages
 from geneva.service.described import Operation, described
 from geneva.service.problems import STATUSES
 from geneva.service.settings import Settings
+from geneva.store.local import token_file
 
 router = pages()
 
@@ -21,19 +22,19 @@ def docs(request: Request) -> Response:
     found = described(request.app.openapi())
     settings: Settings = request.app.state.settings
     base = str(request.base_url).rstrip("/")
-    guarded = settings.operator_token is not None
-    calls = {o.verb + o.path: _call(o, base, guarded) for tag in found.tags for o in tag.operations}
+    port = request.url.port
+    token = f"$(cat {token_file(port)})" if settings.own_token and port else "$GENEVA_TOKEN"
+    calls = {o.verb + o.path: _call(o, base, token) for tag in found.tags for o in tag.operations}
     return render(request, "docs.html", found=found, calls=calls, statuses=STATUSES)
 
 
-def _call(operation: Operation, base: str, guarded: bool) -> str:
+def _call(operation: Operation, base: str, token: str) -> str:
     """Return a command for a shell; what is in braces is to be filled in."""
     words = ["curl"]
     if operation.verb != "GET":
         words.append(f"-X {operation.verb}")
     words.append(f"'{base}{operation.path}'")
-    if guarded:
-        words.append('-H "Authorization: Bearer $GENEVA_TOKEN"')
+    words.append(f'-H "Authorization: Bearer {token}"')
     if operation.body is not None:
         body = json.dumps(operation.example)
         words += ["-H 'Content-Type: application/json'", f"-d '{body}'"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import logging
+from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 from fastapi.responses import RedirectResponse
@@ -10,29 +11,45 @@ from fastapi.responses import RedirectResponse
 from geneva.pages import access
 from geneva.pages.render import render
 from geneva.pages.routes import Form, pages
-from geneva.service.access import parts_of, role_of
+from geneva.service.access import Door, Role, check_origin, parts_of
 from geneva.service.settings import Settings
+from geneva.store.local import token_file
 
 router = pages(role=None)
 
+_LOG = logging.getLogger("geneva.service")
+_Code = Annotated[str | None, Query(alias="token", max_length=200)]
 _Next = Annotated[str, Query(alias="next", max_length=2000)]
 
 
 @router.get("/login")
 def show(request: Request, after: _Next = "/") -> Response:
     """Ask for a token."""
-    return render(request, "login.html", after=_here(after), wrong=False)
+    return _form(request, after=_here(after), wrong=False)
+
+
+@router.get("/")
+def home(request: Request, code: _Code = None) -> Response:
+    """Begin with the runs; an address that is good once brings a session."""
+    response = RedirectResponse("/runs", 303)
+    if code is not None and not access.has_session(request):
+        check_origin(request)
+        door: Door = request.app.state.door
+        if door.takes_code(request, code):
+            access.log_in(request, response, Role.OPERATOR)
+            _LOG.info("for another browser: %s?token=%s", request.base_url, door.code)
+    return response
 
 
 @router.post("/login")
 def log_in(request: Request, form: Form) -> Response:
     """Take a token, and go where the person wanted to."""
     access.check_same_site(request)
-    settings: Settings = request.app.state.settings
+    door: Door = request.app.state.door
     after = _here(form.get("next", "/"))
-    role = role_of(settings, form.get("token", "").strip())
+    role = door.role_of(request, form.get("token", "").strip())
     if role is None:
-        return render(request, "login.html", status=401, after=after, wrong=True)
+        return _form(request, status=401, after=after, wrong=True)
     response = RedirectResponse(after, 303)
     access.log_in(request, response, role)
     return response
@@ -45,6 +62,13 @@ def log_out(request: Request) -> Response:
     response = RedirectResponse("/login", 303)
     access.log_out(request, response)
     return response
+
+
+def _form(request: Request, **shown: Any) -> Response:
+    settings: Settings = request.app.state.settings
+    port = request.url.port
+    own = token_file(port) if settings.own_token and port else None
+    return render(request, "login.html", own_token=own, **shown)
 
 
 def _here(url: str) -> str:

@@ -83,7 +83,7 @@ def render(
             db=settings.db,
             may_steer=held is Role.OPERATOR,
             known=held is not None,
-            session=settings.operator_token is not None and held is not None,
+            session=held is not None,
             **context,
         )
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
-from fastapi.responses import RedirectResponse
 
 from geneva.pages import (
     docs,
@@ -42,8 +41,3 @@ def install(app: FastAPI) -> None:
     for router in _ROUTERS:
         app.include_router(router)
     app.mount("/static", Static(directory=STATIC), name="static")
-
-    @app.get("/", include_in_schema=False)
-    def home() -> RedirectResponse:
-        """Begin with the runs."""
-        return RedirectResponse("/runs", 303)

@@ -1,12 +1,17 @@
 """Who may look and who may steer.
 
-With tokens, every request but those for health needs one. Without tokens the service listens on
-loopback only; then a page of another site, in a browser of this host, must not reach it either.
+Every request but those for health needs a token. A service that was given none makes one, listens
+on loopback only, and lets the clients of its own account read the token from a file; a browser is
+let in by an address that is good once. A page of another site, in a browser of this host, does not
+reach it either.
 """
 
 from __future__ import annotations
 
 import hmac
+import math
+import secrets
+import threading
 from collections.abc import Callable, Coroutine
 from enum import IntEnum
 from typing import Annotated, Any
@@ -15,10 +20,11 @@ from urllib.parse import SplitResult, urlsplit
 from fastapi import Depends, HTTPException, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from geneva.service.limits import Guesses
 from geneva.service.settings import Settings
+from geneva.store.local import LOOPBACK
 
 _BEARER = HTTPBearer(auto_error=False, description="GENEVA_TOKEN or GENEVA_VIEWER_TOKEN")
-_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
 
 
@@ -33,11 +39,9 @@ def needs(role: Role) -> Callable[..., Coroutine[Any, Any, None]]:
     """Return a dependency that refuses requests of a lower role."""
 
     async def check(request: Request, credentials: _Credentials) -> None:
-        settings: Settings = request.app.state.settings
-        if settings.operator_token is None:
-            check_origin(request)
-            return
-        held = None if credentials is None else role_of(settings, credentials.credentials)
+        door: Door = request.app.state.door
+        check_origin(request)
+        held = None if credentials is None else door.role_of(request, credentials.credentials)
         if held is None:
             raise HTTPException(
                 401,
@@ -50,8 +54,70 @@ def needs(role: Role) -> Callable[..., Coroutine[Any, Any, None]]:
     return check
 
 
-def role_of(settings: Settings, given: str) -> Role | None:
-    """Return what the holder of a token may do, or ``None`` if it is none of ours."""
+class Door:
+    """Looks at tokens; whoever sends wrong ones has to wait.
+
+    Parameters
+    ----------
+    settings
+        With a token.
+    """
+
+    def __init__(self, settings: Settings, guesses: Guesses) -> None:
+        self._settings, self._guesses = settings, guesses
+        self._lock = threading.Lock()
+        self._code = secrets.token_urlsafe(32)
+
+    def role_of(self, request: Request, given: str) -> Role | None:
+        """Return what the holder of a token may do, or ``None`` if it is none of ours.
+
+        Raises
+        ------
+        HTTPException
+            429: so many wrong ones came from there that this one is not looked at.
+        """
+        # Nobody guesses a token of ours, and every account of the host comes from one address: they
+        # must not be able to keep the right one out.
+        if not self._settings.own_token:
+            self._check_wait(request)
+        found = _role_of(self._settings, given)
+        if found is None:
+            self._check_wait(request)
+            self._guesses.wrong(client_of(request))
+        return found
+
+    @property
+    def code(self) -> str:
+        """The word in the address that lets a browser in; it is good once."""
+        with self._lock:
+            return self._code
+
+    def takes_code(self, request: Request, given: str) -> bool:
+        """Whether a word is the one that lets a browser in, which is another one from then on."""
+        self._check_wait(request)
+        with self._lock:
+            if hmac.compare_digest(given.encode(), self._code.encode()):
+                self._code = secrets.token_urlsafe(32)
+                return True
+        self._guesses.wrong(client_of(request))
+        return False
+
+    def _check_wait(self, request: Request) -> None:
+        if wait_s := self._guesses.wait_s(client_of(request)):
+            after = str(math.ceil(wait_s))
+            raise HTTPException(
+                429,
+                f"too many wrong tokens; try again in {after} s",
+                headers={"Retry-After": after},
+            )
+
+
+def client_of(request: Request) -> str:
+    """Return the address of whoever asks."""
+    return request.client.host if request.client else ""
+
+
+def _role_of(settings: Settings, given: str) -> Role | None:
     found = None
     for token, role in (
         (settings.viewer_token, Role.VIEWER),
@@ -63,15 +129,20 @@ def role_of(settings: Settings, given: str) -> Role | None:
 
 
 def check_origin(request: Request) -> None:
-    """Refuse what another site's page sends, also by a name that it lets point to loopback.
+    """Refuse what another site's page sends to a service that was given no token.
+
+    Also by a name that it lets point to loopback.
 
     Raises
     ------
     HTTPException
         403.
     """
+    settings: Settings = request.app.state.settings
+    if not settings.own_token:
+        return
     host = request.headers.get("host", "")
-    if parts_of(f"//{host}").hostname not in _LOOPBACK:
+    if parts_of(f"//{host}").hostname not in LOOPBACK:
         raise HTTPException(403, "without tokens the service answers to 127.0.0.1 only")
     origin = request.headers.get("origin")
     if origin is not None and parts_of(origin).netloc != host:

@@ -9,8 +9,8 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from geneva.service import failures, jobs, looks, runs
-from geneva.service.access import Viewer
-from geneva.service.limits import Limits
+from geneva.service.access import Door, Viewer
+from geneva.service.limits import Guesses, Limits
 from geneva.service.metrics import Measured, Metrics
 from geneva.service.openapi import describe, operation_id
 from geneva.service.problems import Problem, install
@@ -33,6 +33,7 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
         redoc_url=None,
     )
     describe(app)
+    settings = settings.with_token()
     app.state.settings = settings
     app.state.places = shared = places(settings, store)
     install(app)
@@ -41,6 +42,7 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
     app.include_router(looks.router, prefix="/api/v1")
     app.include_router(failures.router, prefix="/api/v1")
     counted = Metrics(shared.lists)
+    app.state.door = Door(settings, Guesses(counted.wrong_tokens.inc))
     app.add_middleware(Limits, per_s=settings.requests_per_s)
     app.add_middleware(Measured, metrics=counted)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.responses import Response
@@ -12,11 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from geneva.service.problems import problem
 
+_LOG = logging.getLogger("geneva.service")
 MAX_BODY_BYTES = 1_000_000
 MAX_HEADER_BYTES = 16_384
 MAX_URL_BYTES = 8_192
 _CLIENTS = 10_000
 _BURST_S = 2.0
+_GUESSES, _GUESSES_PER_S = 10.0, 0.5  # wrong tokens of one client: at once, and from then on
 _FREE = {"/healthz", "/readyz"}  # whoever asks these restarts what does not answer
 
 
@@ -33,13 +37,15 @@ class Rate:
     ----------
     per_s
         0 for no limit.
+    burst
+        How many at once; by default those of two seconds.
     """
 
-    def __init__(self, per_s: float) -> None:
-        self._per_s, self._burst = per_s, max(per_s * _BURST_S, 1.0)
+    def __init__(self, per_s: float, burst: float | None = None) -> None:
+        self._per_s, self._burst = per_s, burst or max(per_s * _BURST_S, 1.0)
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
-    def wait_s(self, client: str, now_s: float) -> float:
+    def wait_s(self, client: str, now_s: float, count: int = 1) -> float:
         """Count a request, and return 0; or return how long the client is to wait."""
         if not self._per_s:
             return 0.0
@@ -51,8 +57,31 @@ class Rate:
         bucket.tokens, bucket.at_s = min(self._burst, bucket.tokens + gained), now_s
         if bucket.tokens < 1:
             return (1 - bucket.tokens) / self._per_s
-        bucket.tokens -= 1
+        bucket.tokens -= count
         return 0.0
+
+
+class Guesses:
+    """Wrong tokens: few of one client are looked at, and all are counted.
+
+    Parameters
+    ----------
+    counted
+        Called for each.
+    """
+
+    def __init__(self, counted: Callable[[], None]) -> None:
+        self._rate, self._counted = Rate(_GUESSES_PER_S, _GUESSES), counted
+
+    def wait_s(self, client: str) -> float:
+        """Return how long a client is to wait before a token of it is looked at."""
+        return self._rate.wait_s(client, time.monotonic(), count=0)
+
+    def wrong(self, client: str) -> None:
+        """Take note of a wrong token."""
+        self._counted()
+        self._rate.wait_s(client, time.monotonic())
+        _LOG.warning("a wrong token came from %s", client)
 
 
 class Limits:

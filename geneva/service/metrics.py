@@ -28,6 +28,9 @@ class Metrics:
             ["method", "route", "status"],
             registry=self.registry,
         )
+        self.wrong_tokens = Counter(
+            "geneva_wrong_tokens", "Tokens that were none of ours.", registry=self.registry
+        )
         self.seconds = Histogram(
             "geneva_http_request_seconds",
             "Time until a request was answered, streams left out.",

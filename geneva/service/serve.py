@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
+import socket
 import threading
 from collections.abc import Callable, Iterator
 
@@ -11,11 +13,15 @@ import uvicorn
 from fastapi import FastAPI
 
 from geneva.connection import import_lancedb
+from geneva.errors import SettingError
 from geneva.service.app import create_app
 from geneva.service.scheduler import Scheduler
 from geneva.service.settings import Settings
 from geneva.service.tables import storage_options
+from geneva.store.local import forget_token, keep_token
 from geneva.store.place import open_store
+
+_LOG = logging.getLogger("geneva.service")
 
 
 @contextlib.contextmanager
@@ -49,16 +55,79 @@ def serve(
     if pages is not None:
         pages(app)
     config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, log_level="info", server_header=False
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level="info",
+        server_header=False,
+        proxy_headers=bool(settings.proxies),
+        forwarded_allow_ips=list(settings.proxies),
     )
-    server = uvicorn.Server(config)
     if settings.db is not None:
         import_lancedb()  # now: later, every request would wait for it
     _settle()
+    scheduler = Scheduler(settings) if schedule else None
     with contextlib.ExitStack() as stack:
-        if schedule:
-            stack.enter_context(_scheduling(Scheduler(settings)))
-        server.run()
+
+        def begun(port: int) -> None:
+            if scheduler is not None:
+                stack.enter_context(_scheduling(scheduler))
+            if app.state.settings.own_token:
+                _let_in(app, port)
+
+        server = _Server(config, begun, lambda port: _forget_token(app, port))
+        try:
+            server.run()
+        except SystemExit as error:
+            if server.started:
+                raise
+            raise SettingError(
+                f"the service cannot listen on {settings.host}:{settings.port}, as the log says; "
+                "if another one is there, --port names another port"
+            ) from error
+
+
+class _Server(uvicorn.Server):
+    """Says when it listens, and on which port: what needs the port for itself begins then."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        begun: Callable[[int], None],
+        ending: Callable[[int], None],
+    ) -> None:
+        super().__init__(config)
+        self._begun, self._ending = begun, ending
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.should_exit:
+            self._begun(self._port)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.started:  # a signal that ended it is raised again before anybody else can tidy up
+            self._ending(self._port)
+        await super().shutdown(sockets)
+
+    @property
+    def _port(self) -> int:
+        return int(self.servers[0].sockets[0].getsockname()[1])
+
+
+def _let_in(app: FastAPI, port: int) -> None:
+    """Write down the token for clients of this account, and say how a browser gets in."""
+    settings: Settings = app.state.settings
+    try:
+        keep_token(port, str(settings.operator_token))
+    except OSError as error:
+        _LOG.warning("clients of this account cannot read the token: %s; set GENEVA_TOKEN", error)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    _LOG.info("open http://%s:%s/?token=%s (good once)", host, port, app.state.door.code)
+
+
+def _forget_token(app: FastAPI, port: int) -> None:
+    if app.state.settings.own_token:
+        forget_token(port, str(app.state.settings.operator_token))
 
 
 def _settle() -> None:

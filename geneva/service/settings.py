@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, field
+import secrets
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from geneva.errors import SettingError
 from geneva.service.tables import Databases
 from geneva.storage.private import private_folder, tighten, tighten_all
 from geneva.store.database import password_of
+from geneva.store.local import LOOPBACK, state_folder
 
 DRIVER_CLAIM = "GENEVA_DRIVER_CLAIM"
 _OURS = re.compile(r"logs|jobs\.db.*|.*\.log")  # what a service keeps in its state folder
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_LEAST_TOKEN = 12  # characters: a guesser may try one a second, for ever
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,11 @@ class Settings:
     allow_db
         Folders and URIs whose databases may be opened beside it.
     operator_token, viewer_token
-        Who has one may steer, or look. Without them nothing is asked, on loopback only.
+        Who has one may steer, or look. Without them the service makes one, on loopback only.
+    own_token
+        Whether it did.
+    proxies
+        Addresses of those who may say for whom they ask (``X-Forwarded-For``).
     tick_s, grace_s
         Seconds between two looks of the scheduler, and that a driver has to stop as is wanted.
     max_drivers
@@ -56,6 +62,8 @@ class Settings:
     port: int = 8265
     operator_token: str | None = field(default=None, repr=False)
     viewer_token: str | None = field(default=None, repr=False)
+    own_token: bool = False
+    proxies: tuple[str, ...] = ()
     tick_s: float = 0.25
     grace_s: float = 15.0
     max_drivers: int = 8
@@ -65,13 +73,19 @@ class Settings:
     keep_s: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.operator_token and self.host not in _LOOPBACK:
+        if not self.operator_token and self.host not in LOOPBACK:
             raise SettingError(
                 f"--host {self.host} lets others in: set GENEVA_TOKEN (and perhaps "
                 "GENEVA_VIEWER_TOKEN), or listen on 127.0.0.1"
             )
         if self.viewer_token and not self.operator_token:
             raise SettingError("GENEVA_VIEWER_TOKEN needs GENEVA_TOKEN, or nobody could steer")
+
+    def with_token(self) -> Settings:
+        """Return settings with a token, one that nobody can guess if none was given."""
+        if self.operator_token:
+            return self
+        return replace(self, operator_token=secrets.token_urlsafe(32), own_token=True)
 
     @property
     def databases(self) -> Databases:
@@ -102,6 +116,23 @@ class Settings:
             tighten(self.state)
 
 
+def token_of(name: str) -> str | None:
+    """Return a token of the environment.
+
+    Raises
+    ------
+    SettingError
+        It is so short that it might be guessed.
+    """
+    token = os.environ.get(name)
+    if token and len(token) < _LEAST_TOKEN:
+        raise SettingError(
+            f"{name} is too short: a token has at least {_LEAST_TOKEN} characters; "
+            "`openssl rand -hex 16` makes one"
+        )
+    return token or None
+
+
 def default_watch_s(db: str | None) -> float:
     """Return the seconds between two looks: an object store takes money for each."""
     return 10.0 if db is not None and "://" in db else 1.0
@@ -111,5 +142,4 @@ def default_state(db: str | None) -> Path:
     """Return the folder of a service that was told none: beside its database, if that is local."""
     if db is not None and "://" not in db:
         return Path(db) / "_geneva"
-    base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    return Path(base) / "geneva"
+    return state_folder()

@@ -43,6 +43,14 @@ def new_private_file(path: Path) -> None:
         os.unlink(made)
 
 
+def replace_private(path: Path, text: str) -> None:
+    """Write a file for its owner, whole or not at all."""
+    fd, made = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # 0600
+    with open(fd, "w") as file:
+        file.write(text)
+    os.replace(made, path)
+
+
 def tighten(path: Path) -> None:
     """Take from others what they may do with a file or a folder, if it is ours and no link."""
     with contextlib.suppress(OSError):  # it is gone, or somebody else's, who decides about it

@@ -6,7 +6,7 @@ import json
 import os
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, TypeVar, cast
@@ -36,6 +36,7 @@ from geneva.jobs.records import (
     TaskState,
     WatchRecord,
 )
+from geneva.store.local import token_for
 
 T = TypeVar("T")
 _TRIES = 4
@@ -51,16 +52,16 @@ class Client:
     url
         Such as ``http://127.0.0.1:8265``.
     token
-        By default what ``GENEVA_TOKEN`` holds.
+        By default what ``GENEVA_TOKEN`` holds; else what a service of this host and account wrote
+        down for its clients.
     """
 
     def __init__(self, url: str, token: str | None = None) -> None:
-        token = token or os.environ.get("GENEVA_TOKEN")
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.url = url.rstrip("/")
         if not self.url.startswith(("http://", "https://")):
             raise SettingError(f"{url!r} is no URL of a service, such as http://127.0.0.1:8265")
-        self._http = httpx.Client(base_url=f"{self.url}/api/v1", headers=headers, timeout=60)
+        auth = _Token(self.url, token or os.environ.get("GENEVA_TOKEN"))
+        self._http = httpx.Client(base_url=f"{self.url}/api/v1", auth=auth, timeout=60)
         weakref.finalize(self, self._http.close)
 
     # --- submit and steer ----------------------------------------------------------------
@@ -243,6 +244,18 @@ class Client:
                 "there? --url or GENEVA_URL names another"
             ) from error
         time.sleep(0.1 * 2**tries)
+
+
+class _Token(httpx.Auth):
+    """Sends a token; what a service wrote down is read each time: the next one makes its own."""
+
+    def __init__(self, url: str, token: str | None) -> None:
+        self._url, self._token = url, token
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        if token := self._token or token_for(self._url):
+            request.headers["Authorization"] = f"Bearer {token}"
+        yield request
 
 
 def _asked_to_wait_s(answer: httpx.Response) -> float | None:

@@ -268,3 +268,21 @@ class Watch(Base):
     not_before_s: Mapped[float] = mapped_column(default=0.0)
     reason: Mapped[str] = mapped_column(default="")
     changes: Mapped[int] = mapped_column(default=0)
+
+
+class SchedulerBeat(Base):
+    """When a scheduler last looked at the queue; ``name`` says which process it is."""
+
+    __tablename__ = "schedulers"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    ticked_s: Mapped[float]
+
+
+class EndedSession(Base):
+    """A session of a browser that was ended before its time; kept until that is over."""
+
+    __tablename__ = "ended_sessions"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    until_s: Mapped[float]

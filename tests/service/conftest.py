@@ -90,6 +90,14 @@ def scene(tmp_path: Path, calls: CallLog) -> Scene:
     return Scene(tmp_path / "db", table, calls, gate)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Services of the tests write their tokens down where those of this account are not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("account")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
@@ -152,7 +160,7 @@ def visit(chromium: Browser, service: Service) -> Iterator[Visit]:
     visitors: list[Visitor] = []
 
     def go(path: str, **options: Any) -> Page:
-        visitor = Visitor(chromium, f"http://127.0.0.1:{service.port}", **options)
+        visitor = Visitor(chromium, f"http://127.0.0.1:{service.port}", service.token, **options)
         visitors.append(visitor)
         visitor.page.goto(path)
         return visitor.page

@@ -28,10 +28,14 @@ OURS = {"Origin": HERE}
 
 
 def browser_for(jobs: Store, folder: Path, **more: Any) -> TestClient:
-    settings = Settings(jobs.database.url, folder, db=str(folder / "db"), **more)
+    settings = Settings(jobs.database.url, folder, db=str(folder / "db"), **{"allow_db": ("/",)} | more)
     app = create_app(settings, jobs)
     install(app)
-    return TestClient(app, HERE, raise_server_exceptions=False, follow_redirects=False)
+    client = TestClient(app, HERE, raise_server_exceptions=False, follow_redirects=False)
+    if settings.operator_token is None:
+        client.headers["Authorization"] = f"Bearer {app.state.settings.operator_token}"
+        client.get("/", params={"token": app.state.door.code})
+    return client
 
 
 @pytest.fixture

@@ -42,7 +42,10 @@ def client_for(jobs: Store, scene: Scene, **more: object) -> TestClient:
         jobs.database.url, scene.path.parent / "s", db=str(scene.path), **ANYWHERE | more
     )
     app = create_app(settings, jobs)
-    return TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+    client = TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+    if settings.operator_token is None:
+        client.headers |= bearer(app.state.settings.operator_token)
+    return client
 
 
 @pytest.fixture

@@ -145,7 +145,9 @@ def picture(page: Page, name: str) -> None:
 def test_pictures(chromium: Browser, served: Service):
     run = fill(served)
     for look, options in LOOKS.items():
-        visitor = Visitor(chromium, f"http://127.0.0.1:{served.port}", **(DESK | options))
+        visitor = Visitor(
+            chromium, f"http://127.0.0.1:{served.port}", served.token, **(DESK | options)
+        )
         for name, path in SHOTS:
             visitor.page.goto(path.format(run=run))
             settle(visitor.page)

@@ -36,6 +36,7 @@ class Asked:
         self._began, self._left = asyncio.Event(), asyncio.Event()
         self._sent = False
         headers = [(b"host", b"127.0.0.1")]
+        headers += [(b"authorization", f"Bearer {app.state.settings.operator_token}".encode())]
         scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode()}
         scope |= {"query_string": b"", "headers": headers, "client": (client, 1), "scheme": "http"}
         scope |= {"server": ("127.0.0.1", 80), "http_version": "1.1", "root_path": ""}

@@ -45,10 +45,17 @@ def browser(path: str) -> Iterator[Browser]:
 
 
 class Visitor:
-    """One person with a browser, whose pages load nothing from elsewhere and raise no error."""
+    """One person with a browser, whose pages load nothing from elsewhere and raise no error.
 
-    def __init__(self, started: Browser, url: str, **options: Any) -> None:
+    With a token they are logged in.
+    """
+
+    def __init__(self, started: Browser, url: str, token: str = "", **options: Any) -> None:
         self.context: BrowserContext = started.new_context(base_url=url, **options)
+        if token:
+            form, ours = {"token": token, "next": "/login"}, {"Origin": url}
+            done = self.context.request.post("/login", form=form, headers=ours)
+            assert done.ok, done.text()
         self.context.set_default_timeout(60_000)
         self.page: Page = self.context.new_page()
         self.elsewhere: list[str] = []

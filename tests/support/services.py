@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 
 from geneva.service.settings import DRIVER_CLAIM
+from geneva.store.local import token_for
 from tests.support.backfills import until
 from tests.support.crashing import kill_pids
 
@@ -36,8 +37,7 @@ class Service:
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
         self.http = httpx.Client(timeout=60)
-        if token := self.env.get("GENEVA_TOKEN"):
-            self.http.headers["Authorization"] = f"Bearer {token}"
+        self.token = ""
 
     @property
     def log(self) -> Path:
@@ -63,7 +63,16 @@ class Service:
         until(port)
         self.port = port()
         self.http.base_url = httpx.URL(f"http://127.0.0.1:{self.port}")
+        self.token = self.env.get("GENEVA_TOKEN") or self._own_token(size)
+        self.http.headers["Authorization"] = f"Bearer {self.token}"
         return self
+
+    def _own_token(self, size: int) -> str:
+        """Wait until the service has written its token down, and return it."""
+        until(lambda: "/?token=" in self.log.read_text()[size:])
+        token = token_for(str(self.http.base_url))
+        assert token is not None
+        return token
 
     def kill(self) -> None:
         """Kill the service as the kernel would; its drivers are not touched."""
