@@ -68,7 +68,7 @@ def render(
     """Return a page, or a piece of one, made of a template.
 
     Templates also get ``request``, ``theme``, ``path``, ``db`` (the service's own
-    database of tables) and, once somebody is known, ``may_steer`` and ``session``.
+    database of tables) and, once somebody is known, ``may_steer``, ``session`` and ``trouble``.
     """
     settings: Settings = request.app.state.settings
     theme = request.cookies.get(THEME)
@@ -83,11 +83,17 @@ def render(
             db=settings.db,
             may_steer=held is Role.OPERATOR,
             known=held is not None,
+            trouble=trouble_of(request) if held is not None else "",
             session=held is not None,
             **context,
         )
     )
     return HTMLResponse(text, status, headers)
+
+
+def trouble_of(request: Request) -> str:
+    """Return why the service cannot do its work, or nothing."""
+    return str(request.app.state.places.health().reason)
 
 
 def is_piece(request: Request) -> bool:

@@ -17,7 +17,7 @@ from geneva.service.problems import Problem, install
 from geneva.service.reads import reading
 from geneva.service.settings import Settings
 from geneva.service.state import places
-from geneva.store.migrate import check
+from geneva.store.health import check_health, health
 from geneva.store.store import Store
 
 
@@ -47,14 +47,14 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
     app.add_middleware(Measured, metrics=counted)
 
     @app.get("/healthz", tags=["health"])
-    async def health() -> dict[str, str]:
+    async def alive() -> dict[str, str]:
         """Say that the process answers."""
         return {"status": "ok"}
 
     @app.get("/readyz", tags=["health"])
     def ready() -> dict[str, str]:
-        """Say that the database of jobs answers, and is one that this geneva knows."""
-        check(store.database)
+        """Say that the database of jobs answers, and that a scheduler looks at the queue."""
+        check_health(health(store.database))
         return {"status": "ok"}
 
     @app.get("/metrics", tags=["health"], dependencies=[Viewer], response_class=PlainTextResponse)

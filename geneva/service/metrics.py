@@ -9,6 +9,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from geneva.errors import GenevaError
+from geneva.store.health import health
 from geneva.store.lists import Lists
 from geneva.types import JobState
 
@@ -89,6 +91,20 @@ class _Counts(Collector):
 
     def collect(self) -> list[GaugeMetricFamily]:
         """Count."""
+        found = health(self._lists.database)
+        ready = GaugeMetricFamily("geneva_ready", "1 if /readyz says so, else 0.")
+        ready.add_metric([], 0 if found.reason else 1)
+        silence = GaugeMetricFamily(
+            "geneva_scheduler_silence_seconds", "Since a scheduler last looked at the queue."
+        )
+        if found.silence_s is not None:
+            silence.add_metric([], found.silence_s)
+        try:
+            return [ready, silence, *self._counted()]
+        except GenevaError:  # the database is away, which is told so
+            return [ready, silence]
+
+    def _counted(self) -> list[GaugeMetricFamily]:
         counts, pools = self._lists.counts()
         states = GaugeMetricFamily("geneva_jobs", "Jobs by state.", labels=["state"])
         for state in JobState:

@@ -25,6 +25,7 @@ from geneva.service.secrets import Orders, for_drivers
 from geneva.service.settings import DRIVER_CLAIM, Settings
 from geneva.service.tables import storage_options
 from geneva.service.watcher import Watcher
+from geneva.store.health import BEAT_S, beat
 from geneva.store.leases import Held, Leases
 from geneva.store.place import open_store
 from geneva.store.queue import Claim, claim, outlook
@@ -53,6 +54,7 @@ class Scheduler:
         self._seen: Hashable = None
         self._read_s = 0.0
         self._forget_at = 0.0
+        self._beat_s = -BEAT_S
         self._ended = threading.Event()
 
     def run(self) -> None:
@@ -103,6 +105,13 @@ class Scheduler:
             with self._going_on(claimed.job_id):
                 self._start(claimed)
         self._forget()
+        self._beat()
+
+    def _beat(self) -> None:
+        """Say now and then that somebody looks at the queue."""
+        if time.monotonic() - self._beat_s >= BEAT_S:
+            beat(self._database, f"the one in {self._me}")
+            self._beat_s = time.monotonic()
 
     @staticmethod
     @contextlib.contextmanager

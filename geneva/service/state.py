@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import time
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -12,9 +14,12 @@ from geneva.service.catalog import Catalog as _Catalog
 from geneva.service.logs import forget
 from geneva.service.settings import Settings
 from geneva.service.streams import Streams
+from geneva.store.health import Health, health
 from geneva.store.lists import Lists as _Lists
 from geneva.store.past import Past
 from geneva.store.store import Store as _Store
+
+_HEALTH_S = 2.0  # for how long an answer is good: every page shows it
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,16 @@ class _Places:
     catalog: _Catalog
     past: Past
     streams: Streams
+    _health: list[tuple[float, Health]] = field(default_factory=list)
+
+    def health(self) -> Health:
+        """Say whether the service can do its work, as it was a moment ago."""
+        now = time.monotonic()
+        at_s, found = self._health[0] if self._health else (-math.inf, None)
+        if found is None or now - at_s > _HEALTH_S:
+            found = health(self.store.database)
+            self._health[:] = [(now, found)]
+        return found
 
     def retry(self, run_id: str) -> RunRecord:
         """Queue again what did not succeed, of a run that this service would take."""

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import (
     ArgumentError,
+    DatabaseError,
     DataError,
     InterfaceError,
     OperationalError,
@@ -21,11 +22,12 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as NoneFreeError
 from sqlalchemy.orm import Session
 
-from geneva.errors import ServiceError, SettingError
+from geneva.errors import CorruptFileError, ServiceError, SettingError
 from geneva.storage.private import new_private_file, private_folder, tighten
 
 _OVERFLOW = 5  # connections beyond the five that stay open, of those who read and who write each
 _IN_URL = re.compile(r"(?<=:)[^/:@]*(?=@)")  # what may be a password, where nothing parses
+_CONNECT_S = 5  # a host that is away does not say so
 _CLAIMS = 0x67656E65  # advisory lock of PostgreSQL: one scheduler decides at a time
 _NOW = {
     "sqlite": text("SELECT (julianday('now') - 2440587.5) * 86400.0"),
@@ -49,8 +51,11 @@ class Database:
     def __init__(self, url: str, busy_s: float = 60.0) -> None:
         self.url = url
         self.engine = _engine(url, busy_s)
+        self._file: tuple[Path, int] | None = None
         if self.is_sqlite:
-            _make_private(Path(str(self.engine.url.database)))
+            path = Path(str(self.engine.url.database))
+            _make_private(path)
+            self._file = path, path.stat().st_ino
         # With connections of their own, those who read do not wait for those who wait to write.
         self._reading = _engine(url, busy_s)
         for engine in (self.engine, self._reading):
@@ -60,6 +65,24 @@ class Database:
     def is_sqlite(self) -> bool:
         """Whether it is SQLite."""
         return self.engine.dialect.name == "sqlite"
+
+    def check_there(self) -> None:
+        """Raise `ServiceError` if the file is gone: connections that are open do not see that."""
+        if self._file is None:
+            return
+        path, number = self._file
+        try:
+            there = path.stat().st_ino == number
+        except OSError:
+            there = False
+        if not there:
+            raise ServiceError(f"the database of jobs, {path}, was moved or deleted")
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Turn errors of the database into ours."""
+        with _answering(self.url):
+            yield
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -143,7 +166,8 @@ def _engine(url: str, busy_s: float) -> Engine:
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername.startswith("postgresql"):
-        return create_engine(parsed, pool_pre_ping=True, max_overflow=_OVERFLOW)
+        told = {} if "connect_timeout" in parsed.query else {"connect_timeout": _CONNECT_S}
+        return create_engine(parsed, pool_pre_ping=True, max_overflow=_OVERFLOW, connect_args=told)
     if parsed.drivername != "sqlite" or not parsed.database or parsed.database == ":memory:":
         raise SettingError(
             f"{parsed.render_as_string()!r}: jobs are kept in sqlite:///a/file or postgresql://..."
@@ -193,7 +217,19 @@ def _answering(url: str) -> Iterator[None]:
         raise SettingError(f"a value is out of the range of its column: {error.orig}") from error
     except (InterfaceError, OperationalError, ProgrammingError) as error:
         shown = make_url(url).render_as_string()
-        raise ServiceError(f"the database of jobs, {shown}, failed: {error.orig}") from error
+        told = f"the database of jobs, {shown}, failed: {error.orig}"
+        if "database is locked" in str(error.orig):
+            told = (
+                f"the database of jobs, {shown}, is locked: another process writes to it for long"
+            )
+        raise ServiceError(told) from error
+    except DatabaseError as error:
+        if type(error) is not DatabaseError:
+            raise  # a kind of its own; what SQLite says of its file's content has none
+        shown = make_url(url).render_as_string()
+        raise CorruptFileError(
+            f"{shown} is no database of jobs ({error.orig}): name another, or move it away"
+        ) from error
     except NoneFreeError as error:
         shown = make_url(url).render_as_string()
         raise ServiceError(f"the database of jobs, {shown}, is too busy: {error}") from error

@@ -10,7 +10,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
-from geneva.errors import ServiceError
+from geneva.errors import OperatorError, ServiceError
 from geneva.store.database import Database
 
 _HERE = Path(__file__).parent
@@ -23,7 +23,12 @@ def upgrade(database: Database) -> str:
     Several processes may do so at once; the second one finds nothing to do.
     """
     config = _config()
-    with database.engine.execution_options(immediate=True).begin() as connection:
+    with database.answering():
+        _check_known(_version(database))
+    with (
+        database.answering(),
+        database.engine.execution_options(immediate=True).begin() as connection,
+    ):
         if not database.is_sqlite:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADES})
         config.attributes["connection"] = connection
@@ -38,12 +43,27 @@ def needed() -> str:
 
 def check(database: Database) -> None:
     """Raise `ServiceError` if the database has not the version that this code needs."""
-    with database.engine.connect() as connection:
-        found = MigrationContext.configure(connection).get_current_revision()
+    with database.answering():
+        found = _version(database)
+    _check_known(found)
     if found != needed():
         raise ServiceError(
             f"the database of jobs has version {found or 'none'}, this geneva needs {needed()}: "
             "run `geneva db upgrade`"
+        )
+
+
+def _version(database: Database) -> str | None:
+    with database.engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def _check_known(version: str | None) -> None:
+    known = {s.revision for s in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if version is not None and version not in known:
+        raise OperatorError(
+            f"the database of jobs has version {version}, of a newer geneva; this one knows those "
+            f"up to {needed()}: upgrade geneva, or name another database"
         )
 
 

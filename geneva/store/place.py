@@ -6,14 +6,26 @@ from geneva.store.database import Database
 from geneva.store.migrate import check, upgrade
 from geneva.store.store import Store
 
+_OPENING_S = 5.0  # whoever begins is told soon that somebody else holds the file
+
 
 def open_store(url: str, busy_s: float = 60.0) -> Store:
     """Open a database of jobs, brought up to date first if it is SQLite.
 
     That of a file is its user's; one that hosts share is upgraded when somebody decides to.
+
+    Raises
+    ------
+    ServiceError
+        It does not answer, or has been locked for five seconds.
+    OperatorError
+        It is no database of jobs, or one of a newer geneva.
     """
-    database = Database(url, busy_s)
-    if database.is_sqlite:
-        upgrade(database)
-    check(database)
-    return Store(database)
+    first = Database(url, min(busy_s, _OPENING_S))
+    try:
+        if first.is_sqlite:
+            upgrade(first)
+        check(first)
+    finally:
+        first.close()
+    return Store(Database(url, busy_s))

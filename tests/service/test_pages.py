@@ -18,6 +18,7 @@ from geneva.service.app import create_app
 from geneva.service.logs import DRIVER, Log
 from geneva.service.settings import Settings
 from geneva.store.browse import Browser, RunQuery
+from geneva.store.health import beat
 from geneva.store.models import Run, Task
 from geneva.store.store import Store
 from geneva.types import JobState
@@ -28,9 +29,12 @@ OURS = {"Origin": HERE}
 
 
 def browser_for(jobs: Store, folder: Path, **more: Any) -> TestClient:
-    settings = Settings(jobs.database.url, folder, db=str(folder / "db"), **{"allow_db": ("/",)} | more)
+    settings = Settings(
+        jobs.database.url, folder, db=str(folder / "db"), **{"allow_db": ("/",)} | more
+    )
     app = create_app(settings, jobs)
     install(app)
+    beat(jobs.database, "a scheduler")
     client = TestClient(app, HERE, raise_server_exceptions=False, follow_redirects=False)
     if settings.operator_token is None:
         client.headers["Authorization"] = f"Bearer {app.state.settings.operator_token}"

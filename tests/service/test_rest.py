@@ -23,6 +23,7 @@ from geneva.service.app import create_app
 from geneva.service.limits import Rate
 from geneva.service.settings import Settings
 from geneva.store.database import Database
+from geneva.store.health import beat
 from geneva.store.leases import Leases
 from geneva.store.migrate import upgrade
 from geneva.store.queue import claim
@@ -276,6 +277,7 @@ def test_viewer_may_look_at_everything_and_change_nothing(jobs: Store, scene: Sc
 
 
 def test_every_route_but_health_asks_for_a_token(jobs: Store, scene: Scene):
+    beat(jobs.database, "a scheduler")
     with client_for(jobs, scene, operator_token="op") as http:
         for path, verbs in http.get("/openapi.json").json()["paths"].items():
             for verb in verbs:
