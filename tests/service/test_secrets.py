@@ -125,7 +125,8 @@ def mode(path: Path) -> int:
 @pytest.mark.usefixtures("open_umask")
 def test_records_and_logs_are_their_owners_whatever_the_umask(tmp_path: Path):
     store = open_store(f"sqlite:///{tmp_path / 'new' / 'jobs.db'}")
-    with store.database.write():
+    with store.database.write() as session:
+        session.execute(text("UPDATE jobs SET priority = 1"))
         files = list((tmp_path / "new").iterdir())
     assert {p.name for p in files} >= {"jobs.db", "jobs.db-wal", "jobs.db-shm"}
     assert {mode(p) for p in files} == {0o600}
