@@ -43,7 +43,7 @@ from geneva.request import Request
 from geneva.result import BackfillResult
 from geneva.sharing import Turn
 from geneva.storage.lance import Snapshot, TableStorage
-from geneva.storage.objects import RESUME
+from geneva.storage.objects import advice
 from geneva.types import JobState, Options, Target
 
 # Plans in a row after which nothing was done, and for how long, until a job gives up.
@@ -198,7 +198,9 @@ def backfill(
         raise
     except OSError as error:
         driver.report(JobState.FAILED)
-        raise StorageError(f"reading or writing {storage.uri} failed: {error}; {RESUME}") from error
+        raise StorageError(
+            f"reading or writing {storage.uri} failed: {error}; {advice(str(error))}"
+        ) from error
     except BaseException:
         driver.report(JobState.FAILED)
         raise

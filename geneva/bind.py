@@ -27,9 +27,9 @@ from geneva.column.pickles import store
 from geneva.errors import ColumnError, ConflictError, UdfError
 from geneva.execute.reservation import reservation
 from geneva.plan.where import parse_where
-from geneva.storage.lance import TableStorage
+from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.values import CommitConflict
-from geneva.udf import UDF, as_udf
+from geneva.udf import UDF, as_udf, unstorable
 
 _BIND_TRIES = 20
 _RESERVED = {
@@ -55,19 +55,21 @@ def bind(
         How a service is to keep them filled; ``None`` leaves what was declared.
     """
     wanted = {(k,) if isinstance(k, str) else tuple(k): as_udf(v) for k, v in transforms.items()}
-    for names in _checked_order(storage.open().schema, wanted, auto):
+    for names in _checked_order(storage.open(), wanted, auto):
         _bind(storage, names, wanted[names], auto)
 
 
 def _checked_order(
-    schema: pa.Schema, wanted: Mapping[tuple[str, ...], UDF], auto: Auto | None
+    snapshot: Snapshot, wanted: Mapping[tuple[str, ...], UDF], auto: Auto | None
 ) -> list[tuple[str, ...]]:
-    drafts = {}
+    schema, drafts = snapshot.schema, {}
     for names, udf in wanted.items():
         udf.dumps()
         _check_nullable(schema, names)
+        types = _output_types(names, udf)
+        _check_storable(snapshot, udf, types)
         drafts[names] = _draft(udf, new_incarnation(), grouped=len(names) > 1)
-        for k, (name, data_type) in enumerate(zip(names, _output_types(names, udf), strict=True)):
+        for k, (name, data_type) in enumerate(zip(names, types, strict=True)):
             if name in schema.names:
                 _check_type(schema, name, data_type, udf)
                 schema = schema.remove(schema.get_field_index(name))
@@ -192,6 +194,7 @@ def _rebind(storage: TableStorage, column: str, udf: UDF, auto: Auto | None) -> 
     group = group_of(schema, old) if old else [(column, 0)]
     names = tuple(n for n, _ in group)
     fields = _struct_types(udf) if old and old.grouped else _output_types((column,), udf)
+    _check_storable(snapshot, udf, [snapshot.schema.field(name).type for name in names])
     for name, position in group:
         data_type = fields[position] if position < len(fields) else None
         if schema.field(name).type != data_type:
@@ -245,52 +248,20 @@ def _struct_types(udf: UDF) -> list[pa.DataType]:
 
 
 def _output_types(names: tuple[str, ...], udf: UDF) -> list[pa.DataType]:
-    if len(names) == 1:
-        types = [udf.data_type]
-        alone = pa.types.is_fixed_size_list(udf.data_type)
-    else:
-        types, alone = _struct_types(udf), False
+    types = [udf.data_type] if len(names) == 1 else _struct_types(udf)
     if len(types) != len(names):
         raise UdfError(
             f"UDF {udf.name!r} returns {len(types)} fields ({udf.data_type}) for "
             f"{len(names)} columns ({', '.join(names)})"
         )
-    # Neither can be read back: a checkpoint of one, and what pylance 14.0 makes of the other.
-    if any(_holds_dictionary(t) or _is_json(t) for t in types):
-        raise UdfError(
-            f"UDF {udf.name!r} returns {udf.data_type}, which cannot be checkpointed: return JSON "
-            "as text, and what a dictionary within another type holds as plain values"
-        )
-    # pylance 14.0 writes these beside other values without a word; nobody can read them then.
-    if not alone and any(_holds_fixed_lists_of_structs(t) for t in types):
-        raise UdfError(
-            f"UDF {udf.name!r} returns {udf.data_type}: Lance cannot keep a fixed-size list of "
-            "structs beside other values; use a list, or a UDF of its own for that column"
-        )
-    if any(_holds_fixed_lists_of_text(t) for t in types):
-        raise UdfError(
-            f"UDF {udf.name!r} returns {udf.data_type}: Lance cannot write a fixed-size list of "
-            "text or bytes; use a list"
-        )
     return types
 
 
-def _holds_fixed_lists_of_text(data_type: pa.DataType) -> bool:
-    inner = [data_type.field(i).type for i in range(data_type.num_fields)]
-    fixed = pa.types.is_fixed_size_list(data_type)
-    return any((fixed and _is_text(t)) or _holds_fixed_lists_of_text(t) for t in inner)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    t = pa.types
-    text = t.is_string(kind) or t.is_large_string(kind) or t.is_string_view(kind)
-    return bool(text or t.is_binary(kind) or t.is_large_binary(kind) or t.is_binary_view(kind))
-
-
-def _holds_fixed_lists_of_structs(data_type: pa.DataType) -> bool:
-    inner = [data_type.field(i).type for i in range(data_type.num_fields)]
-    fixed = pa.types.is_fixed_size_list(data_type)
-    return any((fixed and pa.types.is_struct(t)) or _holds_fixed_lists_of_structs(t) for t in inner)
+def _check_storable(snapshot: Snapshot, udf: UDF, types: Sequence[pa.DataType]) -> None:
+    """Refuse what this table's files cannot hold, before anything is computed."""
+    for data_type in types:
+        if why := unstorable(data_type, snapshot.storage_version):
+            raise UdfError(f"UDF {udf.name!r} returns {data_type}, which cannot be stored: {why}")
 
 
 def _check_name(name: str) -> None:
@@ -331,12 +302,3 @@ def _json(params: Mapping[str, Any]) -> str:
     except (TypeError, ValueError):
         return ""
     return text if json.loads(text) == dict(params) else ""
-
-
-def _holds_dictionary(data_type: pa.DataType) -> bool:
-    inner = [data_type.field(i).type for i in range(data_type.num_fields)]
-    return any(pa.types.is_dictionary(t) or _holds_dictionary(t) for t in inner)
-
-
-def _is_json(data_type: pa.DataType) -> bool:
-    return getattr(data_type, "extension_name", "") == "arrow.json"

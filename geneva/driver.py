@@ -39,7 +39,7 @@ from geneva.plan.spans import split
 from geneva.result import BackfillResult
 from geneva.sharing import Turn
 from geneva.storage.lance import Snapshot, TableStorage
-from geneva.storage.objects import RESUME, is_lasting
+from geneva.storage.objects import advice, is_lasting
 from geneva.storage.sizes import bytes_per_row
 from geneva.storage.snapshot import blob_columns
 from geneva.tally import Tally
@@ -323,7 +323,7 @@ class Driver:
             self._fail(
                 error(
                     f"fragment {event.task.fragment_id} of {self._storage.uri} failed{times}: "
-                    f"{event.message}; {RESUME}"
+                    f"{event.message}; {advice(event.message)}"
                 ),
                 event,
             )

@@ -16,6 +16,8 @@ from geneva.rows import MISSING, IntArray, RowClass, RowMap, RowStatus
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.values import ColumnWriter, Footer, flags, size_of
 from geneva.types import ColumnFile, Target, Task, stored_type
+from geneva.udf.failures import BadResult, Inexact
+from geneva.udf.recast import encode
 
 ROW_MAP = "geneva.rows"
 WORK_KEY = "geneva.key"
@@ -352,9 +354,14 @@ def _decoded(array: pa.Array, data_type: pa.DataType) -> pa.Array:
 
 
 def _as_column(array: pa.Array, data_type: pa.DataType) -> pa.Array:
-    if pa.types.is_dictionary(data_type):
-        return array.dictionary_encode().cast(data_type)
-    return array
+    try:
+        return encode(array, data_type) if pa.types.is_dictionary(data_type) else array
+    except Inexact as bad:
+        raise BadResult.at(
+            None,
+            f"{bad.reason} in a fragment, and the column is {data_type}: drop it and add it with "
+            "wider indices, or as plain values",
+        ) from bad
 
 
 def check_file(storage: TableStorage, name: str, rows: int, schema: pa.Schema) -> None:

@@ -39,7 +39,7 @@ from geneva.errors import (
 )
 from geneva.jobs.control import Control
 from geneva.storage.lance import Snapshot, TableStorage
-from geneva.storage.objects import RESUME
+from geneva.storage.objects import advice
 from geneva.storage.snapshot import FragmentInfo
 from geneva.storage.values import CommitConflict, Replacement
 from geneva.types import ColumnFile, Target
@@ -180,7 +180,7 @@ def _committed(
             faults += 1
             if faults >= _FAULTS:
                 raise StorageError(
-                    f"committing to {storage.uri} failed: {error}; {RESUME}"
+                    f"committing to {storage.uri} failed: {error}; {advice(str(error))}"
                 ) from error
         tries.wait()
     if tries.cut_short:

@@ -37,6 +37,8 @@ def event_of(task: Task, error: BaseException) -> TaskEvent:
                 else f"{failure.error}: {failure.message}"
             )
             return TaskFailed(task, "udf", text, failure, cause=_portable(cause))
+        case BadResult():
+            return TaskFailed(task, "udf", str(error), cause=_portable(error))
         case TableChangedError() | FileNotFoundError():
             return TaskFailed(task, "table", str(error), cause=_portable(error))
         case MemoryError():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import re
 import tempfile
 import threading
 import time
@@ -25,6 +26,8 @@ R = TypeVar("R")
 SYNC_INTERVAL_S = 1.0
 SYNC_BYTES = 16 << 20
 RESUME = "run the same command again when the cause is gone: nothing is computed twice"
+NO_USE = "the same command will fail again: Lance does not take what it was given"
+_UNFIT = re.compile("invalid user input|not supported|not yet supported|unsupported", re.IGNORECASE)
 _LASTING = [
     os.strerror(n)  # Lance passes on the text, not the number
     for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -43,12 +46,24 @@ def storage_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"reading or writing {uri} failed: {error}; {RESUME}") from error
+        raise StorageError(
+            f"reading or writing {uri} failed: {error}; {advice(str(error))}"
+        ) from error
 
 
 def is_lasting(message: str) -> bool:
     """Whether an error is one that trying again at once cannot mend: a full disk, no rights."""
-    return any(text in message for text in _LASTING)
+    return is_unfit(message) or any(text in message for text in _LASTING)
+
+
+def advice(message: str) -> str:
+    """Return what to do about an error of the storage."""
+    return NO_USE if is_unfit(message) else RESUME
+
+
+def is_unfit(message: str) -> bool:
+    """Whether Lance refused what it was to write, which it will do again."""
+    return _UNFIT.search(message) is not None
 
 
 class Log(Protocol):

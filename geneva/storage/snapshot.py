@@ -195,9 +195,27 @@ def blob_columns(schema: pa.Schema, names: Sequence[str]) -> list[str]:
 
 
 def without_blob_types(schema: pa.Schema) -> pa.Schema:
-    """Return a schema that others know all types of: blobs are the structs that they lie in."""
-    fields = [f.with_type(f.type.storage_type) if _is_blob_v2(f) else f for f in schema]
+    """Return a schema that others know all types of: blobs are the structs that they lie in.
+
+    So are extension types within other types, of which Arrow cannot make an empty array.
+    """
+    fields = [f.with_type(_plain(f.type, top=not _is_blob_v2(f))) for f in schema]
     return pa.schema(fields, schema.metadata)
+
+
+def _plain(kind: pa.DataType, *, top: bool = False) -> pa.DataType:
+    if isinstance(kind, pa.BaseExtensionType):
+        return kind if top else _plain(kind.storage_type)
+    inner = [kind.field(i).with_type(_plain(kind.field(i).type)) for i in range(kind.num_fields)]
+    if pa.types.is_struct(kind):
+        return pa.struct(inner)
+    if pa.types.is_map(kind):
+        return pa.map_(inner[0].type.field(0), inner[0].type.field(1))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(inner[0], kind.list_size)
+    if pa.types.is_large_list(kind):
+        return pa.large_list(inner[0])
+    return pa.list_(inner[0]) if pa.types.is_list(kind) else kind
 
 
 def _is_blob(field: pa.Field) -> bool:

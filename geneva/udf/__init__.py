@@ -5,6 +5,7 @@ from geneva.udf.convert import to_arrow
 from geneva.udf.declare import UdfFactory, as_udf, from_reference, udf
 from geneva.udf.definition import UDF
 from geneva.udf.failures import BadResult, DeviceFull, RowError, RowFailed
+from geneva.udf.families import unstorable
 from geneva.udf.infer import arrow_type
 from geneva.udf.retry import Retry
 from geneva.udf.signature import Container, UdfKind
@@ -26,4 +27,5 @@ __all__ = [
     "from_reference",
     "to_arrow",
     "udf",
+    "unstorable",
 ]

@@ -101,6 +101,9 @@ def _owned(made: pa.Array, source: list[tuple[int, int]], data_type: pa.DataType
     A UDF may fill the same memory in each call, whatever Arrow says of it: also what is read-only
     here may be written elsewhere.
     """
+    if isinstance(data_type, pa.BaseExtensionType):
+        storage = _owned(made.storage, source, data_type.storage_type)
+        return pa.ExtensionArray.from_storage(data_type, storage)
     if _shares_parts(data_type):
         return _serialized(made)
     places = [b.address for b in made.buffers() if b is not None and b.size]
@@ -112,7 +115,7 @@ def _owned(made: pa.Array, source: list[tuple[int, int]], data_type: pa.DataType
 def _shares_parts(data_type: pa.DataType) -> bool:
     """Whether `pa.concat_arrays` would share a dictionary, or the text behind views."""
     word = family(data_type).word
-    if word == "extension":
+    if word == "extension":  # within another type
         return _shares_parts(data_type.storage_type)
     view = pa.types.is_string_view(data_type) or pa.types.is_binary_view(data_type)
     inner = [data_type.field(i).type for i in range(data_type.num_fields)]

@@ -1,4 +1,4 @@
-"""The families of Arrow types, one table: which Python values a column of each takes.
+"""The families of Arrow types, one table: which Python values a column takes, which files hold it.
 
 `pyarrow.array` truncates silently: 1.5 to 1 for int64, microseconds to seconds, a time of day to
 its date. So a family names the Python types that `pyarrow.array` converts exactly, and says how any
@@ -48,6 +48,13 @@ class Family:
         Makes another value into one of these, or returns ``NotImplemented``.
     check
         What is wrong with a value of such a type all the same; empty if nothing is.
+    since
+        The first data storage version of Lance whose files hold such values, nulls included;
+        ``None`` if none does.
+    instead
+        What to return where they do not.
+    fixed
+        Whether values are all of one size, so that a vector may consist of them.
     """
 
     word: str
@@ -55,6 +62,9 @@ class Family:
     exact: frozenset[type] = frozenset()
     make: Callable[[Any, pa.DataType], Any] = lambda value, target: NotImplemented
     check: Callable[[Any, pa.DataType], str] | None = None
+    since: str | None = "2.0"
+    instead: str = ""
+    fixed: bool = True
 
     @property
     def nested(self) -> bool:
@@ -62,10 +72,17 @@ class Family:
         return not self.exact
 
 
-@functools.lru_cache(maxsize=512)
 def family(kind: pa.DataType) -> Family:
     """Return the family of a type."""
-    return next((f for f in FAMILIES if f.belongs(kind)), Family(str(kind.id), lambda _: True))
+    # Extension types of other libraries need not be hashable.
+    return EXTENSION if isinstance(kind, pa.BaseExtensionType) else _family(kind)
+
+
+@functools.lru_cache(maxsize=512)
+def _family(kind: pa.DataType) -> Family:
+    return next(
+        (f for f in FAMILIES if f.belongs(kind)), Family(str(kind), lambda _: True, since=None)
+    )
 
 
 def is_listlike(kind: pa.DataType) -> bool:
@@ -225,24 +242,115 @@ def _types(*kinds: type) -> frozenset[type]:
 _FLOATS = _types(float, np.float64, np.float32, np.float16)
 _STAMPS = _types(dt.datetime)
 # The first that a type belongs to is its family.
+EXTENSION = Family("extension", _is_extension)
+# The first that a type belongs to is its family. What files hold was found by writing and reading
+# each type in each version, with nulls at all depths and beside other columns (see the tests).
 FAMILIES: tuple[Family, ...] = (
-    Family("extension", _is_extension),
-    Family("null", _t.is_null, _types()),
+    EXTENSION,
+    Family("null", _t.is_null, frozenset({_NONE})),
     Family("bool", _t.is_boolean, _types(bool, np.bool_)),
     Family("int", _t.is_integer, _types(int), _to_int),
     # Of float16 `pyarrow.array` does not check that an integer is exact.
     Family("float", _t.is_float16, _FLOATS, _to_float),
     Family("float", _t.is_floating, _FLOATS | {int}, _to_float),
+    Family(
+        "decimal",
+        lambda t: _t.is_decimal32(t) or _t.is_decimal64(t),
+        _types(Decimal, int),
+        _to_decimal,
+        since=None,
+        instead="a decimal128",
+    ),
     Family("decimal", _t.is_decimal, _types(Decimal, int), _to_decimal),
-    Family("text", _is_text, _types(str), _to_text),
-    Family("bytes", _is_bytes, _types(bytes), _to_bytes),
+    Family("text", _is_text, _types(str), _to_text, fixed=False),
+    Family("bytes", _t.is_fixed_size_binary, _types(bytes), _to_bytes),
+    Family("bytes", _is_bytes, _types(bytes), _to_bytes, fixed=False),
     Family("date", _t.is_date, _types(dt.date), _to_date),
     Family("time", _t.is_time, _types(dt.time), check=_check_time),
     Family("duration", _t.is_duration, _types(dt.timedelta), _to_duration, _check_duration),
     Family("instant", _is_instant, _STAMPS, _to_timestamp, _check_timestamp),
     Family("timestamp", _t.is_timestamp, _STAMPS, _to_timestamp, _check_timestamp),
-    Family("dictionary", _t.is_dictionary),
-    Family("list", is_listlike),
-    Family("struct", _t.is_struct),
-    Family("map", _t.is_map),
+    Family("dictionary", _t.is_dictionary, fixed=False),
+    Family("list", _t.is_fixed_size_list),
+    Family(
+        "list",
+        lambda t: _t.is_list_view(t) or _t.is_large_list_view(t),
+        since=None,
+        instead="a list",
+        fixed=False,
+    ),
+    Family("list", is_listlike, fixed=False),
+    # 2.0 has no null structs, and a row that is not computed yet, or deleted, is null.
+    Family("struct", _t.is_struct, since="2.1", instead="its fields as columns", fixed=False),
+    Family("map", _t.is_map, since="2.2", instead="a list of structs", fixed=False),
 )
+
+
+# -- which files hold a type ---------------------------------------------------------------------
+
+
+def unstorable(kind: pa.DataType, version: str) -> str:
+    """Return why no column of a type can be filled in a table; empty if it can.
+
+    Parameters
+    ----------
+    version
+        The table's data storage version.
+    """
+    if isinstance(kind, pa.BaseExtensionType):
+        if kind.extension_name == "arrow.json":
+            return "JSON cannot be checkpointed; return it as text"
+        return unstorable(kind.storage_type, version)
+    if _t.is_dictionary(kind):
+        return unstorable(kind.value_type, version)
+    inner = [kind.field(i).type for i in range(kind.num_fields)]
+    own = _unstorable_itself(kind, version)
+    return own or next((why for t in inner if (why := _unstorable_within(t, version))), "")
+
+
+def _unstorable_within(kind: pa.DataType, version: str) -> str:
+    if _t.is_dictionary(kind):
+        return "a dictionary within another type cannot be checkpointed; return plain values"
+    if _t.is_null(kind):  # some of these cannot be read beside deleted rows
+        return "Lance cannot keep what holds nothing but nulls within another type; leave it out"
+    view = _t.is_string_view(kind) or _t.is_binary_view(kind)
+    if view and _number(version) < (2, 1):
+        return f"{kind} within another type needs data storage version 2.1; use one without view"
+    return unstorable(kind, version)
+
+
+def _unstorable_itself(kind: pa.DataType, version: str) -> str:
+    rule = family(kind)
+    instead = f"; use {rule.instead}" if rule.instead else ""
+    if rule.since is None:
+        return f"Lance has no {kind}{instead}"
+    if _number(version) < _number(rule.since):
+        return (
+            f"a {rule.word}{' that may be null' if rule.word == 'struct' else ''} needs data "
+            f"storage version {rule.since}, and this table has {version}{instead}"
+        )
+    if _t.is_fixed_size_list(kind):
+        return _unfit_vector(kind)
+    if _t.is_struct(kind) and not kind.num_fields:
+        return "Lance has no struct without fields that may be null; use a boolean"
+    if _t.is_map(kind) and kind.keys_sorted:
+        return "Lance has no map with keys_sorted; use one without"
+    return ""
+
+
+def _unfit_vector(kind: pa.DataType) -> str:
+    if not kind.list_size:
+        return "Lance has no vector of length 0"
+    element = family(kind.value_type)
+    if element is EXTENSION:
+        return f"within a fixed-size list Lance makes {kind.value_type} its storage; use a list"
+    if element.fixed:
+        return ""
+    if element.word == "struct":
+        # Written in 2.2, it can be read alone only, and a compaction puts it beside other columns.
+        return "Lance cannot keep a fixed-size list of structs beside other values; use a list"
+    return f"Lance cannot write a fixed-size list of {element.word}; use a list"
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))

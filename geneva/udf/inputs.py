@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from geneva.udf.recast import to_python
 from geneva.udf.signature import Container, UdfKind
-
-_TIME_NS = pa.time64("ns")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ def row_call(
 
 def _cell(name: str, one: pa.Array) -> Any:
     try:
-        return _python_values(one)[0]
+        return to_python(one)[0]
     except (ValueError, OverflowError) as error:
         return _Unreadable(
             f"column {name!r} holds a {one.type} that Python cannot hold ({error}); "
@@ -68,14 +67,7 @@ def python_columns(batch: pa.RecordBatch) -> list[list[Any]]:
     ValueError, OverflowError
         Python cannot hold one of them.
     """
-    return [_python_values(column) for column in batch.columns]
-
-
-def _python_values(column: pa.Array) -> list[Any]:
-    # Of a time of day `to_pylist` would drop the nanoseconds.
-    exact = pc.cast(column, pa.time64("us")) if column.type == _TIME_NS else column
-    values: list[Any] = exact.to_pylist()
-    return values
+    return [to_python(column) for column in batch.columns]
 
 
 def batch_arguments(batch: pa.RecordBatch, kind: UdfKind, container: Container) -> list[Any]:

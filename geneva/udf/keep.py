@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from geneva.udf.failures import shorten
 from geneva.udf.families import IMMUTABLE, family, is_na
+from geneva.udf.recast import scalar_to_python, to_python
 
 Keep = Callable[[Any], Any]
 _FIXED = (*(k for k in IMMUTABLE if k not in {bool, type(None)}), pa.Scalar)
@@ -87,7 +88,7 @@ def keep_leaf(value: Any) -> Any:
     if isinstance(value, bytearray | memoryview):
         return bytes(value)
     if isinstance(value, pa.Scalar):
-        return value.as_py()
+        return scalar_to_python(value)
     if isinstance(value, enum.Enum):
         return keep_leaf(value.value)
     if isinstance(value, np.ndarray) or _offers_array(value):
@@ -129,9 +130,9 @@ def _elements(value: Any) -> Any:
     if type(value) is list or is_na(value):
         return None if is_na(value) else value
     if isinstance(value, pa.Scalar):
-        return _elements(value.as_py())
+        return _elements(scalar_to_python(value))
     if isinstance(value, pa.Array | pa.ChunkedArray):
-        return value.to_pylist()
+        return to_python(value)
     if isinstance(value, memoryview):
         return value.tolist()
     if isinstance(value, str | bytes | bytearray | Mapping):
@@ -173,7 +174,7 @@ def _record(value: Any, fields: Mapping[str, Keep]) -> Any:
     if is_na(value):
         return None
     if isinstance(value, pa.Scalar):
-        return _record(value.as_py(), fields)
+        return _record(scalar_to_python(value), fields)
     if isinstance(value, Mapping):
         return value
     if isinstance(value, tuple):
@@ -205,7 +206,7 @@ def _map_keeper(target: pa.DataType) -> Keep:
         if is_na(value):
             return None
         if isinstance(value, pa.Scalar):
-            return keep(value.as_py())
+            return keep(scalar_to_python(value))
         pairs = value.items() if isinstance(value, Mapping) else value
         try:
             return [(keep_key(key), keep_item(item)) for key, item in pairs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,56 @@ def recast(array: pa.Array, target: pa.DataType) -> pa.Array:
         return _recast_map(array, target)
     same = family(source).word == family(target).word
     return _recast_leaf(array, target) if same else _recast_across(array, target)
+
+
+def to_python(array: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """Return an array's values as Python's.
+
+    Raises
+    ------
+    ValueError, OverflowError
+        Python cannot hold one of them.
+    """
+    coarse = _in_microseconds(array.type)
+    if coarse != array.type:
+        # Of a time of day, at whatever depth, `to_pylist` would drop the nanoseconds.
+        chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
+        try:
+            return [value for c in chunks for value in recast(c, coarse).to_pylist()]
+        except Inexact as bad:
+            raise ValueError(bad.reason) from bad
+    values: list[Any] = array.to_pylist()
+    return values
+
+
+def scalar_to_python(value: pa.Scalar) -> Any:
+    """Return the value as Python's; raises as `to_python` does."""
+    exact = _in_microseconds(value.type) == value.type
+    return value.as_py() if exact else to_python(pa.array([value], value.type))[0]
+
+
+def _in_microseconds(kind: pa.DataType) -> pa.DataType:
+    """Return a type with times of day in microseconds, at whatever depth."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return kind
+    return _coarser(kind)
+
+
+@functools.lru_cache(maxsize=512)
+def _coarser(kind: pa.DataType) -> pa.DataType:
+    if kind == pa.time64("ns"):
+        return pa.time64("us")
+    fields = [kind.field(i) for i in range(kind.num_fields)]
+    inner = [f.with_type(_in_microseconds(f.type)) for f in fields]
+    if inner == fields:
+        return kind
+    if _t.is_struct(kind):
+        return pa.struct(inner)
+    if _t.is_map(kind):
+        return pa.map_(inner[0].type.field(0), inner[0].type.field(1))
+    if _t.is_fixed_size_list(kind):
+        return pa.list_(inner[0], kind.list_size)
+    return pa.large_list(inner[0]) if _t.is_large_list(kind) else pa.list_(inner[0])
 
 
 def make_lists(
@@ -81,10 +132,12 @@ def _make_vectors(
         raise Inexact(row, f"a list of length {lengths[row]}")
     if valid is None:
         return pa.FixedSizeListArray.from_arrays(child, type=target)
-    # A null vector takes up its full length all the same; its elements are null.
+    # A null vector takes up its full length all the same; its elements are null if they may be.
+    if not valid.any():
+        return pa.nulls(len(lengths), target)
     at = np.zeros((len(lengths), size), dtype=np.int64)
     at[valid] = np.arange(len(child)).reshape(-1, size)
-    holes = np.repeat(~valid, size)
+    holes = np.repeat(~valid, size) if target.value_field.nullable else None
     child = child.take(pa.array(at.reshape(-1), mask=holes))
     return pa.FixedSizeListArray.from_arrays(child, type=target, mask=pa.array(~valid))
 
