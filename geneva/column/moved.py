@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from geneva.column.same import NULL, digests, fold, same_rows
-from geneva.rows import BoolArray, RowClass, RowMap, RowStatus
+from geneva.rows import BoolArray, RowClass, RowMap
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.sizes import bytes_per_row
 from geneva.storage.snapshot import FragmentInfo
@@ -57,21 +57,6 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
-class OldRow:
-    """A row that the update removed, and the class that it would have where rows are now.
-
-    Attributes
-    ----------
-    fresh
-        Whether its value was computed from the inputs that it had at the end.
-    """
-
-    key: Key
-    row_class: RowClass
-    fresh: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Written:
     """What an update of rows is known to have set.
 
@@ -102,89 +87,24 @@ def written_by(change: Change, before: Snapshot, columns: Columns) -> Written:
     return Written(tuple(was_set), in_order=True, target=any(was_set[: len(columns.target)]))
 
 
-def match_former(
-    new: Sequence[Key],
-    former: Sequence[OldRow | None],
-    missing: RowClass,
-    foreign: RowClass,
-    written: Written,
-) -> RowMap:
-    """Return the classes of rows that an update wrote, given what each was before.
-
-    Parameters
-    ----------
-    former
-        ``None`` for a row that was inserted.
-    missing
-        Class of stale rows too: they are computed again, and the old value goes.
-    """
-    return _row_map(
-        _same_row(key, was, missing, foreign, written) for key, was in zip(new, former, strict=True)
-    )
-
-
-def _row_map(found: Iterable[RowClass]) -> RowMap:
-    classes: dict[RowClass, int] = {}
-    ids = [classes.setdefault(c, len(classes)) for c in found]
-    return RowMap.from_ids(list(classes), np.array(ids, np.int64))
-
-
-def in_order(
-    new: Sequence[Key], old: Sequence[OldRow], written: Written, *, stable: bool
-) -> Sequence[OldRow] | None:
-    """Return the removed rows if each is what the new row at its place was, or ``None``.
-
-    By stable row id; else where the update kept the order of rows, and all that it did not set
-    agrees.
-    """
-    if len(old) != len(new):
-        return None
-    if stable:
-        same = all(key.row_id == o.key.row_id for key, o in zip(new, old, strict=True))
-        return old if same else None
-    kept = [not w for w in written.columns]
-    if not written.in_order:
-        return None
-    agreed = all(key.agrees(o.key, kept) for key, o in zip(new, old, strict=True))
-    return old if agreed else None
-
-
-def _same_row(
-    key: Key, was: OldRow | None, missing: RowClass, foreign: RowClass, written: Written
-) -> RowClass:
-    """Return the class of a row whose former self is known; an inserted row has none."""
-    if was is None or key.target != was.key.target:
-        return missing if key.empty else foreign
-    # Set to what a stale value already was: somebody means it. A merge sets what it read, too.
-    meant = written.target and written.in_order and not key.empty
-    status = was.row_class.status
-    if key.inputs == was.key.inputs:
-        stale = not was.fresh or status is RowStatus.MISSING
-        if stale and meant:
-            return foreign
-        return was.row_class if key.filters == was.key.filters else unfiltered(was.row_class)
-    if status is RowStatus.FOREIGN:
-        return was.row_class
-    return foreign if meant else missing
-
-
 def unfiltered(row_class: RowClass) -> RowClass:
     """Return the class of a row of which it is not known any more under which filters."""
     return replace(row_class, wheres=())
 
 
 def match_in_place(
-    old: RowMap, same: BoolArray, empty: BoolArray, missing: RowClass, foreign: RowClass
+    old: RowMap, same: BoolArray, due: BoolArray, missing: RowClass, foreign: RowClass
 ) -> RowMap:
     """Return the classes of rows whose column was rewritten where they lie.
 
     Parameters
     ----------
-    same, empty
-        Rows whose value is the same, and those that hold none now.
+    same, due
+        Rows whose value is the same, and those of the others that are to be computed: they hold
+        none now, or an earlier computed one.
     """
     gone = len(old.classes)
-    ids = np.where(same, old.expand(), np.where(empty, gone, gone + 1))
+    ids = np.where(same, old.expand(), np.where(due, gone, gone + 1))
     return RowMap.from_ids([*old.classes, missing, foreign], ids)
 
 
@@ -196,13 +116,9 @@ def keys(
     mask: BoolArray | None = None,
 ) -> Iterator[list[Key]]:
     """Yield digests of the values of the physical rows in a mask, or of all, some at a time."""
-    at = 0
     wanted = [*columns.target, *columns.inputs, *columns.filters]
-    for batch in _read(storage, snapshot, snapshot.fragments[fragment_id], wanted):
-        chosen = batch
-        if mask is not None:
-            chosen = batch.filter(pa.array(mask[at : at + batch.num_rows]))
-        at += batch.num_rows
+    fragment = snapshot.fragments[fragment_id]
+    for chosen in chosen_rows(storage, snapshot, fragment, wanted, mask):
         row_ids = [-1 if i is None else i for i in chosen.column("_rowid").to_pylist()]
         parts = [
             list(zip(*(digests(chosen.column(c)) for c in names), strict=True))
@@ -211,6 +127,26 @@ def keys(
             for names in (columns.target, columns.inputs, columns.filters)
         ]
         yield [Key(*values) for values in zip(row_ids, *parts, strict=True)]
+
+
+def chosen_rows(
+    storage: TableStorage,
+    snapshot: Snapshot,
+    fragment: FragmentInfo,
+    columns: Sequence[str],
+    mask: BoolArray | None,
+) -> Iterator[pa.RecordBatch]:
+    """Yield the physical rows in a mask, or all; what lies before and behind them is not read."""
+    if mask is None:
+        yield from _read(storage, snapshot, fragment, columns)
+        return
+    found = np.flatnonzero(mask)
+    if not len(found):
+        return
+    at, stop = int(found[0]), int(found[-1]) + 1
+    for batch in _read(storage, snapshot, fragment, columns, at, stop):
+        yield batch.filter(pa.array(mask[at : at + batch.num_rows]))
+        at += batch.num_rows
 
 
 def between(mask: BoolArray, start: int, stop: int) -> BoolArray:
@@ -254,9 +190,14 @@ def _values(
 
 
 def _read(
-    storage: TableStorage, snapshot: Snapshot, fragment: FragmentInfo, columns: Sequence[str]
+    storage: TableStorage,
+    snapshot: Snapshot,
+    fragment: FragmentInfo,
+    columns: Sequence[str],
+    start: int = 0,
+    stop: int | None = None,
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the physical rows of a fragment, of wide ones as many at once as take 16 MB."""
+    """Yield physical rows of a fragment, of wide ones as many at once as take 16 MB."""
     fields = {i for c in columns for i in snapshot.fields[c].subtree}
     on_disk = sum(f.size_bytes for f in fragment.files if not f.fields.isdisjoint(fields))
     # Files may be compressed, and blobs lie elsewhere; a sample may miss the large ones.
@@ -267,6 +208,8 @@ def _read(
         fragment.id,
         columns,
         batch_rows=rows,
+        start=start,
+        stop=stop,
         readahead=1 if rows < _ROWS else None,
     )
 

@@ -7,9 +7,10 @@ the old rows over to the new ones where that can be proven.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from itertools import chain
 
 import numpy as np
 
@@ -26,11 +27,11 @@ from geneva.column.marks import (
     unchanged,
     with_marks,
 )
-from geneva.column.moved import compare, match_in_place
+from geneva.column.moved import Columns, compare, keys, match_in_place
 from geneva.column.name import ColumnFileName
 from geneva.column.rewritten import live_mask, rewritten_from
 from geneva.column.sources import Sources, inputs_in, named
-from geneva.column.update import Removed, Update
+from geneva.column.update import DIGEST, Digests, Removed, Update
 from geneva.errors import CorruptFileError, VersionGoneError
 from geneva.rows import (
     FOREIGN,
@@ -43,11 +44,14 @@ from geneva.rows import (
     Marks,
     RowClass,
     RowMap,
+    RowStatus,
 )
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.snapshot import FragmentInfo
 from geneva.storage.values import Change, RewriteGroup, flags
 
+_Place = tuple[Snapshot, FragmentInfo, IntArray, IntArray]
+_Former = tuple[Snapshot, str, FragmentInfo, IntArray, IntArray]
 _UPDATES = 4  # kept with digests of the rows that they removed: of a column, and of its inputs
 
 
@@ -375,12 +379,20 @@ class History(Sources):
         """Compare a rewritten column with its previous version, row by row."""
         old = before.fragments[fragment.id]
         same, empty = np.ones(fragment.rows, np.bool_), np.ones(fragment.rows, np.bool_)
-        for name in group_columns(after, column):
+        group = group_columns(after, column)
+        for name in group:
             if name in before.fields:
                 found = compare(self._storage, (before, old, name), (after, fragment, name))
                 same, empty = same & found[0], empty & found[1]
         row_map = self.row_map(before, old, column)
-        return match_in_place(row_map, same, empty, _missing(born), _foreign(born))
+        due, other = empty, ~same & ~empty
+        if other.any():
+            rows = np.flatnonzero(other)
+            values = self._values(after, fragment, column, rows)
+            due[rows] = self._was_own(
+                column, after, values, [(before, old, rows, np.arange(len(rows)))]
+            )
+        return match_in_place(row_map, same, due, _missing(born), _foreign(born))
 
     def _moved(
         self,
@@ -391,6 +403,18 @@ class History(Sources):
         change: Change,
     ) -> RowMap:
         """Match the rows of a fragment that an update made with the rows that it removed."""
+        update = self._update(column, before, after, change)
+        match = update.match(fragment)
+        rows, numbers = match.changed()
+        back = np.zeros(fragment.rows, np.bool_)
+        if len(rows):
+            places = [(before, *place) for place in update.places(numbers)]
+            back[rows] = self._was_own(column, after, match.new["target"][rows], places)
+        translator = partial(self._translator, before=before, new=fragment, after=after)
+        version = change.version
+        return update.row_map(match, back, translator, _missing(version), _foreign(version))
+
+    def _update(self, column: str, before: Snapshot, after: Snapshot, change: Change) -> Update:
         key = change.version, column
         update = self._updates.pop(key, None)
         if update is None:
@@ -400,10 +424,127 @@ class History(Sources):
         self._updates[key] = update  # as the last one
         if len(self._updates) > _UPDATES:
             del self._updates[next(iter(self._updates))]
-        translator = partial(self._translator, before=before, new=fragment, after=after)
-        return update.row_map(
-            fragment, translator, _missing(change.version), _foreign(change.version)
-        )
+        return update
+
+    # --- values that came back -----------------------------------------------------------
+
+    def _was_own(
+        self, column: str, snapshot: Snapshot, values: Digests, places: Iterable[_Place]
+    ) -> BoolArray:
+        """Return which values are ones that their own rows held before, and no person set.
+
+        Whoever writes whole rows back may have read them before the column was computed again.
+        Where a row held the value more than once, the last time counts.
+
+        Parameters
+        ----------
+        column
+            Its name in ``snapshot``.
+        places
+            Where the rows were: snapshot, fragment, physical rows, and of which values they are.
+        """
+        found = np.zeros(len(values), np.bool_)
+        open_ = np.ones(len(values), np.bool_)
+        seen: dict[tuple[int, str], set[int]] = {}
+        todo = [(s, named(s, snapshot, column), f, rows, of) for s, f, rows, of in places]
+        while todo:
+            past, name, fragment, rows, of = todo.pop()
+            file = supplier(fragment, group_subtree(past, name))
+            known = seen.setdefault((fragment.id, file), set())
+            new = open_[of] & np.array([i not in known for i in of.tolist()], np.bool_)
+            rows, of = rows[new], of[new]
+            known.update(of.tolist())
+            if file != NO_FILE and len(rows):
+                row_map = self.row_map(past, fragment, name)
+                theirs = row_map.mask(lambda c: c.status is RowStatus.FOREIGN)[rows]
+                same = self._values(past, fragment, name, rows) == values[of]
+                found[of[same]] = ~theirs[same]
+                open_[of[same]] = False
+                rows, of = rows[~same], of[~same]
+            if len(rows):
+                todo += self._formerly(past, fragment, name, rows, of)
+        return found
+
+    def _values(
+        self, snapshot: Snapshot, fragment: FragmentInfo, column: str, rows: IntArray
+    ) -> Digests:
+        """Return digests of what some physical rows, ascending or not, hold."""
+        mask = np.zeros(fragment.rows, np.bool_)
+        mask[rows] = True
+        columns = Columns(tuple(group_columns(snapshot, column)), (), ())
+        read = chain.from_iterable(keys(self._storage, snapshot, fragment.id, columns, mask))
+        digests = np.array([k.folded()[1] for k in read], DIGEST)
+        return digests[np.searchsorted(np.flatnonzero(mask), rows)]
+
+    def _formerly(
+        self, snapshot: Snapshot, fragment: FragmentInfo, column: str, rows: IntArray, of: IntArray
+    ) -> list[_Former]:
+        """Say where rows of a fragment were before its file of a column came to be.
+
+        Those of versions that a restore left behind come last: they are the later ones.
+        """
+        file = supplier(fragment, group_subtree(snapshot, column))
+        born, known = self.first_version(snapshot, fragment, column, file)
+        left = []
+        for past in self._versions.left_behind(born, snapshot.version):
+            there, name = past.fragments.get(fragment.id), named(past, snapshot, column)
+            if there is not None and name in past.fields and there.rows == fragment.rows:
+                left.append((past, name, there, rows, of))
+        if not known or born == 1:
+            return left
+        return [*self._made_from(snapshot, fragment, column, born, rows, of), *left]
+
+    def _made_from(
+        self,
+        snapshot: Snapshot,
+        fragment: FragmentInfo,
+        column: str,
+        born: int,
+        rows: IntArray,
+        of: IntArray,
+    ) -> list[_Former]:
+        """Say where rows were before the version in which the file of their fragment came to be."""
+        before, after = self._versions.open(born - 1), self._versions.open(born)
+        change = self._versions.change(born)
+        if before is None or after is None or change is None:
+            return []
+        then, name = after.fragments[fragment.id], named(after, snapshot, column)
+        if name not in before.fields:
+            return []
+        if fragment.id in before.fragments:
+            return [(before, name, before.fragments[fragment.id], rows, of)]
+        if change.operation == "Rewrite":
+            return self._before_rewrite(then, name, before, change.groups, rows, of)
+        if change.operation != "Update":
+            return []
+        update = self._update(name, before, after, change)
+        match = update.match(then, all_pairs=True)
+        paired = match.was[rows] >= 0
+        numbers, of = match.first + match.was[rows[paired]], of[paired]
+        return [(before, name, f, there, of[k]) for f, there, k in update.places(numbers)]
+
+    def _before_rewrite(
+        self,
+        fragment: FragmentInfo,
+        column: str,
+        before: Snapshot,
+        groups: tuple[RewriteGroup, ...],
+        rows: IntArray,
+        of: IntArray,
+    ) -> list[_Former]:
+        """Say where rows of a fragment were before a compaction."""
+        found = rewritten_from(fragment, before, groups)
+        if found is None:
+            return []
+        old, at, _ = found
+        former = []
+        for f in old:
+            live = np.flatnonzero(live_mask(self._storage, before, f))
+            here = (rows >= -at) & (rows < len(live) - at)
+            if here.any():
+                former.append((before, column, f, live[rows[here] + at], of[here]))
+            at -= len(live)
+        return former
 
     def _fresh(self, snapshot: Snapshot, fragment: FragmentInfo, row_map: RowMap) -> BoolArray:
         """Return the rows whose inputs are what their class was computed from."""

@@ -8,6 +8,8 @@ from geneva.errors import TableChangedError
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.values import Change
 
+_RESTORES = 256  # versions among which restores are looked for
+
 
 class Versions:
     """Opens past versions of one snapshot's table, each once, and finds where things began."""
@@ -48,7 +50,12 @@ class Versions:
             return past is not None and has(past)
 
         while True:
-            low, high = 0, last  # there(high) is true, there(low) is false
+            # there(high) is true, there(low) is false. Most things began a few versions ago: in a
+            # long history, where one step leads to the next, that is all that is opened.
+            low, high, step = last - 1, last, 1
+            while low > 0 and there(low):
+                low, high, step = low - 2 * step, low, 2 * step
+            low = max(low, 0)
             while high - low > 1:
                 middle = (low + high) // 2
                 low, high = (low, middle) if there(middle) else (middle, high)
@@ -58,3 +65,12 @@ class Versions:
             if not there(change.restored):
                 return high, False
             last = change.restored
+
+    def left_behind(self, since: int, last: int) -> list[Snapshot]:
+        """Return the ends of the lines of versions that restores left behind, the latest last."""
+        found = []
+        for version in range(max(since, last - _RESTORES) + 1, last + 1):
+            change = self.change(version)
+            past = self.open(version - 1) if change is not None and change.restored else None
+            found += [past] if past is not None else []
+        return found

@@ -11,6 +11,7 @@ import datetime as dt
 import os
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,23 @@ from tests.support.chaos import CALLS, COLUMNS, FILTERS, ROWS, STEPS, Step, Tall
 LENGTH = 14
 SEEDS = 20
 OTHERS = [name for name in STEPS if name != "clean up"]  # which takes the history
+# Somebody reads rows and writes them back later, while the columns are computed anew; or corrects.
+COMING_BACK = [
+    "read rows",
+    "write back",
+    "correct by upsert",
+    "rebind",
+    "update x",
+    "other backfill",
+]
 
 
 class History:
     """One table and what is done to it, by chance."""
 
-    def __init__(self, path: Path, seed: int, tally: Tally) -> None:
+    def __init__(self, path: Path, seed: int, tally: Tally, often: Sequence[str] = ()) -> None:
         self.chance = random.Random(seed)
+        self.often = often
         self.text = [f"seed {seed}"]
         self.world = World(
             path,
@@ -51,7 +62,8 @@ class History:
         chance, world = self.chance, self.world
         there = sorted(world.rows) or [0]
         ids = tuple(chance.sample(there, min(3, len(there))))
-        step = Step(chance.choice(OTHERS), ids, chance.randrange(12))
+        steps = self.often if self.often and chance.random() < 0.7 else OTHERS
+        step = Step(chance.choice(steps), ids, chance.randrange(12))
         column, where = chance.choice(COLUMNS), chance.choice([None, None, *FILTERS])
         what = chance.random()
         if what < 0.65:
@@ -76,11 +88,11 @@ def seeds(count: int) -> range:
     return range(start, start + count)
 
 
-def check_histories(path: Path, chosen: range) -> None:
+def check_histories(path: Path, chosen: range, often: Sequence[str] = ()) -> None:
     print(f"GENEVA_SEED={chosen[0]}, {len(chosen)} histories")  # shown when a test fails
     tally = Tally()
     for seed in chosen:
-        History(path / str(seed), seed, tally).run()
+        History(path / str(seed), seed, tally, often).run()
         shutil.rmtree(path / str(seed))
     print(tally)
     assert tally.stale["all"] > len(chosen)
@@ -89,6 +101,12 @@ def check_histories(path: Path, chosen: range) -> None:
 
 def test_some_history_leaves_a_stale_value_or_computes_too_much(tmp_path: Path) -> None:
     check_histories(tmp_path, seeds(SEEDS))
+
+
+def test_upsert_of_rows_read_earlier_leaves_a_stale_value_or_loses_a_correction(
+    tmp_path: Path,
+) -> None:
+    check_histories(tmp_path, seeds(SEEDS), COMING_BACK)
 
 
 def test_history_that_was_cleaned_up_computes_again_what_a_compaction_carried(
@@ -111,3 +129,4 @@ def test_one_of_many_histories_leaves_a_stale_value_or_computes_too_much(
 ) -> None:
     with capsys.disabled():
         check_histories(tmp_path, seeds(500))
+        check_histories(tmp_path, seeds(500), COMING_BACK)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from geneva.column.moved import Key, unfiltered
 from geneva.column.same import NULL
-from geneva.column.update import _BETTER, _ROW, _Rows
+from geneva.column.update import _BETTER, _ROW, Match, Rows
 from geneva.rows import FOREIGN, MISSING, Mark, RowClass, RowStatus
 
 marks = st.lists(st.builds(Mark, st.just(1), st.sampled_from("ab")), max_size=1).map(tuple)
@@ -35,51 +35,83 @@ removed = st.lists(st.tuples(keys, st.integers(0, 3), st.booleans()), max_size=1
 MISSED, UNHELD = replace(MISSING, generation=9), replace(FOREIGN, generation=9)
 
 
-def rows_of(old: Sequence[tuple[Key, int, bool]], known: list[RowClass]) -> _Rows:
+def rows_of(old: Sequence[tuple[Key, int, bool]], known: list[RowClass]) -> Rows:
     rows = [(*key.folded(), source, fresh) for key, source, fresh in old]
-    return _Rows(np.array(rows, _ROW), known)
+    return Rows(np.array(rows, _ROW), known)
 
 
-def found(key: Key, old: Sequence[tuple[Key, int, bool]], known: list[RowClass]) -> RowClass:
-    """Find a row's class one removed row after the other."""
+def folded(new: Sequence[Key]) -> np.ndarray[tuple[int], np.dtype[np.void]]:
+    return np.array([(*key.folded(), 0, False) for key in new], _ROW)
+
+
+def alike(key: Key, old: Sequence[tuple[Key, int, bool]], known: list[RowClass]) -> RowClass | None:
+    """Find the class of a fresh row that agrees, one removed row after the other."""
 
     def best(fits: list[RowClass]) -> RowClass | None:
         return max(fits, key=lambda c: (_BETTER.index(c.status), c.generation), default=None)
 
-    held = [(o, known[c], fresh) for o, c, fresh in old if o.target == key.target]
-    same = [(o, c) for o, c, fresh in held if fresh and o.inputs == key.inputs]
+    same = [
+        (o, known[c])
+        for o, c, fresh in old
+        if fresh and o.target == key.target and o.inputs == key.inputs
+    ]
     full = best([c for o, c in same if o.filters == key.filters])
     computed = best([c for _, c in same])
-    if full is not None:
-        return full
-    if computed is not None:
-        return unfiltered(computed)
-    if key.empty:
-        return MISSED
-    if not held:
-        return UNHELD
-    return held[0][1] if all(c.status is RowStatus.FOREIGN for _, c, _ in held) else MISSED
+    return full if full is not None else None if computed is None else unfiltered(computed)
 
 
-@given(removed, st.lists(keys, max_size=8), st.lists(classes, min_size=4, max_size=4))
-def test_row_found_by_value_is_another_or_missed(
-    old: list[tuple[Key, int, bool]], new: list[Key], known: list[RowClass]
+def as_it_was(
+    key: Key, was: tuple[Key, RowClass, bool] | None, back: bool, meant: bool
+) -> RowClass:
+    """Return the class of a row whose former self is known."""
+    if was is None or key.target != was[0].target:
+        return MISSED if key.empty or back else UNHELD
+    former, row_class, fresh = was
+    meant = meant and not key.empty
+    if key.inputs == former.inputs:
+        if meant and (not fresh or row_class.status is RowStatus.MISSING):
+            return UNHELD
+        return row_class if key.filters == former.filters else unfiltered(row_class)
+    if row_class.status is RowStatus.FOREIGN:
+        return row_class
+    return UNHELD if meant else MISSED
+
+
+@given(
+    removed,
+    st.lists(st.tuples(keys, st.integers(-1, 11), st.booleans()), max_size=8),
+    st.lists(classes, min_size=4, max_size=4),
+    st.booleans(),
+    st.booleans(),
+)
+def test_class_of_a_row_is_that_of_an_equal_one_or_follows_from_what_it_was(
+    old: list[tuple[Key, int, bool]],
+    new: list[tuple[Key, int, bool]],
+    known: list[RowClass],
+    meant: bool,
+    by_value: bool,
 ) -> None:
-    row_map = rows_of(old, known).by_value(new, known.__getitem__, MISSED, UNHELD)
+    was = [k if k < len(old) else -1 for _, k, _ in new]
+    rows, made = rows_of(old, known), folded([key for key, _, _ in new])
+    none = np.full(len(new), -1, np.int64)
+    full, computed = rows.alike(made) if by_value else (none, none)
+    match = Match(made, rows.rows, np.array(was, np.int64), full, computed, meant, 0)
+    back = np.array([b for _, _, b in new], np.bool_)
+    row_map = match.row_map(known, known.__getitem__, back, MISSED, UNHELD)
+    expected = []
+    for (key, _, came_back), k in zip(new, was, strict=True):
+        found = alike(key, old, known) if by_value else None
+        former = (old[k][0], known[old[k][1]], old[k][2]) if k >= 0 else None
+        expected.append(found or as_it_was(key, former, came_back, meant))
     assert row_map.rows == len(new)
-    expected = [found(key, old, known) for key in new]
     assert [row_map.classes[k] for k in row_map.expand().tolist()] == expected
 
 
 @given(removed, st.lists(keys, max_size=8), st.lists(classes, min_size=4, max_size=4))
-def test_row_found_by_id_is_another_or_missed(
+def test_row_found_by_id_is_the_one_with_that_id(
     old: list[tuple[Key, int, bool]], new: list[Key], known: list[RowClass]
 ) -> None:
     old = list({key.row_id: (key, c, fresh) for key, c, fresh in old}.values())
-    by_id = {key.row_id: (key, known[c], fresh) for key, c, fresh in old}
-    for key, was in zip(new, rows_of(old, known).former(new, known.__getitem__), strict=True):
-        expected = by_id.get(key.row_id)
-        assert (was is None) == (expected is None)
-        if was is not None and expected is not None:
-            folded = (was.key.row_id, *was.key.target, *was.key.inputs, *was.key.filters)
-            assert (folded, was.row_class, was.fresh) == (expected[0].folded(), *expected[1:])
+    places = {key.row_id: k for k, (key, _, _) in enumerate(old)}
+    found = rows_of(old, known).by_id(np.array([k.row_id for k in new], np.int64))
+    assert found.tolist() == [places.get(key.row_id, -1) for key in new]

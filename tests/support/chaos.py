@@ -256,6 +256,7 @@ class World:
         self.returned: dict[tuple[str, int], list[tuple[int, tuple[Any, ...]]]] = defaultdict(list)
         self.past: dict[int, Any] = {}
         self.since: dict[str, list[str]] = {c: [] for c in COLUMNS}
+        self.held: dict[int, tuple[dict[str, Any], dict[str, Cell]]] = {}
         self.next_id, self.next_value = 100, 1_000_000
         self.meddled = False
         self.seen = len(CALLS.made)
@@ -445,6 +446,55 @@ class World:
         merge = self.dataset.merge_insert("id").when_matched_update_all()
         merge.when_not_matched_insert_all().execute(new)
 
+    def read_rows(self, step: Step) -> None:
+        """Read whole rows, as somebody does who will write them back later."""
+        for row in self.dataset.to_table(filter=step.where).to_pylist():
+            self.held[row["id"]] = row, copy.deepcopy(self.rows[row["id"]].cells)
+
+    def write_back(self, step: Step) -> None:
+        """Upsert rows that were read earlier, with a change that has nothing to do with a column.
+
+        A value that differs from the row's own is a person's if it was when it was read.
+        """
+        held = {i: h for i, h in self.held.items() if i in self.rows}
+        self.held = {}
+        in_place = step.pick % 3 == 0
+        names = [n for n in self.dataset.schema.names if all(n in r for r, _ in held.values())]
+        if in_place:
+            names = [n for n in names if n in ("id", "tag", *self.numbers)]
+        rows = []
+        for i, (old, cells) in held.items():
+            new = {n: old[n] for n in names} | {"tag": "ab"[step.pick % 2]}
+            rows.append(new)
+            base = self.rows[i].base
+            base |= {n: v for n, v in new.items() if n in base}
+            for c, cell in self.rows[i].cells.items():
+                if cell.value != new[c]:
+                    self.rows[i].cells[c] = cells[c] if new[c] is not None else Cell()
+        self.upsert_rows(rows[:: -1 if step.pick % 2 else 1], names, in_place=in_place)
+
+    def correct_by_upsert(self, step: Step) -> None:
+        """Upsert whole rows, some of them with a value that another row has, and it never had."""
+        column = self.correctable(step)
+        rows = self.dataset.to_table(filter=step.where).to_pylist()
+        for row in rows[: 1 + step.pick % 2]:
+            cell = self.rows[row["id"]].cells[column]
+            own = {value_of(column, *by) for by in self.returned[column, row["id"]]}
+            there = {r.cells[column].value for r in self.rows.values()} - own - {None, cell.value}
+            if there and not cell.loose:
+                row[column] = sorted(there)[step.pick % len(there)]
+                self.rows[row["id"]].cells[column] = Cell("foreign", row[column])
+        names = ["id", column] if step.pick % 3 == 0 else list(self.dataset.schema.names)
+        self.upsert_rows(rows, names, in_place=step.pick % 3 == 0)
+
+    def upsert_rows(self, rows: list[dict[str, Any]], names: list[str], *, in_place: bool) -> None:
+        if not rows:
+            return
+        schema = pa.schema([self.dataset.schema.field(n) for n in names])
+        new = pa.Table.from_pylist([{n: r[n] for n in names} for r in rows], schema)
+        merge = self.dataset.merge_insert("id").when_matched_update_all()
+        (merge.write_mode("rewrite_columns") if in_place else merge).execute(new)
+
     def new_row(self, step: Step, **values: int) -> dict[str, Any]:
         self.next_id += 1
         base = {"id": self.next_id, "x": step.pick % 4, "k": 1, "tag": "a", "views": 0}
@@ -487,6 +537,7 @@ class World:
             self.dataset.alter_columns({"path": "extra", "name": f"extra{step.pick}"})
 
     def toggle_u(self, step: Step) -> None:
+        self.held = {}  # a column of the same name is another one
         if "u" in self.numbers:
             self.dataset.drop_columns(["u"])
             del self.numbers["u"]
@@ -499,17 +550,27 @@ class World:
         column = self.correctable(step)
         self.bind(column, (self.numbers[column] + 1) % 3)
 
+    def places(self) -> dict[int, int]:
+        """Return the fragment in which each row lies."""
+        ids = {f.fragment_id: f.to_table(columns=["id"]) for f in self.dataset.get_fragments()}
+        return {i: k for k, rows in ids.items() for i in rows["id"].to_pylist()}
+
     def restore(self, step: Step) -> None:
         there = [v["version"] for v in self.dataset.versions() if v["version"] in self.past]
         if not there:
             return
         version = there[-1 - step.pick % len(there)]
+        left = self.places()
         lance.dataset(self.uri, version=version).restore()
+        # Of rows that lie elsewhere in the versions that are left behind, nobody can tell.
+        now = self.places()
+        self.held = {i: h for i, h in self.held.items() if i in left and left[i] == now.get(i)}
         self.rows, self.numbers, self.extra = copy.deepcopy(self.past[version])
 
     def clean_up(self, step: Step) -> None:
         """Remove every version but the last, and files that no version names; the history goes."""
         self.cleaned = True
+        self.held = {}  # nobody can tell any more whose values they are
         self.dataset.cleanup_old_versions(
             older_than=dt.timedelta(0), delete_unverified=bool(step.pick % 2)
         )
@@ -733,6 +794,9 @@ STEPS: dict[str, Callable[[World, Step], Any]] = {
     "merge": World.merge,
     "merge x": World.merge_x,
     "upsert": World.upsert,
+    "read rows": World.read_rows,
+    "write back": World.write_back,
+    "correct by upsert": World.correct_by_upsert,
     "append": World.append,
     "append with value": World.append_with_value,
     "delete": World.delete,
@@ -747,4 +811,12 @@ STEPS: dict[str, Callable[[World, Step], Any]] = {
     "other backfill": World.other_backfill,
 }
 DISRUPTIVE = {"rebind", "restore", "toggle u", "clean up"}
-HARMLESS = {"append", "delete", "compact", "compact twice", "toggle extra", "rename extra"}
+HARMLESS = {
+    "read rows",
+    "append",
+    "delete",
+    "compact",
+    "compact twice",
+    "toggle extra",
+    "rename extra",
+}
