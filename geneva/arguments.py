@@ -6,6 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
+from datetime import timedelta
 from typing import Any
 
 from geneva.column.auto import Auto, read_auto
@@ -39,7 +40,15 @@ _CHOICES = {
 
 def chosen_options(names: dict[str, Any]) -> dict[str, Any]:
     """Return the options among a function's local names."""
-    return {f.name: names[f.name] for f in dataclass_fields(Options)}
+    return _in_seconds({f.name: names[f.name] for f in dataclass_fields(Options)})
+
+
+def _in_seconds(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments with lengths of time as numbers, which can be written down."""
+    return {
+        name: value.total_seconds() if isinstance(value, timedelta) else value
+        for name, value in arguments.items()
+    }
 
 
 def with_defaults(defaults: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
@@ -52,7 +61,7 @@ def with_defaults(defaults: Callable[..., Any], arguments: dict[str, Any]) -> di
     """
     known = _keywords(defaults)
     refuse_unknown(defaults, {k: v for k, v in arguments.items() if k not in known})
-    return known | arguments
+    return known | _in_seconds(arguments)
 
 
 def refuse_unknown(function: Callable[..., Any], unknown: Mapping[str, Any]) -> None:

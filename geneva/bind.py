@@ -29,7 +29,7 @@ from geneva.execute.reservation import reservation
 from geneva.plan.where import parse_where
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.values import CommitConflict
-from geneva.udf import UDF, as_udf, unstorable
+from geneva.udf import UDF, UdfKind, as_udf, unstorable, with_columns
 
 _BIND_TRIES = 20
 _RESERVED = {
@@ -54,9 +54,25 @@ def bind(
     auto
         How a service is to keep them filled; ``None`` leaves what was declared.
     """
-    wanted = {(k,) if isinstance(k, str) else tuple(k): as_udf(v) for k, v in transforms.items()}
-    for names in _checked_order(storage.open(), wanted, auto):
+    given = {(k,) if isinstance(k, str) else tuple(k): as_udf(v) for k, v in transforms.items()}
+    snapshot = storage.open()
+    fills = [name for names in given for name in names]
+    wanted = {names: _settled(udf, snapshot.schema, fills) for names, udf in given.items()}
+    for names in _checked_order(snapshot, wanted, auto):
         _bind(storage, names, wanted[names], auto)
+
+
+def _settled(udf: UDF, schema: pa.Schema, fills: Sequence[str]) -> UDF:
+    """Return a UDF that says which columns it reads, where its declaration leaves that open.
+
+    A record-batch UDF that names none reads all that no UDF computes. A parameter with a default
+    is a column if there is one of that name, and else a setting.
+    """
+    if udf.kind is UdfKind.RECORD_BATCH and not udf.input_columns:
+        computed_ones = {*bindings_of(schema), *fills}
+        return with_columns(udf, [n for n in schema.names if n not in computed_ones])
+    known = {*schema.names, *fills}
+    return udf.without([name for name in udf.defaults if name not in known])
 
 
 def _checked_order(
@@ -188,6 +204,7 @@ def declare(storage: TableStorage, column: str, auto: Auto) -> None:
 def _rebind(storage: TableStorage, column: str, udf: UDF, auto: Auto | None) -> None:
     snapshot = storage.open()
     schema = snapshot.schema
+    udf = _settled(udf, schema, [column])
     old = binding_of(schema.field(column)) if column in schema.names else None
     if column not in schema.names:
         raise ColumnError(unknown_column(column, schema.names))
@@ -235,7 +252,32 @@ def _draft(udf: UDF, incarnation: str, *, grouped: bool) -> Binding:
 
 def is_udf(value: Any) -> bool:
     """Whether a value given to ``add_columns`` is a UDF or can be made one."""
+    if isinstance(value, tuple) and len(value) == 2:  # with the columns that it reads
+        value = value[0]
     return not isinstance(value, str) and callable(value)
+
+
+def check_transforms(plain: Mapping[Any, Any]) -> None:
+    """Refuse what neither a UDF nor SQL text is, before lancedb fails on it.
+
+    Raises
+    ------
+    UdfError
+        There is one.
+    """
+    for name, value in plain.items():
+        if isinstance(value, str):
+            continue
+        embeds = hasattr(value, "compute_source_embeddings")
+        hint = (
+            "; call its compute_source_embeddings in a UDF, a class that makes it in __init__"
+            if embeds
+            else ""
+        )
+        raise UdfError(
+            f"column {name!r} is to be computed by a {type(value).__name__}, which is neither a "
+            f"UDF nor SQL text{hint}"
+        )
 
 
 def _struct_types(udf: UDF) -> list[pa.DataType]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from functools import cached_property
 from typing import Any, Literal
 from uuid import uuid4
@@ -16,7 +18,7 @@ from geneva.arguments import (
     refuse_unknown,
     with_defaults,
 )
-from geneva.bind import bind, declare, is_udf, rebind
+from geneva.bind import bind, check_transforms, declare, is_udf, rebind
 from geneva.call import Call, check_call, plan_call
 from geneva.column.binding import Binding, bindings_of, computed, one_of_each_group
 from geneva.column.pickles import load
@@ -71,6 +73,11 @@ class Table:
     ) -> None:
         if isinstance(inner, Table):
             inner = inner.unwrap()
+        if inspect.iscoroutinefunction(getattr(type(inner), "count_rows", None)):
+            raise TableError(
+                f"{type(inner).__name__} is a table of an asynchronous connection; open it with "
+                "geneva.connect(path).open_table(name), or pass a table of lancedb.connect"
+            )
         if hasattr(inner, "to_lance"):
             self._inner = inner
         elif storage is not None:
@@ -140,7 +147,8 @@ class Table:
         Parameters
         ----------
         transforms
-            ``{"name": udf}``, or ``{("w", "h"): udf}`` for a UDF that returns a struct whose
+            ``{"name": udf}``, or ``{"name": (udf, ["a", "b"])}`` to name the columns that it
+            reads here, or ``{("w", "h"): udf}`` for a UDF that returns a struct whose
             fields fill several columns. A column with data that is not computed is bound as it
             is; one that is computed is bound anew, as `alter_columns` does, so that the same
             cell of a notebook can run twice. Anything else goes to lancedb's ``add_columns``.
@@ -159,8 +167,11 @@ class Table:
         if not isinstance(transforms, Mapping) or not any(is_udf(v) for v in transforms.values()):
             if auto is not None:
                 raise SettingError("auto_backfill is for columns that a UDF computes")
+            if isinstance(transforms, Mapping):
+                check_transforms(transforms)
             return self._inner.add_columns(transforms, **options)
         plain = {k: v for k, v in transforms.items() if not is_udf(v)}
+        check_transforms(plain)
         if plain:
             self._inner.add_columns(plain, **options)
         bound = {k: v for k, v in transforms.items() if is_udf(v)}
@@ -171,6 +182,8 @@ class Table:
 
     def alter_columns(self, *alterations: Mapping[str, Any]) -> Any:
         """Alter columns as lancedb does; ``{"path": name, "udf": udf}`` binds another UDF.
+
+        As in `add_columns`, ``(udf, ["a", "b"])`` names the columns that it reads.
 
         Values that another UDF computed are stale from then on: the next backfill computes them.
         """
@@ -221,8 +234,8 @@ class Table:
         include_new: bool = False,
         only: Sequence[tuple[int, int, int]] | None = None,
         params: Mapping[str, Any] | None = None,
-        timeout: float | None = None,
-        resource_timeout: float = 600.0,
+        timeout: float | timedelta | None = None,
+        resource_timeout: float | timedelta = 600.0,
         order: Literal["forward", "backward"] = "forward",
         fragments: Sequence[int] | None = None,
         executor: Literal["ray", "local"] | Executor | None = None,
@@ -271,9 +284,9 @@ class Table:
         params
             Overrides of the UDF's declared parameters, for this call.
         timeout
-            Seconds after which the job stops, as `Job.cancel` would.
+            Seconds, or a timedelta, after which the job stops, as `Job.cancel` would.
         resource_timeout
-            Seconds to wait for an autoscaler to bring the first applier.
+            Seconds, or a timedelta, to wait for an autoscaler to bring the first applier.
         order, fragments
             ``"backward"`` begins with the newest fragments; ids limit the call to these.
         executor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 
 from geneva.jobs.control import Control, Wanted
 from geneva.result import BackfillResult
@@ -43,13 +44,21 @@ class Job:
         """Return rows, rate, fragments and appliers at this moment; never blocks."""
         return self._control.progress
 
-    def wait(self, timeout: float | None = None) -> BackfillResult:
+    def done(self) -> bool:
+        """Whether the job has ended, however it ended; never blocks."""
+        return not self._thread.is_alive()
+
+    def result(self, timeout: float | timedelta | None = None) -> BackfillResult:
+        """Wait for the end and return the result, as `wait` does."""
+        return self.wait(timeout)
+
+    def wait(self, timeout: float | timedelta | None = None) -> BackfillResult:
         """Wait for the end and return the result.
 
         Parameters
         ----------
         timeout
-            Seconds; the job goes on when they run out.
+            Seconds, or a timedelta; the job goes on when they run out.
 
         Raises
         ------
@@ -58,6 +67,8 @@ class Job:
         GenevaError
             Whatever ended the job.
         """
+        if isinstance(timeout, timedelta):
+            timeout = timeout.total_seconds()
         self._thread.join(timeout)
         if self._thread.is_alive():
             raise TimeoutError(f"job {self.id} is still {self.state.value} after {timeout} s")

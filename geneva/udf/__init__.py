@@ -2,7 +2,7 @@
 
 from geneva.udf.call import Applied, Caller
 from geneva.udf.convert import to_arrow
-from geneva.udf.declare import UdfFactory, as_udf, from_reference, udf
+from geneva.udf.declare import UdfFactory, as_udf, from_reference, udf, with_columns
 from geneva.udf.definition import UDF
 from geneva.udf.failures import BadResult, DeviceFull, RowError, RowFailed
 from geneva.udf.families import unstorable
@@ -28,4 +28,5 @@ __all__ = [
     "to_arrow",
     "udf",
     "unstorable",
+    "with_columns",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, cast, overload
 
 import pyarrow as pa
@@ -14,7 +15,7 @@ from geneva.udf import pickling
 from geneva.udf.definition import UDF, Instances
 from geneva.udf.retry import Retry
 from geneva.udf.settings import check_settings
-from geneva.udf.signature import Signature, UdfKind, read_signature
+from geneva.udf.signature import Signature, UdfKind, column_signature, read_signature
 
 
 class UdfFactory:
@@ -123,7 +124,9 @@ def udf(
         Arrow type of the results; needed where the hints do not give one.
     input_columns
         Columns, or paths such as ``meta.lang``, one per parameter and in their order. Default:
-        the names of the parameters that are not in `params`.
+        the names of the parameters that are not in `params`; of those with a default, the ones
+        that are columns of the table when the UDF is bound. A UDF of a ``pa.RecordBatch`` then
+        reads all columns that the table has and no UDF computes.
     batch_size
         Rows per call of a batch UDF.
     num_cpus, num_gpus, memory, resources, runtime_env
@@ -170,11 +173,36 @@ def udf(
 
 
 def as_udf(thing: Any) -> UDF:
-    """Return the UDF that a UDF, a factory without arguments or a plain callable stands for now."""
+    """Return the UDF that a UDF, a factory without arguments or a plain callable stands for now.
+
+    A pair of one of these and a list names the columns that it reads.
+    """
+    if isinstance(thing, tuple) and len(thing) == 2:
+        return with_columns(as_udf(thing[0]), thing[1])
     if isinstance(thing, UDF):
         return thing.as_of_now()
     declared = thing if isinstance(thing, UdfFactory) else _declare(thing, {}, {})
     return declared() if isinstance(declared, UdfFactory) else declared
+
+
+def with_columns(made: UDF, columns: Sequence[str]) -> UDF:
+    """Return the same UDF, reading these columns.
+
+    Raises
+    ------
+    UdfError
+        It does not take so many.
+    """
+    call = made.target
+    settings: Collection[str] = made.params
+    if made.stateful:
+        call = inspect.getattr_static(made.target, "__call__")
+        settings = [next(iter(inspect.signature(call).parameters))]
+    signature = replace(column_signature(made.name, call, settings), kind=made.kind)
+    names = _columns(made.name, columns, signature)
+    # What the module's name leads to reads other columns.
+    digests = {"code": made.code_digest}
+    return replace(made, input_columns=names, defaults={}, _digests=digests, _reference=None)
 
 
 def from_reference(reference: str, params: Mapping[str, Any] | None = None) -> UDF:
@@ -225,7 +253,11 @@ def _read(name: str, target: Any, params: Mapping[str, Any], scope: Mapping[str,
 def _make(target: Any, settings: Mapping[str, Any], signature: Signature, *, stateful: bool) -> UDF:
     settings = dict(settings)
     name = _name_of(target, settings)
-    columns = _columns(name, settings.pop("input_columns", None), signature)
+    given = settings.pop("input_columns", None)
+    columns = _columns(name, given, signature)
+    params = dict(settings.get("params") or {})
+    if not stateful:
+        params = {**signature.settings, **params}
     data_type = _check_type(name, settings.pop("data_type", None), signature)
     settings.pop("name", None)
     return UDF(
@@ -236,7 +268,8 @@ def _make(target: Any, settings: Mapping[str, Any], signature: Signature, *, sta
         data_type=data_type,
         input_columns=columns,
         stateful=stateful,
-        **settings | {"params": dict(settings.get("params") or {})},
+        defaults=signature.defaults if given is None else {},
+        **settings | {"params": params},
     )
 
 
@@ -264,11 +297,10 @@ def _check_type(name: str, data_type: Any, signature: Signature) -> pa.DataType:
 def _columns(name: str, given: Any, signature: Signature) -> tuple[str, ...]:
     if given is None:
         if signature.kind is UdfKind.RECORD_BATCH:
-            raise UdfError(
-                f"UDF {name!r} takes a pa.RecordBatch, so its columns must be named: "
-                '@udf(input_columns=["text", "meta.lang"])'
-            )
+            return ()  # those of the table, once it is known
         given = signature.columns
+    elif isinstance(given, list | tuple) and not given and signature.kind is UdfKind.RECORD_BATCH:
+        raise UdfError(f"input_columns of UDF {name!r} is empty; leave it out to read all")
     if isinstance(given, str) or not all(isinstance(c, str) and c for c in given):
         raise UdfError(f"input_columns of UDF {name!r} is a list of names, not {given!r}")
     if not given:

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from geneva.udf.retry import Retry
 from geneva.udf.signature import Container, UdfKind
 
 Instances = Literal["applier", "thread"]
+_MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _UNSET = "\0unset"
 _OF_PROCESS = {"_built", "_pickled", "_bound"}
 _KEPT_PICKLE_BYTES = 1 << 20
@@ -51,6 +52,8 @@ class UDF:
         Declared parameters: keyword arguments of a function, constructor arguments of a class.
     stateful
         Whether `instantiate` builds an object of the user's class.
+    defaults
+        Of input columns that were read from the parameters' names, and need not be columns.
     """
 
     target: Callable[..., Any]
@@ -71,6 +74,7 @@ class UDF:
     params: Mapping[str, Any] = field(default_factory=dict)
     stateful: bool = False
     reads_own_output: bool = False
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     _digests: dict[str, str] = field(default_factory=dict)
     _reference: str | None = _UNSET
 
@@ -148,6 +152,8 @@ class UDF:
             If a name was not declared; the message lists those that were.
         """
         unknown = [name for name in overrides if name not in self.params]
+        if unknown and not self.stateful and all(name in self.defaults for name in unknown):
+            return self.without(unknown).with_params(overrides)
         if unknown:
             raise SettingError(
                 f"UDF {self.name!r} has no params {', '.join(map(repr, unknown))}; "
@@ -164,6 +170,25 @@ class UDF:
             made.__dict__["_pickled"] = b""
         return made
 
+    def without(self, columns: Sequence[str]) -> UDF:
+        """Return the same UDF with these inputs at their defaults, and all others as columns.
+
+        Those of a function become parameters, which a backfill may override; of an object's call
+        only the last inputs can be left out.
+        """
+        rest = tuple(c for c in self.input_columns if c not in columns)
+        if not self.defaults or (self.stateful and rest != self.input_columns[: len(rest)]):
+            return self
+        became = {} if self.stateful else {name: self.defaults[name] for name in columns}
+        return replace(
+            self,
+            input_columns=rest,
+            params={**self.params, **became},
+            defaults={},
+            _digests={"code": self.code_digest},
+            _reference=None if self.stateful else self.reference,
+        )
+
     def instantiate(self) -> Callable[..., Any]:
         """Return a callable that takes just the columns; builds the user's class if stateful.
 
@@ -175,13 +200,15 @@ class UDF:
         return made
 
     def _made(self) -> Callable[..., Any]:
+        inputs = self.input_columns
+        if self.kind is UdfKind.RECORD_BATCH:
+            inputs = inputs[:1]  # they come as one
         if self.stateful:
             bound = inspect.signature(self.target).bind_partial()
             bound.arguments.update(self.params)
-            return self.target(*bound.args, **bound.kwargs)  # type: ignore[no-any-return]
-        if not self.params:
-            return self.target
-        return _with_keywords(self.target, self.params)
+            made = self.target(*bound.args, **bound.kwargs)
+            return _taking(made, inputs, {})
+        return _taking(self.target, inputs, self.params)
 
     def dumps(self) -> bytes:
         """Pickle the UDF with the user's modules by value.
@@ -230,17 +257,26 @@ class UDF:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore past the freeze."""
-        self.__dict__.update(state)
+        self.__dict__.update({"defaults": {}} | state)  # earlier pickles have none
 
 
-def _with_keywords(target: Callable[..., Any], params: Mapping[str, Any]) -> Callable[..., Any]:
-    """Bind the parameters by name, so that the columns can be passed by position."""
-    parameters = inspect.signature(target).parameters.values()
-    columns = [p for p in parameters if p.name not in params]
-    leading = list(parameters)[: len(columns)]
-    if columns == leading and all(p.kind is not p.KEYWORD_ONLY for p in columns):
-        return functools.partial(target, **params)
-    names = [p.name for p in columns]
+def _taking(
+    target: Callable[..., Any], columns: Sequence[str], params: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """Return a callable that takes the columns by position, and has the parameters bound."""
+    try:
+        parameters = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError):  # of one made of native code
+        return functools.partial(target, **params) if params else target
+    named = [p for p in parameters if p.name not in params and p.kind not in _MANY]
+    used = named[: len(columns)]
+    by_position = all(p.kind is not p.KEYWORD_ONLY for p in used) and (
+        used == list(parameters)[: len(used)] or not params
+    )
+    takes_more = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    if by_position and (takes_more or len(columns) <= len(named)):
+        return functools.partial(target, **params) if params else target
+    names = [p.name for p in used] + list(columns[len(used) :])
 
     def by_name(*values: Any) -> Any:
         return target(**dict(zip(names, values, strict=False)), **params)

@@ -6,7 +6,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Literal, get_args, get_origin
 
@@ -19,6 +19,7 @@ from geneva.udf.infer import arrow_type, element_type
 Container = Literal["python", "arrow", "numpy", "pandas"]
 _ANY_CONTAINER = ("Array", "ndarray", "Series", "RecordBatch", "ChunkedArray", "NDArray")
 _UNKNOWN = object()
+_MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class UdfKind(StrEnum):
@@ -34,7 +35,8 @@ class UdfKind(StrEnum):
 class Signature:
     """What was read from a callable; `data_type` is ``None`` where the hints do not tell.
 
-    `least` and `most` bound how many columns the callable takes (``None``: any number).
+    `least` and `most` bound how many columns the callable takes (``None``: any number). `defaults`
+    are those of its columns; `settings`, those of parameters that cannot be columns.
     """
 
     kind: UdfKind
@@ -44,6 +46,8 @@ class Signature:
     most: int | None
     data_type: pa.DataType | None
     type_problem: str
+    defaults: Mapping[str, Any]
+    settings: Mapping[str, Any]
 
 
 def read_signature(
@@ -64,19 +68,53 @@ def read_signature(
         raise UdfError(f"UDF {name!r} is a generator; return the values instead of yielding them")
     parameters = _column_parameters(name, call, params)
     hints = _hints(call, scope)
+    parameters, settings = _apart(name, parameters, hints)
     containers = [_container(name, p.name, hints.get(p.name, _UNKNOWN)) for p in parameters]
     kind, container = _kind(name, call, containers, hints.get("return", _UNKNOWN))
     data_type, problem = _data_type(name, kind, hints.get("return", _UNKNOWN))
-    named = [p for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
-    return Signature(
+    return replace(
+        column_signature(name, call, {*params, *settings}),
         kind=kind,
         container=container,
-        columns=tuple(p.name for p in named),
-        least=sum(p.default is inspect.Parameter.empty for p in named),
-        most=len(named) if len(named) == len(parameters) else None,
         data_type=data_type,
         type_problem=problem,
+        settings=settings,
     )
+
+
+def column_signature(name: str, call: Callable[..., Any], params: Collection[str]) -> Signature:
+    """Read which columns a callable takes, and how many."""
+    named = [p for p in _column_parameters(name, call, params) if p.kind not in _MANY]
+    given = {p.name: p.default for p in named if p.default is not inspect.Parameter.empty}
+    takes_many = any(p.kind in _MANY for p in inspect.signature(call).parameters.values())
+    return Signature(
+        kind=UdfKind.SCALAR,
+        container="python",
+        columns=tuple(p.name for p in named),
+        least=len(named) - len(given),
+        most=None if takes_many else len(named),
+        data_type=None,
+        type_problem="",
+        defaults=given,
+        settings={},
+    )
+
+
+def _apart(
+    name: str, parameters: list[inspect.Parameter], hints: Mapping[str, Any]
+) -> tuple[list[inspect.Parameter], dict[str, Any]]:
+    """Take out of an array UDF's parameters the plain ones with a default: no columns."""
+    forms = {p.name: _container(name, p.name, hints.get(p.name, _UNKNOWN)) for p in parameters}
+    if not {"batch", "arrow", "numpy", "pandas"} & set(forms.values()):
+        return parameters, {}
+    whole = "batch" in forms.values()
+    settings = {
+        p.name: p.default
+        for p in parameters
+        if p.default is not inspect.Parameter.empty
+        and (forms[p.name] == "python" or (whole and forms[p.name] is None))
+    }
+    return [p for p in parameters if p.name not in settings], settings
 
 
 def _column_parameters(

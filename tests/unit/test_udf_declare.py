@@ -192,7 +192,7 @@ class NoCall:
         (no_hint, {}, r"no column type: it has no hint.*@udf\(data_type=pa.float32\(\)\)"),
         (gives_none, {}, "nothing but nulls"),
         (no_column, {}, "reads no column"),
-        (record, {"data_type": pa.int64()}, "its columns must be named"),
+        (record, {"data_type": pa.int64(), "input_columns": []}, "leave it out to read all"),
         (record, {"input_columns": ["x"]}, "what its arrays hold"),
         (mixed, {}, "mixes arrow, numpy"),
         (chunked, {}, "write pa.Array"),
