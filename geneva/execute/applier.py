@@ -85,8 +85,8 @@ class Applier:
         limit = min(settings.checkpoint_size or MAX_ROWS, max(settings.read_rows, 1))
         earlier = self._sizer
         most = unit_bytes(self._threads.count)
-        answers = self._udf.kind in (UdfKind.BATCH, UdfKind.RECORD_BATCH)
-        self._sizer = BatchSizer(settings.batch_size, limit, awaits, most, latency=answers)
+        together = self._udf.kind is not UdfKind.SCALAR
+        self._sizer = BatchSizer(settings.batch_size, limit, awaits, most, latency=together)
         if settings.batch_size is None:
             self._sizer.resume(earlier)
         self._settings = settings
@@ -193,6 +193,11 @@ class Applier:
         return max(self.settings.checkpoint_size or 0, self._sizer.rows)
 
     @property
+    def learns(self) -> bool:
+        """Whether the next unit should be cut when more is known."""
+        return self._sizer.learns
+
+    @property
     def cancelled(self) -> bool:
         """Whether `cancel` was called."""
         return self._cancelled.is_set()
@@ -230,7 +235,9 @@ class TaskRun:
         path = log_path(settings.target.incarnation, task.key, uuid4().hex)
         self._journal = Journal(storage.objects, path, self._types)
         self._counts = Counts()
-        self._in_flight = InFlight(applier.threads, joins=task.assemble)
+        self._in_flight = InFlight(
+            applier.threads, joins=task.assemble, learns=lambda: applier.learns
+        )
         self._failures: list[Failure] = []
         self._builder: ColumnFileBuilder | None = None
         self._fatal: tuple[tuple[int, int], ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -30,10 +30,14 @@ class InFlight:
         That call the UDF.
     joins
         Whether values are of use, and may be joined.
+    learns
+        Whether the size of the next unit should wait for what those in flight will have cost.
     """
 
-    def __init__(self, threads: int, *, joins: bool) -> None:
-        self._threads, self._joins = threads, joins
+    def __init__(
+        self, threads: int, *, joins: bool, learns: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._threads, self._joins, self._learns = threads, joins, learns
         self._items: deque[Future[Computed] | Computed] = deque()
         self._sizes: deque[int] = deque()  # bytes that each keeps in memory now
         self._values = 0
@@ -73,6 +77,8 @@ class InFlight:
 
     def _excess(self) -> int:
         """Return how many of the oldest to wait for now."""
+        if self._learns():
+            return int(len(self._items) >= self._threads)
         held = self._bytes
         if held <= HELD_BYTES // 2:
             group = self._threads + 1

@@ -82,6 +82,26 @@ def test_quick_udf_is_called_row_by_row(tmp_path: Path, calls: CallLog, executor
     assert column(table, "y") == list(range(50_000))
 
 
+@pytest.mark.parametrize("call_s", [0.25, 1.0])
+def test_call_with_a_cost_of_its_own_gets_many_rows(
+    tmp_path: Path, calls: CallLog, executor: str, call_s: float
+) -> None:
+    table = make_table(tmp_path, rows=20_000, fragments=1)
+
+    @geneva.udf(data_type=pa.int64(), num_cpus=CPUS)
+    def y(x: pa.Array) -> pa.Array:
+        calls(len(x))
+        time.sleep(call_s)
+        return x
+
+    table.add_columns({"y": y})
+    run(table, "y", executor, concurrency=1)
+    sizes = [int(k) for k in calls.keys]
+    assert sizes[0] == 1
+    assert sum(sizes) == 20_000
+    assert len(sizes) <= 12
+
+
 class OutOfMemoryError(RuntimeError):
     """What torch raises when a GPU is full; no `MemoryError`."""
 
