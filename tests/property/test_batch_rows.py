@@ -1,4 +1,4 @@
-"""Rows per call, simulated: fixed cost x cost per row x noise x memory, and rows that get cheaper."""
+"""Rows per call, simulated: fixed cost, cost per row, noise, memory; rows that become cheaper."""
 
 from __future__ import annotations
 
