@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -72,15 +72,24 @@ def prepare(
     return Request(target, binding, udf.with_params(params) if params else udf, where, options)
 
 
-def check(storage: TableStorage, column: str, options: Options) -> Target:
+def check(
+    storage: TableStorage, column: str, options: Options, params: Mapping[str, object]
+) -> Target:
     """Check a request without loading its UDF, and return what it fills.
+
+    Parameters
+    ----------
+    params
+        Overrides of the UDF's own; of their names only it is known whether there are such.
 
     Raises
     ------
     RequestError
         Whatever is wrong with it.
     """
-    return _checked(storage, storage.open(), column, options, None)[0]
+    snapshot = storage.open()
+    _binding(snapshot, column).check_params(params)
+    return _checked(storage, snapshot, column, options, None)[0]
 
 
 def _checked(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -33,11 +33,14 @@ def plan_call(
 
 
 def check_call(
-    storage: TableStorage, columns: str | Sequence[str], options: Options
+    storage: TableStorage,
+    columns: str | Sequence[str],
+    options: Options,
+    params: Mapping[str, Any],
 ) -> tuple[str, ...]:
     """Check a call without loading a UDF; return all columns that it fills."""
     names = one_of_each_group(storage.open().schema, columns)
-    return tuple(c for n in names for c in check(storage, n, options).columns)
+    return tuple(c for n in names for c in check(storage, n, options, params).columns)
 
 
 class Call:

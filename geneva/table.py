@@ -353,7 +353,7 @@ class Table:
         options = checked_options(known)
         check_executor_name(known["executor"])
         with storage_errors(self.storage.uri):
-            return check_call(self.storage, columns, options)
+            return check_call(self.storage, columns, options, known["params"] or {})
 
     def coverage(self, column: str) -> Coverage:
         """Count per fragment the rows that are computed, stale and missing; no UDF is loaded."""

@@ -280,13 +280,19 @@ def change(
     run_id: _RunId,
     priority: Annotated[int | None, typer.Option(help="Higher starts earlier.")] = None,
     max_active: Annotated[int | None, typer.Option(help="Jobs of the run at once.")] = None,
+    no_cap: Annotated[bool, typer.Option("--no-cap", help="Lift the cap of the run.")] = False,
     url: _Url = _DEFAULT_URL,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Change the priority or the cap of a run, also while it runs."""
     with answering(as_json, debug) as answer:
-        run = _client(url).change(run_id, priority=priority, max_active=max_active)
+        from geneva.jobs.records import Keep
+
+        if no_cap and max_active is not None:
+            raise SettingError("--no-cap and --max-active exclude each other")
+        cap = max_active if no_cap or max_active is not None else Keep.KEEP
+        run = _client(url).change(run_id, priority=priority, max_active=cap)
         answer(_line(run), _facts(run))
 
 
@@ -407,14 +413,21 @@ def pools(
     slots: Annotated[
         int | None, typer.Option(help="Set how many of its jobs may be active at once.")
     ] = None,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Remove it, if no live job is in it.")
+    ] = False,
     url: _Url = _DEFAULT_URL,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """List the pools, or set the slots of one."""
+    """List the pools, set the slots of one, or remove one."""
     with answering(as_json, debug) as answer:
         client = _client(url)
-        if name is not None:
+        if delete and (name is None or slots is not None):
+            raise SettingError("--delete needs the name of a pool, and no --slots")
+        if delete and name is not None:
+            client.delete_pool(name)
+        elif name is not None:
             client.set_pool(name, slots)
         found = client.pools()
         lines = [

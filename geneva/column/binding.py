@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from geneva.errors import ColumnError, SettingError
+from geneva.errors import ColumnError, SettingError, UdfError
 from geneva.storage.snapshot import Snapshot
 from geneva.types import Target
 
@@ -66,6 +66,24 @@ class Binding:
     reserves: Mapping[str, float] = field(default_factory=dict)
     nested: Nested = field(default_factory=dict)
     format: int = _FORMAT
+
+    def check_params(self, given: Mapping[str, Any]) -> None:
+        """Refuse parameters that the UDF does not have, as far as the binding tells.
+
+        Raises
+        ------
+        UdfError
+            There is one.
+        """
+        if not self.params:
+            return  # values that are no JSON: only the UDF itself knows their names
+        known = json.loads(self.params)
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise UdfError(
+                f"UDF {self.udf!r} has no params {', '.join(map(repr, unknown))}; "
+                f"it has {', '.join(map(repr, known)) or 'none'}"
+            )
 
     def metadata(self, position: int) -> dict[str, str]:
         """Return the field metadata of the column that is the struct's n-th field."""

@@ -35,6 +35,8 @@ class Wish:
 
     Attributes
     ----------
+    pool
+        Of jobs; runs have none.
     sort
         Jobs have no name.
     cursor
@@ -48,6 +50,7 @@ class Wish:
     sort: Sort = "-created"
     limit: int = 100
     cursor: str | None = None
+    pool: str | None = None
 
 
 def encode_cursor(*key: float | str | int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Any
 
 from geneva.jobs.control import Wanted
@@ -17,6 +17,12 @@ from geneva.types import JobState
 DEFAULT_POOL = "default"
 STAGES = ("read", "udf", "checkpoint", "write", "commit")
 """Of one fragment, in order; the commit is the driver's, the others are an applier's."""
+
+
+class Keep(Enum):
+    """What is not to be changed, where ``None`` means something."""
+
+    KEEP = "keep"
 
 
 class Mode(StrEnum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import Query, Request, Response
@@ -9,7 +10,7 @@ from fastapi.responses import RedirectResponse
 
 from geneva.errors import SettingError
 from geneva.jobs.page import Wish
-from geneva.jobs.records import JobRecord
+from geneva.jobs.records import JobRecord, PoolRecord
 from geneva.jobs.states import ACTIVE
 from geneva.pages.forms import checked
 from geneva.pages.render import is_piece, render
@@ -21,7 +22,6 @@ from geneva.types import JobState
 router = pages()
 
 _JOBS = 20  # shown of a pool
-_LOOKED_AT = 500
 
 
 @router.get("/pools")
@@ -29,15 +29,23 @@ def pools(
     request: Request, lists: Lists, pool: Annotated[str, Query(max_length=500)] = ""
 ) -> Response:
     """List the pools with their jobs."""
+    found = lists.pools()
     return render(
         request,
         "_pools.html" if is_piece(request) else "pools.html",
-        pools=lists.pools(),
-        active=_jobs(lists, *ACTIVE),
-        queued=_jobs(lists, JobState.QUEUED),
+        pools=found,
+        active=_jobs(lists, found, *ACTIVE),
+        queued=_jobs(lists, found, JobState.QUEUED),
         shown=_JOBS,
         chosen=pool,
     )
+
+
+@router.post("/pools/delete", dependencies=[Operator])
+def delete(lists: Lists, form: Form) -> Response:
+    """Remove a pool that no live job is in."""
+    lists.delete_pool(form.get("pool", ""))
+    return RedirectResponse("/pools", 303)
 
 
 @router.post("/pools", dependencies=[Operator])
@@ -51,9 +59,12 @@ def change(lists: Lists, form: Form) -> Response:
     return RedirectResponse("/pools", 303)
 
 
-def _jobs(lists: Lists, *states: JobState) -> dict[str, list[JobRecord]]:
-    """Return jobs by pool, those that were submitted first at the top."""
-    found: dict[str, list[JobRecord]] = {}
-    for job in lists.jobs(Wish(states, sort="created", limit=_LOOKED_AT)).items:
-        found.setdefault(job.pool, []).append(job)
-    return found
+def _jobs(
+    lists: Lists, pools: Sequence[PoolRecord], *states: JobState
+) -> dict[str, Sequence[JobRecord]]:
+    """Return the first jobs of each pool, those that were submitted first at the top."""
+    busy = [p.name for p in pools if p.name and (p.active or p.queued)]
+    return {
+        name: lists.jobs(Wish(states, pool=name, sort="created", limit=_JOBS)).items
+        for name in busy
+    }

@@ -70,13 +70,17 @@ def steer(
 
 def _change(store: Store, run_id: str, form: Mapping[str, str]) -> None:
     try:
-        given = {n: int(form[n]) for n in ("priority", "max_active") if form.get(n)}
-        asked = RunChange(**given)
+        given: dict[str, int | None] = {}
+        if form.get("priority"):
+            given["priority"] = int(form["priority"])
+        if "max_active" in form:  # a field that is empty lifts the cap
+            given["max_active"] = int(form["max_active"]) if form["max_active"].strip() else None
+        asked = RunChange.model_validate(given)
     except ValueError as error:
         raise SettingError(
             "priority is a whole number from -1000 to 1000, and the cap one from 1 on"
         ) from error
-    store.change(run_id, priority=asked.priority, max_active=asked.max_active)
+    store.change(run_id, priority=asked.priority, max_active=asked.cap)
 
 
 def _go(request: Request, url: str) -> Response:
@@ -97,6 +101,7 @@ def _page(request: Request, store: Store, browser: Browser, run_id: str, job_id:
         jobs=run.jobs[::-1],
         url=f"/runs/{run_id}?{urlencode({'job': job_id})}" if job_id else f"/runs/{run_id}",
         may=_allowed(run),
+        capped=run.max_active is not None or _several(run),
         stages=[(s, _shares(s)) for s in stages],
         fragments=sum(sum(s.fragments.values()) for s in stages),
         events=browser.latest_events(run.id, _EVENTS),
@@ -109,6 +114,11 @@ def _chosen(run: RunRecord, job_id: str) -> JobRecord:
     if not found:
         raise NoSuchJobError(f"run {run.id!r} has no job {job_id!r}")
     return found[-1]
+
+
+def _several(run: RunRecord) -> bool:
+    """Whether a run has more than one job, retried ones left out."""
+    return len({j.id for j in run.jobs} - {j.parent_id for j in run.jobs}) > 1
 
 
 def _allowed(run: RunRecord) -> frozenset[str]:

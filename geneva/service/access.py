@@ -21,6 +21,7 @@ from fastapi import Depends, HTTPException, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from geneva.service.limits import Guesses
+from geneva.service.queries import check_query
 from geneva.service.settings import Settings
 from geneva.store.local import LOOPBACK
 
@@ -50,6 +51,8 @@ def needs(role: Role) -> Callable[..., Coroutine[Any, Any, None]]:
             )
         if held < role:
             raise HTTPException(403, "this token may look, not steer")
+        request.state.role = held
+        check_query(request)
 
     return check
 

@@ -62,6 +62,14 @@ def check_arguments(asked: Submission) -> None:
     """
     if not asked.columns:
         raise SettingError("no column given")
+    twice = [c for c in dict.fromkeys(asked.columns) if asked.columns.count(c) > 1]
+    if twice:
+        raise SettingError(f"columns: {', '.join(map(repr, twice))} is given more than once")
+    if asked.max_active is not None:
+        raise SettingError(
+            "max_active: a backfill is one job, so there is nothing to cap; the slots of a pool "
+            "limit the jobs of several runs"
+        )
     for name in _FROM_OUTSIDE:
         if name in asked.arguments:
             raise SettingError(f"{name!r} is no argument of a job that runs elsewhere")

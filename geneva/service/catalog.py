@@ -11,8 +11,8 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 
 from geneva.column.binding import Binding, bindings_of, computed, group_of
 from geneva.column.ledger import Ledger
@@ -96,6 +96,8 @@ class Covered:
         Fragments in which nothing is missing or stale.
     pieces
         Share of rows that need no work, from the table's begin to its end, in at most 100 pieces.
+    per_fragment
+        The rows of each fragment, where that was asked for.
     """
 
     column: ColumnFacts
@@ -112,6 +114,7 @@ class Covered:
     fragments_done: int
     pieces: tuple[float, ...]
     last_job: JobRecord | None = None
+    per_fragment: tuple[dict[str, Any], ...] = ()
 
 
 class Catalog:
@@ -176,7 +179,9 @@ class Catalog:
         chosen = self.database(db)
         return _facts(chosen, name, self.open(chosen, name)[1])
 
-    def coverage(self, db: str | None, name: str, column: str) -> Covered:
+    def coverage(
+        self, db: str | None, name: str, column: str, *, fragments: bool = False
+    ) -> Covered:
         """Count the rows of a computed column.
 
         Raises
@@ -197,7 +202,10 @@ class Catalog:
             return _Counted(found, ledger.kept(snapshot))
 
         counted = self._covered.get(key, (snapshot.version, binding.digest), count)
-        return _covered(_column(snapshot, column), counted.coverage, last)
+        found = _covered(_column(snapshot, column), counted.coverage, last)
+        if not fragments:
+            return found
+        return replace(found, per_fragment=tuple(counted.coverage.table.to_pylist()))
 
     def open(self, db: str, name: str) -> tuple[TableStorage, Snapshot]:
         """Open the latest version of a table."""
@@ -278,7 +286,7 @@ def _bound(snapshot: Snapshot, binding: Binding) -> BoundColumn:
 
 
 def _covered(column: ColumnFacts, found: Coverage, last: JobRecord | None) -> Covered:
-    totals = found.totals
+    totals: dict[str, Any] = found.totals
     rows = found.table["rows"].to_pylist()
     missing, stale = found.table["missing"].to_pylist(), found.table["stale"].to_pylist()
     left = [m + s for m, s in zip(missing, stale, strict=True)]

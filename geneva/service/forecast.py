@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,7 +21,7 @@ from geneva.column.marks import group_subtree
 from geneva.errors import SettingError
 from geneva.jobs.records import Submission
 from geneva.plan.decision import NOT_SELECTED, Action, FragmentPlan
-from geneva.plan.report import Plan
+from geneva.plan.report import Plan, plan_facts
 from geneva.service.admission import canonical, check_arguments
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import storage_errors
@@ -107,7 +108,13 @@ class ColumnForecast:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a backfill would do now; ``seconds`` is ``None`` where nobody can tell."""
+    """What a backfill would do now; ``seconds`` is ``None`` where nobody can tell.
+
+    Attributes
+    ----------
+    fragments
+        What it would do with each fragment, column after column, where that was asked for.
+    """
 
     table: str
     version: int
@@ -117,15 +124,25 @@ class Forecast:
     exact: bool
     seconds: float | None
     columns: tuple[ColumnForecast, ...]
+    fragments: tuple[dict[str, Any], ...] = ()
 
 
-def forecast(table: Table, asked: Submission, past: Past, within_s: float = math.inf) -> Forecast:
+def forecast(
+    table: Table,
+    asked: Submission,
+    past: Past,
+    within_s: float = math.inf,
+    *,
+    fragments: bool = False,
+) -> Forecast:
     """Plan a request as the engine would, column after column.
 
     Parameters
     ----------
     within_s
         How long filters may be evaluated; what is left then is estimated.
+    fragments
+        Whether to say what is done with each fragment.
 
     Raises
     ------
@@ -139,11 +156,15 @@ def forecast(table: Table, asked: Submission, past: Past, within_s: float = math
         snapshot = storage.open()
         bindings = bindings_of(snapshot.schema)
         found: list[ColumnForecast] = []
+        each: list[dict[str, Any]] = []
         for name in _one_of_each_group(snapshot, bindings, asked.columns):
             planned = _planned(storage, name, asked, within_s / len(asked.columns))
             pace = _pace(past, canonical(storage.uri), bindings, planned.columns, asked)
             before = [f for f in found if f.rows_compute and _reads(snapshot, bindings, name, f)]
             found.append(_column(storage, planned, pace, before))
+            if fragments:
+                facts = plan_facts(planned)
+                each += ({"columns": facts["columns"]} | f for f in facts["fragments"])
     seconds = [f.estimate.seconds if f.estimate else None for f in found if f.rows_compute]
     return Forecast(
         asked.table,
@@ -154,6 +175,7 @@ def forecast(table: Table, asked: Submission, past: Past, within_s: float = math
         all(f.exact for f in found),
         None if None in seconds else sum(s for s in seconds if s is not None),
         tuple(found),
+        tuple(each),
     )
 
 

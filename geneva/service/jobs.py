@@ -1,14 +1,13 @@
-"""``/api/v1/jobs``, ``/pools`` and ``/coverage``: look, steer one job, set caps."""
+"""``/api/v1/jobs``, ``/pools`` and ``/auto``: look, steer one job, set caps."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from fastapi import Path as InPath
 from fastapi.responses import PlainTextResponse
 
-from geneva.errors import SettingError
 from geneva.jobs.control import Wanted
 from geneva.jobs.page import MAX_LIMIT, Page, Wish
 from geneva.jobs.records import (
@@ -146,12 +145,18 @@ def pools(lists: Lists) -> list[PoolRecord]:
     return lists.pools()
 
 
-@router.put("/pools/{name}", tags=["pools"], dependencies=[Operator], status_code=204)
+@router.put("/pools/{name:path}", tags=["pools"], dependencies=[Operator], status_code=204)
 def set_pool(
     name: Annotated[str, InPath(max_length=500)], changed: PoolChange, lists: Lists
 ) -> None:
     """Set the slots of a pool."""
     lists.set_pool(name, changed.slots)
+
+
+@router.delete("/pools/{name:path}", tags=["pools"], dependencies=[Operator], status_code=204)
+def delete_pool(name: Annotated[str, InPath(max_length=500)], lists: Lists) -> None:
+    """Remove a pool that no live job is in."""
+    lists.delete_pool(name)
 
 
 @router.put("/pools", tags=["pools"], dependencies=[Operator], status_code=204)
@@ -165,18 +170,3 @@ def set_total(changed: PoolChange, lists: Lists) -> None:
 def auto(store: Store) -> list[WatchRecord]:
     """List the columns that are kept filled, with the latest run of each and why it was made."""
     return Watches(store.database).all()
-
-
-@router.get("/coverage", tags=["tables"], dependencies=[Viewer])
-def coverage(table: str, column: str, places: Places, db: str | None = None) -> dict[str, Any]:
-    """Count per fragment the rows of a column that are computed, stale and missing."""
-    db = db or places.settings.db
-    if db is None:
-        raise SettingError("db is needed: this service was started without --db")
-    found = places.settings.databases.table(db, table).coverage(column)
-    return {
-        "column": found.column,
-        "version": found.version,
-        "totals": found.totals,
-        "fragments": found.table.to_pylist(),
-    }

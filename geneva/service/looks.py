@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi import Path as InPath
 
 from geneva.jobs.page import MAX_LIMIT, Page
-from geneva.service.access import Viewer
+from geneva.service.access import Role, Viewer
 from geneva.service.catalog import Covered, TableFacts
 from geneva.service.forecast import Forecast, forecast
 from geneva.service.schemas import NewRun
@@ -44,23 +44,31 @@ def coverage(
     catalog: Catalog,
     db: _Db = None,
     column: Annotated[str | None, Query(max_length=500)] = None,
+    fragments: Annotated[bool, Query(description="Count those of each fragment too.")] = False,
 ) -> list[Covered]:
     """Count the rows of each computed column, or of one, by what they are. Loads no UDF."""
-    if column is not None:
-        return [catalog.coverage(db, name, column)]
-    return [catalog.coverage(db, name, c.name) for c in catalog.table(db, name).computed]
+    names = [c.name for c in catalog.table(db, name).computed] if column is None else [column]
+    return [catalog.coverage(db, name, n, fragments=fragments) for n in names]
 
 
 @router.post("/plan", dependencies=[Viewer])
 def plan(
+    request: Request,
     new: NewRun,
     places: Places,
     within_s: Annotated[
         float | None,
         Query(gt=0, le=600, description="Evaluate filters for so long; estimate the rest."),
     ] = None,
+    fragments: Annotated[bool, Query(description="Say it of each fragment too.")] = False,
 ) -> Forecast:
-    """Say what a backfill would do, how long it takes and what it writes; nothing runs."""
+    """Say what a backfill would do, how long it takes and what it writes; nothing runs.
+
+    With ``params`` it needs the operator's token: the UDF is loaded to tell what they make of it.
+    """
     asked = new.submission(places.settings.db)
+    if asked.arguments.get("params") and request.state.role < Role.OPERATOR:
+        raise HTTPException(403, "a plan with params loads the UDF, which this token may not")
     opened = places.settings.databases.table(asked.db, asked.table, asked.ray)
-    return forecast(opened, asked, places.past, math.inf if within_s is None else within_s)
+    within = math.inf if within_s is None else within_s
+    return forecast(opened, asked, places.past, within, fragments=fragments)

@@ -65,14 +65,14 @@ class Measured:
         try:
             await self._app(scope, receive, noting)
         finally:
-            route = _route(scope)
+            route = route_of(scope)
             method = scope["method"] if route != "none" else "any"
             self._metrics.requests.labels(method, route, status).inc()
             if not route.endswith("/stream"):
                 self._metrics.seconds.labels(method, route).observe(time.perf_counter() - started)
 
 
-def _route(scope: Scope) -> str:
+def route_of(scope: Scope) -> str:
     """Return the template of a path, so that ids make no series of their own."""
     route = str(getattr(scope.get("route"), "path", "none"))
     within = scope["path"].startswith(API) and route != "none" and not route.startswith(API)

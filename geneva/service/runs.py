@@ -14,7 +14,6 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from geneva.jobs.control import Wanted
 from geneva.jobs.page import MAX_LIMIT, Page, Sort, Wish
 from geneva.jobs.records import EventRecord, RunRecord
-from geneva.plan.report import plan_facts
 from geneva.service import admission
 from geneva.service.access import Operator, Viewer
 from geneva.service.reads import read
@@ -52,14 +51,6 @@ def submit(
     return run
 
 
-@router.post("/plan", dependencies=[Viewer])
-def plan(new: NewRun, places: Places) -> dict[str, Any]:
-    """Say per fragment what the backfill would do; nothing runs."""
-    asked = new.submission(places.settings.db)
-    found = plan_facts(admission.plan(asked, places.settings.databases))
-    return dict(jsonable_encoder(found))
-
-
 @router.get("", dependencies=[Viewer])
 @read
 def runs(
@@ -85,8 +76,8 @@ def run(run_id: str, store: Store) -> RunRecord:
 
 @router.patch("/{run_id}", dependencies=[Operator])
 def change(run_id: str, changed: RunChange, store: Store) -> RunRecord:
-    """Change the priority or the cap of a run, also while it runs."""
-    return store.change(run_id, priority=changed.priority, max_active=changed.max_active)
+    """Change the priority or the cap of a run, also while it runs; null lifts the cap."""
+    return store.change(run_id, priority=changed.priority, max_active=changed.cap)
 
 
 @router.post("/{run_id}/pause", dependencies=[Operator])

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from geneva.errors import SettingError
-from geneva.jobs.records import DEFAULT_POOL, Submission
+from geneva.jobs.records import DEFAULT_POOL, Keep, Submission
 
 _DEPTH = 20
 _MOST = 2**63 - 1
@@ -113,10 +113,15 @@ class NewRun(_Strict):
 
 
 class RunChange(_Strict):
-    """What is to be different of a run; what is left out stays."""
+    """What is to be different of a run; what is left out stays, and null lifts the cap."""
 
     priority: _Level | None = None
     max_active: _Count | None = None
+
+    @property
+    def cap(self) -> int | Keep | None:
+        """The cap, if it was given."""
+        return self.max_active if "max_active" in self.model_fields_set else Keep.KEEP
 
 
 class PoolChange(_Strict):

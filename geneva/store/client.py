@@ -26,6 +26,7 @@ from geneva.jobs.records import (
     FailureRecord,
     FailureWish,
     JobRecord,
+    Keep,
     LogPart,
     LogRecord,
     PoolRecord,
@@ -72,8 +73,9 @@ class Client:
         return self._run("POST", "/runs", json=_body(asked), headers=headers, again=True)
 
     def plan(self, asked: Submission) -> dict[str, Any]:
-        """Return what a backfill would do, by fragment."""
-        return dict(self._ask("POST", "/runs/plan", json=_body(asked)))
+        """Return what a backfill would do, with each fragment."""
+        chosen = {"fragments": True}
+        return dict(self._ask("POST", "/plan", json=_body(asked), params=chosen))
 
     def want(self, run_id: str, wanted: Wanted) -> RunRecord:
         """Say what is wanted of a run."""
@@ -88,10 +90,16 @@ class Client:
         return self._run("POST", f"/failures/{quote(key, safe='')}/retry", params=_chosen(wish))
 
     def change(
-        self, run_id: str, *, priority: int | None = None, max_active: int | None = None
+        self,
+        run_id: str,
+        *,
+        priority: int | None = None,
+        max_active: int | Keep | None = Keep.KEEP,
     ) -> RunRecord:
-        """Change the priority or the cap of a run."""
-        changed = {"priority": priority, "max_active": max_active}
+        """Change the priority or the cap of a run; ``None`` lifts the cap."""
+        changed: dict[str, Any] = _given(priority=priority)
+        if max_active is not Keep.KEEP:
+            changed["max_active"] = max_active
         return self._run("PATCH", f"/runs/{run_id}", json=changed)
 
     def delete(self, run_id: str) -> None:
@@ -100,8 +108,12 @@ class Client:
 
     def set_pool(self, name: str, slots: int | None) -> None:
         """Set the slots of a pool; the empty name stands for all jobs."""
-        path = f"/pools/{name}" if name else "/pools"
+        path = f"/pools/{quote(name, safe='')}" if name else "/pools"
         self._ask("PUT", path, json={"slots": slots})
+
+    def delete_pool(self, name: str) -> None:
+        """Remove a pool that no job is in."""
+        self._ask("DELETE", f"/pools/{quote(name, safe='')}")
 
     # --- look ----------------------------------------------------------------------------
 

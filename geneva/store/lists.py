@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Row, Select, func, select, tuple_
 from sqlalchemy.orm import Session
 
-from geneva.errors import NoSuchJobError, SettingError
+from geneva.errors import JobStateError, NoSuchJobError, SettingError
 from geneva.jobs.page import MAX_LIMIT, Page, Wish, decode_cursor, encode_cursor
 from geneva.jobs.records import (
     DEFAULT_POOL,
@@ -159,6 +159,25 @@ class Lists:
         with self.database.write() as session:
             session.merge(Pool(name=name, slots=slots))
 
+    def delete_pool(self, name: str) -> None:
+        """Remove a pool that no live job is in.
+
+        Raises
+        ------
+        NoSuchJobError
+            There is none of that name.
+        JobStateError
+            Jobs that have not ended are in it.
+        """
+        with self.database.write() as session:
+            found = session.get(Pool, name) if name else None
+            if found is None:
+                raise NoSuchJobError(f"there is no pool {name!r}")
+            live = select(func.count()).where(_JOB.pool == name, _JOB.ended_s.is_(None))
+            if number := session.execute(live).scalar_one():
+                raise JobStateError(f"{number:,} jobs of pool {name!r} have not ended")
+            session.delete(found)
+
     def counts(self) -> tuple[dict[JobState, int], list[PoolRecord]]:
         """Return the number of jobs in each state, and the pools."""
         with self.database.read() as session:
@@ -196,6 +215,8 @@ def _wished(model: type[Base], wanted: Select[Any], wish: Wish) -> Select[Any]:
     for name in ("db", "table"):
         if (value := getattr(wish, name)) is not None:
             wanted = wanted.where(of[name] == value)
+    if wish.pool is not None and model is Job:
+        wanted = wanted.where(of.pool == wish.pool)
     if wish.name is not None and model is Run:
         wanted = wanted.where(of.name == wish.name)
     name, kind = _sorted_by(model, wish)

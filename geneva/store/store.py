@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import delete, select
@@ -18,6 +19,7 @@ from geneva.jobs.records import (
     FailureGroups,
     FailureWish,
     JobRecord,
+    Keep,
     Mode,
     RunRecord,
     Submission,
@@ -145,9 +147,24 @@ class Store(Lists):
             move(session, run, job, after, _WHY[wanted], now_s)
 
     def change(
-        self, run_id: str, *, priority: int | None = None, max_active: int | None = None
+        self,
+        run_id: str,
+        *,
+        priority: int | None = None,
+        max_active: int | Keep | None = Keep.KEEP,
     ) -> RunRecord:
-        """Change the priority or the cap of a run, whatever its state."""
+        """Change the priority or the cap of a run, whatever its state.
+
+        Parameters
+        ----------
+        max_active
+            ``None`` lifts the cap.
+
+        Raises
+        ------
+        JobStateError
+            The run has one job, which no cap could hold back.
+        """
         with self.database.write() as session:
             run = locked_run(session, run_id)
             now = self.database.now_s(session)
@@ -156,10 +173,14 @@ class Store(Lists):
                 run.priority = priority
                 for job in jobs:
                     job.priority = priority
-            if max_active is not None:
-                run.max_active = max_active
-            said = {"priority": priority, "max_active": max_active}
-            changed = {k: v for k, v in said.items() if v is not None}
+            changed: dict[str, Any] = {} if priority is None else {"priority": priority}
+            if max_active is not Keep.KEEP:
+                if max_active is not None and sum(not j.superseded for j in jobs) == 1:
+                    raise JobStateError(
+                        f"run {run_id} has one job, so there is nothing to cap: max_active limits "
+                        "how many jobs of a run are active at once"
+                    )
+                run.max_active = changed["max_active"] = max_active
             note(session, run, None, now, "changed", "", changed)
             return run_record(run, jobs)
 

@@ -82,8 +82,8 @@ def test_served_job_reaches_a_bucket_and_shows_no_credential(
     s3_service.until(failed, "FAILED")
     found = table.storage.open().dataset.to_table(["y"])["y"].to_pylist()
     assert found == [2 * x for x in range(ROWS)]
-    coverage = s3_service.ask("GET", "/api/v1/coverage?table=t&column=y")
-    assert len(coverage["fragments"]) == 2
+    [coverage] = s3_service.ask("GET", "/api/v1/tables/t/coverage?column=y")
+    assert coverage["fragments"] == 2
     assert "denied" not in bucket.counts
     bucket.behave(key="somebody else's")
     body = {"table": "t", "columns": ["y"]}

@@ -43,6 +43,7 @@ def client_for(jobs: Store, scene: Scene, **more: object) -> TestClient:
         jobs.database.url, scene.path.parent / "s", db=str(scene.path), **ANYWHERE | more
     )
     app = create_app(settings, jobs)
+    beat(jobs.database, "a scheduler")
     client = TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
     if settings.operator_token is None:
         client.headers |= bearer(app.state.settings.operator_token)
@@ -213,9 +214,10 @@ def test_metrics_and_health(http: TestClient):
 
 
 def test_coverage_of_a_column(http: TestClient):
-    found = http.get("/api/v1/coverage", params={"table": "t", "column": "y"}).json()
-    assert found["totals"]["rows"] == 40
-    assert len(found["fragments"]) == 4
+    asked = {"column": "y", "fragments": True}
+    [found] = http.get("/api/v1/tables/t/coverage", params=asked).json()
+    assert found["rows"] == 40
+    assert len(found["per_fragment"]) == found["fragments"] == 4
 
 
 def test_database_that_does_not_answer_is_said_so(http: TestClient, jobs: Store):
@@ -277,7 +279,6 @@ def test_viewer_may_look_at_everything_and_change_nothing(jobs: Store, scene: Sc
 
 
 def test_every_route_but_health_asks_for_a_token(jobs: Store, scene: Scene):
-    beat(jobs.database, "a scheduler")
     with client_for(jobs, scene, operator_token="op") as http:
         for path, verbs in http.get("/openapi.json").json()["paths"].items():
             for verb in verbs:

@@ -188,7 +188,8 @@ def test_run_does_what_its_plan_said(scene: Scene, service: Service):
         {},
     ):
         arguments = {"executor": "local", **chosen}
-        plan = service.ask("POST", "/api/v1/runs/plan", json=body | {"arguments": arguments})
+        asked = {"json": body | {"arguments": arguments}}
+        plan = service.ask("POST", "/api/v1/plan?fragments=true", **asked)
         run = service.submit(arguments=arguments)
         service.until(run, "SUCCEEDED")
         job = service.job(run)

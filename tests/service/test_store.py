@@ -471,7 +471,7 @@ def test_pages_hold_every_run_once(jobs: Store):
 def test_events_of_a_run_have_no_gaps(jobs: Store):
     run, claimed = running(jobs)
     Leases(jobs.database).beat(claimed, progress(), 30)
-    jobs.change(run.id, priority=9, max_active=2)
+    jobs.change(run.id, priority=9)
     events = Lists(jobs.database).events(run.id).items
     assert [e.seq for e in events] == list(range(1, len(events) + 1))
     later = Lists(jobs.database).events(run.id, after=2).items
