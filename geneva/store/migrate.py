@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -23,8 +24,7 @@ def upgrade(database: Database) -> str:
     Several processes may do so at once; the second one finds nothing to do.
     """
     config = _config()
-    with database.answering():
-        _check_known(_version(database))
+    _check_known(_version(database))
     with (
         database.answering(),
         database.engine.execution_options(immediate=True).begin() as connection,
@@ -36,6 +36,7 @@ def upgrade(database: Database) -> str:
     return needed()
 
 
+@cache
 def needed() -> str:
     """Return the version that this code needs."""
     return ScriptDirectory.from_config(_config()).get_current_head() or ""
@@ -43,8 +44,7 @@ def needed() -> str:
 
 def check(database: Database) -> None:
     """Raise `ServiceError` if the database has not the version that this code needs."""
-    with database.answering():
-        found = _version(database)
+    found = _version(database)
     _check_known(found)
     if found != needed():
         raise ServiceError(
@@ -54,17 +54,22 @@ def check(database: Database) -> None:
 
 
 def _version(database: Database) -> str | None:
-    with database.engine.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+    with database.read() as session:  # those who wait to write must not hold up whoever looks
+        return MigrationContext.configure(session.connection()).get_current_revision()
 
 
 def _check_known(version: str | None) -> None:
-    known = {s.revision for s in ScriptDirectory.from_config(_config()).walk_revisions()}
-    if version is not None and version not in known:
+    if version is not None and version not in _known():
         raise OperatorError(
             f"the database of jobs has version {version}, of a newer geneva; this one knows those "
             f"up to {needed()}: upgrade geneva, or name another database"
         )
+
+
+@cache
+def _known() -> frozenset[str]:
+    found = ScriptDirectory.from_config(_config()).walk_revisions()
+    return frozenset(script.revision for script in found)
 
 
 def _config() -> Config:

@@ -113,8 +113,8 @@ def test_pool_is_deleted_once_no_live_job_is_in_it(jobs: Store, http: TestClient
 
 
 def test_pools_page_counts_all_and_shows_the_first(jobs: Store, tmp_path: Path):
-    for _ in range(530):
-        submit(jobs, pool="busy")
+    for i in range(530):
+        submit(jobs, f"t{i}", pool="busy")
     for _ in range(3):
         submit(jobs, pool="later")
     jobs.set_pool("idle", 1)

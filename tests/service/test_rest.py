@@ -149,7 +149,8 @@ def test_key_that_is_sent_again(http: TestClient):
 
 
 def test_plan_says_what_a_run_would_do_and_stores_nothing(http: TestClient):
-    plan = http.post(f"{RUNS}/plan", json=BODY | {"arguments": {"where": "x < 15"}}).json()
+    asked = "/api/v1/plan?fragments=true"
+    plan = http.post(asked, json=BODY | {"arguments": {"where": "x < 15"}}).json()
     assert [f["fragment_id"] for f in plan["fragments"]] == [0, 1, 2, 3]
     assert plan["rows_compute"] <= 40
     assert http.get(RUNS).json()["items"] == []
