@@ -214,8 +214,6 @@ def backfill(
         driver.report(JobState.FAILED)
         raise
     finally:
-        with suppress(OSError):  # what cannot be removed now is left to clean()
-            driver.forget_vanished()
         driver.claims.release()
 
 

@@ -7,18 +7,16 @@ a batch boundary, what is finished is committed, and the appliers are released.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from geneva.checkpoint.journal import find_logs
+from geneva.checkpoint.key import is_of_family
 from geneva.checkpoint.uses import LogUses
 from geneva.column.binding import top_level
-from geneva.column.ledger import Ledger
-from geneva.column.provenance import History
 from geneva.commit.publish import Discarded, Published, Verdict, publish
-from geneva.commit.remap import remap
+from geneva.commit.remap import Inherited, inherit
 from geneva.errors import (
-    CorruptFileError,
     GenevaError,
     JobCancelledError,
     JobTimeoutError,
@@ -93,6 +91,9 @@ class Driver:
         # Logs of files that another writer forestalled, by fragment.
         self._spare: dict[int, tuple[str, ...]] = {}
         self._vanished: list[ColumnFile] = []  # of fragments that were compacted away
+        # Logs of this work on fragments that are no longer what they were, and the column files
+        # of which only these know.
+        self._estate: dict[str, set[str]] = {}
         self._error: GenevaError | None = None
         self._live = Workers(0, 0, 0)
         self._rows_seen = 0  # done or checkpointed; what was said is not taken back
@@ -124,6 +125,7 @@ class Driver:
         self._unfinished &= set(snapshot.fragments)  # what a compaction took was planned anew
         self._unfinished -= {p.fragment_id for p in all_plans}
         self._unfinished |= {p.fragment_id for p in plans}
+        self._logs.keep_only(snapshot.fragments)
         self._drop_spare(all_plans)
         limit = self._options.num_frags
         if limit is not None:
@@ -167,11 +169,35 @@ class Driver:
     def _resumed(self, snapshot: Snapshot, tasks: list[Task]) -> list[Task]:
         """Return tasks that know the checkpoints of their work."""
         logs = find_logs(self._storage.objects, self._target.incarnation)
-        carried = self._remap(snapshot, tasks)
+        planned = {p.task.key: p.task for p in self._plans if p.task is not None}
+        found = inherit(self._storage, snapshot, self._target, logs, tasks, tuple(planned.values()))
         # Those of others too, and of fragments that the call is not for: a log may hold both.
-        planned = {p.task.key: p.fragment_id for p in self._plans if p.task is not None}
-        self._logs.note_work(logs, planned, keep_others=self._options.limited)
-        return [replace(t, resume=logs.get(t.key, ()) + carried.get(t.key, ())) for t in tasks]
+        fragments = {key: task.fragment_id for key, task in planned.items()}
+        self._logs.note_work(logs, fragments, keep_others=self._options.limited)
+        for key, paths in logs.items():
+            if key not in planned and is_of_family(key, tasks[0].family):
+                self._estate.update((path, found.files.get(path, set())) for path in paths)
+        self._take_over(found, tasks)
+        return [
+            replace(t, resume=logs.get(t.key, ()) + found.written.get(t.key, ())) for t in tasks
+        ]
+
+    def _take_over(self, found: Inherited, tasks: Sequence[Task]) -> None:
+        """Remove what compacted fragments left, as far as their successors' tasks have it now."""
+        for log, heirs in found.heirs.items():
+            for fragment_id in heirs:
+                self._logs.note(fragment_id, [log])
+        if self._options.limited:
+            self._logs.keep(found.heirs)  # there may be heirs that the call is not for
+        if found.faults:
+            faults = "; ".join(dict.fromkeys(found.faults))
+            self.tally.notes.append(f"results of compacted fragments were lost: {faults}")
+        else:
+            for task in tasks:
+                mine = [log for log, heirs in found.heirs.items() if task.fragment_id in heirs]
+                self._release((task.fragment_id, mine))
+        left = [f for f in self._vanished if not found.heirs.keys() & set(f.logs)]
+        self._forget(left)  # nothing proves where their rows are
 
     def _drive(self, appliers: int) -> None:
         """Hand out tasks and take in events until nothing is left or the job must stop."""
@@ -397,7 +423,7 @@ class Driver:
         A crash before this leaves logs that name a committed file; they are never adopted,
         because the fragment's present file is then no longer the one they expect.
         """
-        self._logs.release(*((f.fragment_id, f.logs) for f in published.committed))
+        self._release(*((f.fragment_id, f.logs) for f in published.committed))
         for lost in published.discarded:
             self._discard(lost)
 
@@ -406,7 +432,7 @@ class Driver:
         for plan in plans if self._spare else ():
             logs = self._spare.pop(plan.fragment_id, ())
             if plan.task is None:
-                self._logs.release((plan.fragment_id, logs))
+                self._release((plan.fragment_id, logs))
 
     def _discard(self, lost: Discarded) -> None:
         file = lost.file
@@ -427,27 +453,34 @@ class Driver:
 
     def _remove(self, file: ColumnFile) -> None:
         self._storage.delete_file(file.name)
-        self._logs.release((file.fragment_id, file.logs))
+        self._release((file.fragment_id, file.logs))
 
-    def forget_vanished(self) -> None:
-        """Remove what a job that ends leaves of compacted fragments: no later one can use it."""
-        for file in self._vanished:
+    def _release(self, *done: tuple[int, Iterable[str]]) -> None:
+        """Remove logs that nobody needs any more, and the files of which only these knew."""
+        for log in self._logs.release(*done):
+            for name in self._estate.pop(log, ()):
+                self._storage.delete_file(name)
+
+    def _forget(self, vanished: Sequence[ColumnFile]) -> None:
+        for file in vanished:
             self._remove(file)
         self._vanished = []
 
-    def _remap(self, snapshot: Snapshot, tasks: list[Task]) -> dict[str, tuple[str, ...]]:
-        """Carry the results of compacted fragments over to the tasks of their successors."""
-        lost = self._vanished
-        if not lost:
-            return {}
-        history = History(self._storage, snapshot, Ledger())
-        try:
-            return remap(self._storage, history, self._target, lost, tasks)
-        except (FileNotFoundError, CorruptFileError, TableChangedError) as error:
-            self.tally.notes.append(f"results of compacted fragments were lost: {error}")
-            return {}
-        finally:
-            self.forget_vanished()
+    def _settle_estate(self) -> None:
+        """Remove what is left of vanished fragments, and of those whose inputs were rewritten.
+
+        Only once all of the work is done, by a driver that is alone: until then somebody may have
+        a use for it. A job that ends before that leaves it to the next one.
+        """
+        if self.tally.left or self._waiting or self._options.limited:
+            return
+        if (self._estate or self._vanished) and self.claims.look_alone():
+            self._forget(self._vanished)
+            for log, names in self._estate.items():
+                self._storage.objects.delete(log)
+                for name in names:
+                    self._storage.delete_file(name)
+            self._estate = {}
 
     # --- reports ------------------------------------------------------------------
 
@@ -501,5 +534,6 @@ class Driver:
 
     def result(self, first: Sequence[FragmentPlan]) -> BackfillResult:
         """Return what the job did; ``first`` is its first plan."""
+        self._settle_estate()
         self.report(JobState.SUCCEEDED)
         return self.tally.result(self._target, self._control.job_id, first, self.seconds)

@@ -23,6 +23,7 @@ from geneva.checkpoint.journal import find_logs
 from geneva.column.ledger import Ledger
 from geneva.column.provenance import History
 from geneva.commit.publish import check_target
+from geneva.commit.remap import inherit
 from geneva.errors import GenevaError
 from geneva.plan.force import ForceToken
 from geneva.plan.fragments import Planner, in_order
@@ -163,6 +164,16 @@ class Turn:
         history = History(storage, snapshot, Ledger.load(storage, target.incarnation))
         planner = Planner(storage, history, target, request.where, options, force)
         logs = find_logs(storage.objects, target.incarnation)
+        tasks = list(self._tasks_of(request, planner, snapshot, reading))
+        inherited = inherit(storage, snapshot, target, logs, tasks)
+        for task in tasks:
+            resume = logs.get(task.key, ()) + inherited.written.get(task.key, ())
+            yield replace(task, carry=None, assemble=False, resume=resume)
+
+    def _tasks_of(
+        self, request: Request, planner: Planner, snapshot: Snapshot, reading: set[int]
+    ) -> Iterator[Task]:
+        options, column = request.options, request.target.incarnation
         found = 0
         for fragment_id in in_order(snapshot.fragments, options):
             if found == options.num_frags:
@@ -174,10 +185,10 @@ class Turn:
             if task is None:
                 continue
             found += 1
-            self._rows[target.incarnation] += plan.rows_compute
+            self._rows[column] += plan.rows_compute
             done = self._with_checkpoints(task).checkpointed is not None
             if fragment_id in reading and not done:
-                yield replace(task, carry=None, assemble=False, resume=logs.get(task.key, ()))
+                yield task
 
     def settings(self, lead: JobSettings) -> JobSettings:
         """Return a job's settings with those of its followers."""

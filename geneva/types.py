@@ -171,6 +171,8 @@ class Task:
     ----------
     key
         Hash of all that makes the work what it is; checkpoints are found by it.
+    family
+        Hash of the same but for the fragment: of the column, its UDF, the filter and a forced run.
     version
         Table version to read from.
     start, stop
@@ -229,6 +231,7 @@ class Task:
     live: RowSet | None = None
     complete: bool = False
     followers: tuple[tuple[str, Task], ...] = ()
+    family: str = ""
 
     @property
     def whole(self) -> bool:

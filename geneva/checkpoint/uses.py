@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from geneva.checkpoint.key import is_shared
 from geneva.storage.objects import Objects, each
@@ -42,10 +42,22 @@ class LogUses:
             elif keep_others:
                 self.note(_NO_FRAGMENT, filter(is_shared, paths))
 
-    def release(self, *done: tuple[int, Iterable[str]]) -> None:
-        """Remove those logs of some fragments that no other fragment needs."""
+    def keep_only(self, fragments: Container[int]) -> None:
+        """Forget what fragments needed that are gone; their logs stay."""
+        for needed in self._needed.values():
+            needed -= {i for i in needed if i != _NO_FRAGMENT and i not in fragments}
+
+    def keep(self, logs: Iterable[str]) -> None:
+        """Let this job never remove some logs."""
+        for log in logs:
+            self.note(_NO_FRAGMENT, [log])
+
+    def release(self, *done: tuple[int, Iterable[str]]) -> list[str]:
+        """Remove those logs of some fragments that no other fragment needs; return which."""
         unused = [log for i, logs in done for log in logs if not self._others(log, i)]
-        each(self._objects.delete, list(dict.fromkeys(unused)), self._objects.at_once)
+        unused = list(dict.fromkeys(unused))
+        each(self._objects.delete, unused, self._objects.at_once)
+        return unused
 
     def _others(self, log: str, fragment_id: int) -> set[int]:
         left = self._needed.pop(log, set()) - {fragment_id}

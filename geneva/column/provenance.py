@@ -284,7 +284,7 @@ class History(Sources):
         groups: tuple[RewriteGroup, ...],
     ) -> RowMap | None:
         """In a Rewrite group the new rows are the old live rows, concatenated in order."""
-        found = rewritten_from(fragment, before, groups)
+        found = rewritten_from(fragment, before.fragments, groups)
         if found is None:
             return None
         old, start, total = found
@@ -297,46 +297,6 @@ class History(Sources):
         if moved.rows != total:
             return None
         return moved.take(np.arange(start, start + fragment.rows))
-
-    def origins(
-        self,
-        snapshot: Snapshot,
-        fragment: FragmentInfo,
-        column: str,
-        inputs: Sequence[tuple[int, ...]],
-        wanted: Callable[[Snapshot, FragmentInfo], bool],
-    ) -> tuple[IntArray, IntArray]:
-        """Return (fragment, row) of every row before the compactions that brought it here.
-
-        Followed back until a fragment is ``wanted``; -1 where none is, or nothing is proven.
-        ``inputs`` are the subtrees of fields that nobody may have rewritten on the way.
-        """
-        if wanted(snapshot, fragment):
-            return np.full(fragment.rows, fragment.id), np.arange(fragment.rows)
-        unknown = np.full(fragment.rows, -1), np.zeros(fragment.rows, np.int64)
-        file = supplier(fragment, group_subtree(snapshot, column))
-        born, known = self.first_version(snapshot, fragment, column, file)
-        if not known:
-            return unknown
-        before, after = self._versions.open(born - 1), self._versions.open(born)
-        change = self._versions.change(born)
-        if before is None or after is None or change is None or column not in before.fields:
-            return unknown
-        then = after.fragments[fragment.id]
-        if any(supplier(then, i) != supplier(fragment, i) for i in inputs):
-            return unknown
-        found = rewritten_from(fragment, before, change.groups)
-        if found is None:
-            return unknown
-        old, start, total = found
-        traced = [self.origins(before, f, column, inputs, wanted) for f in old]
-        live = [live_mask(self._storage, before, f) for f in old]
-        ids = np.concatenate([t[0][m] for t, m in zip(traced, live, strict=True)])
-        rows = np.concatenate([t[1][m] for t, m in zip(traced, live, strict=True)])
-        if len(ids) != total:
-            return unknown
-        part = slice(start, start + fragment.rows)
-        return ids[part], rows[part]
 
     def _translated(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from geneva.rows import BoolArray
@@ -22,19 +24,20 @@ def live_mask(storage: TableStorage, snapshot: Snapshot, fragment: FragmentInfo)
 
 
 def rewritten_from(
-    fragment: FragmentInfo, before: Snapshot, groups: tuple[RewriteGroup, ...]
+    fragment: FragmentInfo, before: Mapping[int, FragmentInfo], groups: tuple[RewriteGroup, ...]
 ) -> tuple[list[FragmentInfo], int, int] | None:
     """Return the old fragments whose live rows a compaction laid out, for one new fragment.
 
-    With them: at which of those rows the new fragment begins, and how many they are in all.
+    ``before`` has the fragments as they were just before it. With the old ones: at which of those
+    rows the new fragment begins, and how many they are in all.
     """
     for old_ids, new in groups:
         start = 0
         for fragment_id, rows in new:
             if fragment_id == fragment.id and rows == fragment.rows:
-                if any(i not in before.fragments for i in old_ids):
+                if any(i not in before for i in old_ids):
                     return None
-                old = [before.fragments[i] for i in old_ids]
+                old = [before[i] for i in old_ids]
                 return old, start, sum(n for _, n in new)
             start += rows
     return None

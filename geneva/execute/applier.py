@@ -16,13 +16,12 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
-from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
 
 from geneva.checkpoint.journal import Journal, Replay, replay
-from geneva.checkpoint.key import log_path
+from geneva.checkpoint.key import log_path, new_attempt
 from geneva.column.file import ColumnFileBuilder
 from geneva.execute.adopt import adopt
 from geneva.execute.batches import MAX_ROWS, READ_BYTES, BatchSizer, unit_bytes
@@ -232,7 +231,8 @@ class TaskRun:
         self._applier, self._storage = applier, storage
         self._settings, self._task = settings, task
         self._types = settings.target.data_types
-        path = log_path(settings.target.incarnation, task.key, uuid4().hex)
+        attempt = new_attempt(task.version)
+        path = log_path(settings.target.incarnation, task.key, attempt)
         self._journal = Journal(storage.objects, path, self._types)
         self._counts = Counts()
         self._in_flight = InFlight(

@@ -11,12 +11,11 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from uuid import uuid4
 
 import pyarrow as pa
 
 from geneva.checkpoint.journal import Journal
-from geneva.checkpoint.key import shared_log_path
+from geneva.checkpoint.key import new_attempt, shared_log_path
 from geneva.execute.applier import Applier, TaskRun
 from geneva.execute.outcome import event_of
 from geneva.execute.reader import read, read_together
@@ -107,7 +106,8 @@ class Group:
     def _seal(self) -> None:
         """Make what was written durable, and record that it is complete."""
         target, storage = self._applier.settings.target, self._applier.storage
-        path = shared_log_path(target.incarnation, uuid4().hex)
+        attempt = new_attempt(self._snapshot.version)
+        path = shared_log_path(target.incarnation, attempt)
         shared = Journal(storage.objects, path, target.data_types)
         fault: Exception | None = None
         try:

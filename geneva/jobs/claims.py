@@ -237,6 +237,11 @@ class Claims:
             self._written, self._put = None, False
             self._delete(self._path)
 
+    def look_alone(self) -> bool:
+        """Look whether no other driver is at work on the column, as far as one knows."""
+        self._look()
+        return not self._others
+
     def describe(self) -> str:
         """Say who holds what this driver waits for."""
         held = self._held_by_others() & self.left

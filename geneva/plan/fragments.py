@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from geneva.checkpoint.key import work_key
+from geneva.checkpoint.key import fragment_key, work_key
 from geneva.column.binding import (
     bindings_of,
     inputs_there,
@@ -90,6 +90,13 @@ class Planner:
         self._ids = [known[c].id for c in self._columns if c in known]
         self._filter_ids = [known[c].id for c in self._filter_columns if c in known]
         self._behind = read_by_inputs(schema, self._columns)
+        self._family = work_key(
+            target.incarnation,
+            target.fields,  # records hold a value of each: one of them may be dropped
+            target.digest,
+            where.digest if where else "",
+            force.token if force else "",
+        )
         self._settled: dict[tuple[int, str], BoolArray] = {}
         self._others: dict[str, Planner] = {}
         self._orphaned = False  # inputs were dropped or renamed: nobody can compute it anew
@@ -402,17 +409,6 @@ class Planner:
             RowStatus.COMPUTED, digest, inputs, wheres, job_generation(self._snapshot.version)
         )
         sources = self._sources(fragment)
-        force = self._force.token if self._force else ""
-        key = work_key(
-            self._target.incarnation,
-            self._target.fields,  # records hold a value of each: one of them may be dropped
-            digest,
-            self._where.digest if self._where else "",
-            fragment.id,
-            fragment.rows,
-            sources,
-            force,
-        )
         o = self._options
         now = {m.field: m for m in inputs}
         keep = [
@@ -421,7 +417,8 @@ class Planner:
             if c.wheres and c.digest == digest and self._unchanged(c.inputs, fragment, now) is True
         ]
         return Task(
-            key=key,
+            key=fragment_key(self._family, fragment.id, fragment.rows, sources),
+            family=self._family,
             version=self._snapshot.version,
             fragment_id=fragment.id,
             rows=fragment.rows,

@@ -136,7 +136,7 @@ class _Fragments(Mapping[int, FragmentInfo]):
         found = self._dataset.get_fragment(fragment_id)
         if found is None:
             raise KeyError(fragment_id)
-        info = _fragment_info(found.metadata)
+        info = fragment_info(found.metadata)
         if self._lost is None or not (lost := tuple(filter(self._lost, info.files))):
             return info
         return info._replace(files=tuple(f for f in info.files if f not in lost), lost=lost)
@@ -171,7 +171,8 @@ def _shared(fields: tuple[int, ...]) -> frozenset[int]:
     return frozenset(fields)  # once for the thousands of files that supply the same fields
 
 
-def _fragment_info(meta: Any) -> FragmentInfo:
+def fragment_info(meta: Any) -> FragmentInfo:
+    """Read what Lance says of a fragment."""
     deletion = meta.deletion_file
     files = [
         DataFileInfo(

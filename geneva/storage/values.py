@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from geneva.rows import BoolArray, IntArray
+from geneva.storage.snapshot import FragmentInfo, fragment_info
 
 
 class CommitConflict(Exception):
@@ -53,6 +54,8 @@ class Change:
         Its name.
     groups
         Of a compaction: ids of the old fragments, and (id, rows) of the new ones, in row order.
+    replaced
+        Of a compaction: the old fragments as they were when it read them.
     restored
         The older version that was restored.
     written
@@ -65,6 +68,7 @@ class Change:
     groups: tuple[RewriteGroup, ...] = ()
     restored: int | None = None
     written: frozenset[int] = frozenset()
+    replaced: tuple[FragmentInfo, ...] = ()
 
     @classmethod
     def of(cls, version: int, operation: Any) -> Change:
@@ -79,7 +83,8 @@ class Change:
                     )
                     for g in operation.groups
                 )
-                return cls(version, kind, groups)
+                replaced = (fragment_info(f) for g in operation.groups for f in g.old_fragments)
+                return cls(version, kind, groups, replaced=tuple(replaced))
             case "Restore":
                 return cls(version, kind, restored=operation.version)
             case "Update" if operation.update_mode != IN_PLACE:
