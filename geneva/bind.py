@@ -23,6 +23,7 @@ from geneva.column.binding import (
     top_level,
     unknown_column,
 )
+from geneva.column.elsewhere import check_not_filled
 from geneva.column.pickles import store
 from geneva.errors import ColumnError, ConflictError, UdfError
 from geneva.execute.reservation import reservation
@@ -82,6 +83,7 @@ def _checked_order(
     for names, udf in wanted.items():
         udf.dumps()
         _check_nullable(schema, names)
+        check_not_filled(schema, [n for n in names if n not in bindings_of(schema)])
         types = _output_types(names, udf)
         _check_storable(snapshot, udf, types)
         drafts[names] = _draft(udf, new_incarnation(), grouped=len(names) > 1)
@@ -317,6 +319,7 @@ def _check_name(name: str) -> None:
 
 def _check_binding(schema: pa.Schema, names: tuple[str, ...], binding: Binding) -> None:
     _check_nullable(schema, names)
+    check_not_filled(schema, [n for n in names if n not in bindings_of(schema)])
     for name in names:
         if name not in schema.names:
             _check_name(name)

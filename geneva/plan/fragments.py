@@ -8,6 +8,7 @@ read: the name of the column file, its footer or the ledger say it all.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,11 +22,13 @@ from geneva.column.binding import (
     target_of,
     top_level,
 )
+from geneva.column.elsewhere import filled_by_lancedb
 from geneva.column.ledger import Ledger, entry_key
 from geneva.column.marks import group_subtree, job_generation, supplier, unchanged
 from geneva.column.name import vouches
 from geneva.column.provenance import History
 from geneva.column.rewritten import live_mask
+from geneva.errors import ColumnError
 from geneva.plan.decision import NOT_SELECTED, Action, FragmentPlan
 from geneva.plan.where import Where
 from geneva.rows import BoolArray, IntArray, Mark, Marks, RowClass, RowMap, RowSet, RowStatus
@@ -89,6 +92,7 @@ class Planner:
         known = self._snapshot.fields
         self._ids = [known[c].id for c in self._columns if c in known]
         self._filter_ids = [known[c].id for c in self._filter_columns if c in known]
+        self._filled_by_lancedb = filled_by_lancedb(schema)
         self._behind = read_by_inputs(schema, self._columns)
         self._family = work_key(
             target.incarnation,
@@ -134,7 +138,8 @@ class Planner:
         need &= live
         if self._only is not None:
             need &= self._asked(fragment)
-        waiting = need & ~self._ready(fragment) if self._options.inputs == "wait" else ~live & need
+        wait = self._options.inputs == "wait" and need.any()
+        waiting = need & ~self._ready(fragment) if wait else ~live & need
         need &= ~waiting
         # Which rows a filter selects is not known yet: all of them count as kept.
         kept = self._kept(row_map, live if self._where else live & ~need)
@@ -214,7 +219,7 @@ class Planner:
         need = self._needed(fragment, row_map, now) & live
         stale = need & ~row_map.mask(lambda c: c.status is RowStatus.MISSING)
         kept = {s.value: n for s, n in self._kept(row_map, live & ~stale).items()}
-        waiting = need & ~self._ready(fragment)
+        waiting = need & ~self._ready(fragment) if need.any() else need
         found["stale"] = int(np.count_nonzero(stale))
         found["waiting"] = int(np.count_nonzero(waiting))
         return found | kept
@@ -358,24 +363,45 @@ class Planner:
         """Return the rows whose computed inputs are there and fresh."""
         ready = np.ones(fragment.rows, np.bool_)
         for column in self._columns:
-            if column in self._bindings and column not in self._target.columns:
+            if column not in self._target.columns:
                 ready &= self._is_settled(fragment, column)
         return ready
 
     def _is_settled(self, fragment: FragmentInfo, column: str) -> BoolArray:
+        """Return the rows in which a column, if it is computed, is there and fresh."""
         key = (fragment.id, column)
         if key not in self._settled:
-            if column not in self._others:
-                binding = self._bindings[column]
-                target = target_of(self._snapshot, binding, binding.digest)
-                there = replace(target, inputs=inputs_there(self._snapshot.schema, binding))
-                own = Ledger.load(self._storage, binding.incarnation)
-                history = History(self._storage, self._snapshot, own)
-                other = Planner(self._storage, history, there, None, Options())
-                other._orphaned = there != target
-                self._others[column] = other
-            self._settled[key] = ~self._others[column].needed(fragment)
+            if column in self._bindings:
+                found = ~self._planner_of(column).needed(fragment)
+            elif column in self._filled_by_lancedb:
+                found = self._is_filled(fragment, column)
+            else:
+                found = np.ones(fragment.rows, np.bool_)
+            self._settled[key] = found
         return self._settled[key]
+
+    def _planner_of(self, column: str) -> Planner:
+        if column not in self._others:
+            binding = self._bindings[column]
+            target = target_of(self._snapshot, binding, binding.digest)
+            there = replace(target, inputs=inputs_there(self._snapshot.schema, binding))
+            own = Ledger.load(self._storage, binding.incarnation)
+            history = History(self._storage, self._snapshot, own)
+            other = Planner(self._storage, history, there, None, Options())
+            other._orphaned = there != target
+            self._others[column] = other
+        return self._others[column]
+
+    def _is_filled(self, fragment: FragmentInfo, column: str) -> BoolArray:
+        """Return the rows that LanceDB has filled, from inputs that were settled as well."""
+        filled = self._filled_by_lancedb[column]
+        ready = filled.ready(self._storage, self._snapshot, fragment)
+        for path in filled.inputs:
+            with suppress(ColumnError):
+                read = top_level(self._snapshot.schema, path)
+                if read not in self._target.columns:
+                    ready = ready & self._is_settled(fragment, read)
+        return ready
 
     def needed(self, fragment: FragmentInfo) -> BoolArray:
         """Return the rows that are missing or stale, deleted ones included."""
