@@ -16,7 +16,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from geneva.column.binding import Binding, bindings_of, target_of, top_level, unknown_column
+from geneva.column.binding import (
+    Binding,
+    as_called,
+    bindings_of,
+    target_of,
+    top_level,
+    unknown_column,
+)
 from geneva.column.ledger import Ledger, entry_key
 from geneva.column.lost import as_readable, files_gone
 from geneva.column.pickles import load
@@ -119,7 +126,7 @@ def _check_fragments(snapshot: Snapshot, options: Options) -> None:
 
 
 def _binding(snapshot: Snapshot, column: str) -> Binding:
-    found = bindings_of(snapshot.schema).get(column)
+    found = bindings_of(as_called(snapshot)).get(column)
     if found is None:
         raise ColumnError(
             f"column {column!r} was dropped or unbound; "

@@ -22,6 +22,7 @@ from geneva.column.binding import (
     python_version,
     top_level,
     unknown_column,
+    with_ids,
 )
 from geneva.column.elsewhere import check_not_filled
 from geneva.column.pickles import store
@@ -145,7 +146,10 @@ def _bind(
         rebind(storage, names[0], udf, auto)  # its values stay computed ones, fresh or stale
         return
     binding = _new_binding(storage, udf, new_incarnation(), grouped=len(names) > 1)
-    binding = replace(binding, nested=nested_of(storage.open(), binding.inputs))
+    snapshot = storage.open()
+    binding = replace(binding, nested=nested_of(snapshot, binding.inputs))
+    columns = dict(enumerate(zip(names, types, strict=True)))
+    binding = with_ids(snapshot, binding, columns)
     metadata = [binding.metadata(k) | declared(auto) for k in range(len(names))]
 
     def publish() -> None:
@@ -225,7 +229,8 @@ def _rebind(storage: TableStorage, column: str, udf: UDF, auto: Auto | None) -> 
     binding = _new_binding(storage, udf, incarnation, grouped=bool(old and old.grouped))
     # The first ones are kept, or values from before they changed would count as of now.
     nested = {**nested_of(snapshot, binding.inputs), **(old.nested if old else {})}
-    binding = replace(binding, nested=nested)
+    columns = {k: (n, schema.field(n).type) for n, k in group}
+    binding = with_ids(snapshot, replace(binding, nested=nested), columns)
     _check_binding(schema, names, binding)
     _check_auto(schema, auto)
     metadata = {n: binding.metadata(p) | declared(auto) for n, p in group}

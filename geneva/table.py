@@ -20,7 +20,7 @@ from geneva.arguments import (
 )
 from geneva.bind import bind, check_transforms, declare, is_udf, rebind
 from geneva.call import Call, check_call, plan_call
-from geneva.column.binding import Binding, bindings_of, computed, one_of_each_group
+from geneva.column.binding import Binding, as_called, bindings_of, computed, one_of_each_group
 from geneva.column.pickles import load
 from geneva.coverage import Coverage, coverage
 from geneva.driver import Observer
@@ -358,7 +358,7 @@ class Table:
     def coverage(self, column: str) -> Coverage:
         """Count per fragment the rows that are computed, stale and missing; no UDF is loaded."""
         with storage_errors(self.storage.uri):
-            return coverage(self.storage, column, computed(self.storage.open().schema, column))
+            return coverage(self.storage, column, computed(as_called(self.storage.open()), column))
 
     def _prepare(
         self,
@@ -388,7 +388,7 @@ class Table:
         options, storage = checked_options(arguments), self.storage
         with storage_errors(storage.uri):
             snapshot = storage.open()
-            names = tuple(one_of_each_group(snapshot.schema, columns))
+            names = tuple(one_of_each_group(as_called(snapshot), columns))
             runner = chosen_executor(executor, options, self._ray)
             control = Control(job_id, names, options.timeout)
             chosen = dict(params or {})

@@ -116,6 +116,8 @@ class Target:
     fields
         Which field of the struct that the UDF returns fills each column; empty if the UDF's
         result is the one column.
+    names
+        What the UDF calls its inputs, if the table calls some otherwise by now; else empty.
     """
 
     columns: tuple[str, ...]
@@ -125,6 +127,7 @@ class Target:
     bound_digest: str
     inputs: tuple[str, ...]
     fields: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 import pyarrow as pa
 
@@ -21,7 +22,7 @@ from geneva.types import Target
 BINDING = b"geneva.binding"
 POSITION = b"geneva.position"
 PICKLES = "udfs"  # folder of pickled UDFs, by sha256
-_FORMAT = 2  # 1: without `nested`
+_FORMAT = 3  # 1: without `nested`, 2: without `ids`
 
 
 # By path: the highest id within its column, and name, place and id of each field.
@@ -51,6 +52,14 @@ class Binding:
         Resources of one applier, as Ray names them.
     nested
         What `nested_of` said of each input when a UDF was first bound that reads it.
+    ids
+        Of the fields that each input leads through, when the UDF was bound.
+    own_ids
+        Of the columns of the group then, by position. As long as one of them is there, no field
+        with an older id can be another one than it was: new ids are higher than all.
+    names
+        What the UDF calls its inputs, where the table calls some otherwise by now (`as_called`);
+        never stored.
     """
 
     incarnation: str
@@ -65,6 +74,9 @@ class Binding:
     reads_own_output: bool = False
     reserves: Mapping[str, float] = field(default_factory=dict)
     nested: Nested = field(default_factory=dict)
+    ids: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    own_ids: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
     format: int = _FORMAT
 
     def check_params(self, given: Mapping[str, Any]) -> None:
@@ -116,7 +128,8 @@ def _parsed(raw: bytes, column: str) -> Binding:
         raise ColumnError(
             f"column {column!r} was bound by a newer version of geneva; upgrade to use it"
         )
-    values["inputs"] = tuple(values["inputs"])
+    for name in ("inputs", "own_ids", "names"):
+        values[name] = tuple(values.get(name, ()))
     return Binding(**values)
 
 
@@ -156,9 +169,54 @@ def group_of(schema: pa.Schema, binding: Binding) -> list[tuple[str, int]]:
     return sorted(found, key=lambda c: c[1])
 
 
+def as_called(snapshot: Snapshot) -> pa.Schema:
+    """Return a version's schema in which bindings call their inputs as the table does by now."""
+    if snapshot not in _AS_CALLED:
+        schema = snapshot.schema
+        for k, field in enumerate(schema):
+            binding = binding_of(field)
+            if binding is not None and (present := _present(snapshot, field, binding)) != binding:
+                position = int((field.metadata or {}).get(POSITION, b"0"))
+                bound = {k.encode(): v for k, v in present.metadata(position).items()}
+                metadata = {**(field.metadata or {}), **bound}
+                schema = schema.set(k, field.with_metadata(metadata))
+        _AS_CALLED[snapshot] = schema
+    return _AS_CALLED[snapshot]
+
+
+_AS_CALLED: WeakKeyDictionary[Snapshot, pa.Schema] = WeakKeyDictionary()
+
+
+def _present(snapshot: Snapshot, field: pa.Field, binding: Binding) -> Binding:
+    """Return a binding with its inputs as they are called now.
+
+    A name that the table has means the column of that name, whatever it was before; one that it
+    has no more, the column that had it.
+    """
+    there = inputs_there(snapshot.schema, binding)
+    present = [
+        path if path in there else _renamed(snapshot, field, binding, path) or path
+        for path in binding.inputs
+    ]
+    if tuple(present) == binding.inputs:
+        return binding
+    return replace(binding, inputs=tuple(present), names=binding.names or binding.inputs)
+
+
+def _renamed(snapshot: Snapshot, field: pa.Field, binding: Binding, path: str) -> str | None:
+    """Return what an input is called now, if its ids prove that it is the same."""
+    position = int((field.metadata or {}).get(POSITION, b"0"))
+    ids, own = binding.ids.get(path, ()), snapshot.fields[field.name].id
+    if not ids or binding.own_ids[position : position + 1] != (own,) or max(ids) >= own:
+        return None
+    return snapshot.path_of(ids)
+
+
 def target_of(snapshot: Snapshot, binding: Binding, digest: str) -> Target:
     """Return what a job fills, given the digest of the UDF with the job's parameters."""
-    schema = snapshot.schema
+    schema = as_called(snapshot)
+    found = (b for b in bindings_of(schema).values() if b.incarnation == binding.incarnation)
+    binding = next(found, binding)
     group = group_of(schema, binding)
     columns = tuple(name for name, _ in group)
     return Target(
@@ -168,8 +226,24 @@ def target_of(snapshot: Snapshot, binding: Binding, digest: str) -> Target:
         digest=digest_in(snapshot, binding, digest),
         bound_digest=binding.digest,
         inputs=binding.inputs,
+        names=binding.names,
         fields=tuple(position for _, position in group) if binding.grouped else (),
     )
+
+
+def with_ids(
+    snapshot: Snapshot, binding: Binding, columns: Mapping[int, tuple[str, pa.DataType]]
+) -> Binding:
+    """Return a binding that knows its inputs and its columns, given by position, by their ids."""
+    fresh = [t for name, t in columns.values() if name not in snapshot.fields]
+    new = iter(snapshot.next_ids(fresh))
+    own = {
+        k: snapshot.fields[name].id if name in snapshot.fields else next(new)
+        for k, (name, _) in columns.items()
+    }
+    found = {path: snapshot.ids(path) for path in binding.inputs}
+    ids = {path: i for path, i in found.items() if i}
+    return replace(binding, ids=ids, own_ids=tuple(own.get(k, -1) for k in range(max(own) + 1)))
 
 
 def nested_of(snapshot: Snapshot, inputs: Sequence[str]) -> Nested:
@@ -184,17 +258,32 @@ def digest_in(snapshot: Snapshot, binding: Binding, digest: str) -> str:
     They are dropped and renamed without a trace in any fragment. It is the UDF's own as long as
     they are what they were when the column was bound; else that and a dot stand before the rest.
     """
-    known = {path: binding.nested[path] for path in binding.inputs if path in binding.nested}
-    now = {path: snapshot.nested(path) for path in known}
-    seen = {path: _seen(known[path], found[1]) for path, found in now.items() if found}
+    bound = zip(binding.names or binding.inputs, binding.inputs, strict=True)
+    paths = {name: path for name, path in bound if name in binding.nested}
+    known = {name: binding.nested[name] for name in paths}
+    now = {name: snapshot.nested(path) for name, path in paths.items()}
+    seen = {
+        name: _seen(known[name], _under(found[1], paths[name], name))
+        for name, found in now.items()
+        if found
+    }
     if len(seen) < len(known) or all(seen[p] == {n: i for n, _, i in known[p][1]} for p in known):
         return digest
     text = repr(sorted((path, sorted(fields.items())) for path, fields in seen.items()))
     return f"{digest}.{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
+def _under(fields: Sequence[Sequence[Any]], path: str, name: str) -> Iterator[tuple[str, int, int]]:
+    """Yield fields as if the way to them were called as it was: the UDF sees what is below."""
+    was, now = name.split(".")[1:], path.split(".")[1:]
+    for way, place, i in fields:
+        parts = way.split(".")[1:]
+        kept = [*was[: len(parts)], *parts[len(now) :]] if len(was) == len(now) else parts
+        yield "".join(f".{p}" for p in kept), place, i
+
+
 def _seen(
-    known: tuple[int, Sequence[Sequence[Any]]], now: Sequence[Sequence[Any]]
+    known: tuple[int, Sequence[Sequence[Any]]], now: Iterable[Sequence[Any]]
 ) -> dict[str, int]:
     """Return ids of fields by name, or what stands for them.
 

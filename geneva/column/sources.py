@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 
-from geneva.column.binding import Binding, binding_of, top_level
+from geneva.column.binding import Binding, as_called, binding_of, bindings_of, top_level
 from geneva.column.ledger import Ledger
 from geneva.column.marks import NO_FILE, UNKNOWN, file_generation, group_subtree, supplier
 from geneva.column.name import ColumnFileName
@@ -122,7 +122,9 @@ def inputs_in(past: Snapshot, snapshot: Snapshot, binding: Binding) -> list[str]
     A binding keeps the names of its inputs, also where these were renamed after it or before.
     """
     found: dict[str, None] = {}
-    for path in binding.inputs:
+    then = bindings_of(as_called(past)).values()
+    known = next((b for b in then if b.incarnation == binding.incarnation), binding)
+    for path in known.inputs:
         for version in (past, snapshot):
             with suppress(ColumnError):
                 field = version.fields[top_level(version.schema, path)]

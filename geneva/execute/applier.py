@@ -348,6 +348,8 @@ class TaskRun:
 
     def feed(self, rows: IntArray, inputs: pa.RecordBatch) -> None:
         """Take in rows and their inputs, behind all rows taken in before."""
+        if names := self._settings.target.names:
+            inputs = inputs.rename_columns(list(names))
         for piece in split(rows, self._earlier):
             if piece.positions is not None:
                 self._push_all(self._units.flush())

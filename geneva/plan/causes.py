@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from geneva.column.binding import bindings_of, top_level
+from geneva.column.binding import as_called, bindings_of, top_level
 from geneva.column.name import ColumnFileName
 from geneva.plan.report import Plan
 from geneva.rows import BoolArray, RowClass, RowStatus
@@ -89,7 +89,7 @@ def _why(old: RowClass, task: Task) -> int | str:
 
 def _set_inputs(storage: TableStorage, snapshot: Snapshot, column: str, since: int | None) -> str:
     """Return the inputs of a column that updates since a version set."""
-    binding = bindings_of(snapshot.schema).get(column)
+    binding = bindings_of(as_called(snapshot)).get(column)
     if since is None or binding is None:
         return ""
     inputs = dict.fromkeys(top_level(snapshot.schema, path) for path in binding.inputs)

@@ -15,6 +15,7 @@ import numpy as np
 
 from geneva.checkpoint.key import fragment_key, work_key
 from geneva.column.binding import (
+    as_called,
     bindings_of,
     inputs_there,
     nested_of,
@@ -80,7 +81,7 @@ class Planner:
         self._target, self._where = target, where
         self._options, self._force = options, force
         self._only = None if options.only is None else _by_fragment(options.only)
-        schema = self._snapshot.schema
+        schema = as_called(self._snapshot)
         self._bindings = bindings_of(schema)
         self._read = list(dict.fromkeys(top_level(schema, p) for p in target.inputs))
         own = set(target.columns)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from geneva.column.binding import Binding, bindings_of, computed, group_of
+from geneva.column.binding import Binding, as_called, bindings_of, computed, group_of
 from geneva.column.ledger import Ledger
 from geneva.coverage import Coverage, coverage
 from geneva.errors import GenevaError, SettingError, TableChangedError
@@ -190,7 +190,7 @@ class Catalog:
             There is no such column, or it is not computed.
         """
         storage, snapshot = self.open(self.database(db), name)
-        binding = computed(snapshot.schema, column)
+        binding = computed(as_called(snapshot), column)
         key = (storage.uri, binding.incarnation)
         last = self._past.last_job(canonical(storage.uri), column)
 
@@ -273,7 +273,7 @@ def _facts(db: str, name: str, snapshot: Snapshot) -> TableFacts:
 
 
 def _column(snapshot: Snapshot, name: str) -> ColumnFacts:
-    binding = bindings_of(snapshot.schema).get(name)
+    binding = bindings_of(as_called(snapshot)).get(name)
     bound = None if binding is None else _bound(snapshot, binding)
     return ColumnFacts(name, str(snapshot.schema.field(name).type), bound)
 

@@ -16,7 +16,14 @@ import pyarrow as pa
 
 from geneva.arguments import checked_options, with_defaults
 from geneva.backfill import plan
-from geneva.column.binding import Binding, bindings_of, computed, dependency_order, top_level
+from geneva.column.binding import (
+    Binding,
+    as_called,
+    bindings_of,
+    computed,
+    dependency_order,
+    top_level,
+)
 from geneva.column.marks import group_subtree
 from geneva.errors import SettingError
 from geneva.jobs.records import Submission
@@ -154,7 +161,7 @@ def forecast(
     storage = table.storage
     with storage_errors(storage.uri):
         snapshot = storage.open()
-        bindings = bindings_of(snapshot.schema)
+        bindings = bindings_of(as_called(snapshot))
         found: list[ColumnForecast] = []
         each: list[dict[str, Any]] = []
         for name in _one_of_each_group(snapshot, bindings, asked.columns):

@@ -117,6 +117,35 @@ class Snapshot:
             found.append((way, place, node.id()))
         return newest, [*found, *_below(node, way)]
 
+    def ids(self, path: str) -> list[int] | None:
+        """Return the ids of the fields that a path leads through; ``None`` if one is gone."""
+        nodes = self.dataset.lance_schema.fields()
+        found = []
+        names = [f.name() for f in nodes]
+        for part in [path] if path in names else path.split("."):
+            node = next((f for f in nodes if f.name() == part), None)
+            if node is None:
+                return None
+            found.append(node.id())
+            nodes = node.children()
+        return found
+
+    def path_of(self, ids: Sequence[int]) -> str | None:
+        """Return what a path is called here that `ids` once said this of; ``None``: it is gone."""
+        nodes, names = self.dataset.lance_schema.fields(), list[str]()
+        for i in ids:
+            node = next((f for f in nodes if f.id() == i), None)
+            if node is None:
+                return None
+            names.append(node.name())
+            nodes = node.children()
+        return ".".join(names)
+
+    def next_ids(self, types: Sequence[pa.DataType]) -> list[int]:
+        """Return the ids of columns that are added next, if nobody else adds any."""
+        sizes = (_nodes(t) for t in types)
+        return list(itertools.accumulate(sizes, initial=self.dataset.max_field_id + 1))[:-1]
+
     @property
     def storage_version(self) -> str:
         """Lance file format version, such as ``2.2``."""

@@ -1,0 +1,251 @@
+"""Columns that are renamed keep their place in what is computed; what cannot be proven is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lance
+import pyarrow as pa
+import pytest
+
+import geneva
+from geneva.errors import ColumnError
+from tests.support.backfills import run
+from tests.support.calls import CallLog
+from tests.support.tables import column, make_table
+
+both_executors = pytest.mark.parametrize(
+    "executor", ["local", pytest.param("ray", marks=pytest.mark.ray)]
+)
+
+
+def rename(table: geneva.Table, path: str, new: str) -> None:
+    lance.dataset(table.storage.uri).alter_columns({"path": path, "name": new})
+
+
+def doubling(calls: CallLog) -> geneva.UDF:
+    @geneva.udf
+    def double(x: int) -> int:
+        calls(x)
+        return 2 * x
+
+    return double
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> geneva.Table:
+    rows = [{"x": i, "s": {"a": i, "deep": {"b": -i}}, "w": "w"} for i in range(20)]
+    return make_table(tmp_path, data=pa.Table.from_pylist(rows), fragments=2)
+
+
+def append(table: geneva.Table, **values: Any) -> None:
+    names = {f.name for f in table.schema}
+    row = {k: v for k, v in values.items() if k in names}
+    types = pa.schema([table.schema.field(k) for k in row])
+    lance.write_dataset(pa.Table.from_pylist([row], types), table.storage.uri, mode="append")
+
+
+@both_executors
+def test_renamed_input_is_read_under_its_new_name_and_nothing_is_stale(
+    table: geneva.Table, calls: CallLog, request: pytest.FixtureRequest, executor: str
+) -> None:
+    if executor == "ray":
+        request.getfixturevalue("ray_cluster")
+    table.add_columns({"y": doubling(calls)})
+    run(table, "y", executor)
+    rename(table, "x", "number")
+    assert table.coverage("y").totals["computed"] == 20
+    assert run(table, "y", executor).rows_computed == 0
+    append(table, number=70)
+    assert table.plan_backfill("y").rows_compute == 1
+    assert run(table, "y", executor).rows_computed == 1
+    assert column(table, "y")[-1] == 140
+    rename(table, "number", "once_more")
+    append(table, once_more=80)
+    assert run(table, "y", executor, where="once_more > 75").rows_computed == 1
+
+
+@pytest.mark.parametrize("path", ["s.a", "s.deep.b"])
+def test_renamed_field_within_a_struct_is_followed(
+    table: geneva.Table, calls: CallLog, path: str
+) -> None:
+    @geneva.udf(input_columns=[path], data_type=pa.int64())
+    def double(a: int) -> int:
+        calls(a)
+        return 2 * a
+
+    table.add_columns({"y": double})
+    table.backfill("y", executor="local")
+    before = column(table, "y")
+    rename(table, path, "renamed")
+    assert table.backfill("y", executor="local").rows_computed == 0
+    rename(table, "s", "t")
+    assert table.backfill("y", executor="local").rows_computed == 0
+    renamed = {"a": 5, "deep": {"b": 6}}
+    inner = renamed if path == "s.a" else renamed["deep"]
+    inner["renamed"] = inner.pop(path[-1])
+    append(table, t=renamed)
+    assert table.backfill("y", executor="local").rows_computed == 1
+    assert column(table, "y") == [*before, 2 * inner["renamed"]]
+    assert len(calls) == 21
+
+
+def test_field_that_the_udf_sees_by_name_makes_values_stale_when_it_is_renamed(
+    table: geneva.Table,
+) -> None:
+    @geneva.udf(input_columns=["s"], data_type=pa.string())
+    def keys(s: dict[str, Any]) -> str:
+        return ",".join(sorted(s))
+
+    table.add_columns({"y": keys})
+    table.backfill("y", executor="local")
+    rename(table, "s", "t")
+    assert table.backfill("y", executor="local").rows_computed == 0
+    rename(table, "t.a", "c")
+    assert table.backfill("y", executor="local").rows_computed == 20
+    assert set(column(table, "y")) == {"c,deep"}
+
+
+def test_renamed_computed_input_is_followed_and_comes_first(
+    table: geneva.Table, calls: CallLog
+) -> None:
+    @geneva.udf
+    def text(y: int) -> str:
+        return str(y)
+
+    table.add_columns({"y": doubling(calls), "z": text})
+    table.backfill(["y", "z"], executor="local")
+    rename(table, "y", "doubled")
+    append(table, x=70)
+    waiting = table.backfill("z", executor="local")
+    assert (waiting.rows_computed, waiting.rows_waiting) == (0, 1)
+    table.backfill(["z", "doubled"], executor="local")
+    assert column(table, "z")[-1] == "140"
+    assert len(calls) == 21
+
+
+@pytest.mark.parametrize("kind", ["record batch", "numpy"])
+def test_udf_sees_the_names_that_it_was_bound_to(table: geneva.Table, kind: str) -> None:
+    import numpy as np
+
+    @geneva.udf(input_columns=["x"], data_type=pa.int64())
+    def of_batch(batch: pa.RecordBatch) -> pa.Array:
+        return pa.array([2 * v.as_py() for v in batch["x"]])
+
+    @geneva.udf(data_type=pa.int64())
+    def of_numpy(x: np.ndarray) -> np.ndarray:
+        return 2 * x
+
+    table.add_columns({"y": of_batch if kind == "record batch" else of_numpy})
+    rename(table, "x", "number")
+    assert table.backfill("y", executor="local").rows_computed == 20
+    assert column(table, "y") == [2 * i for i in range(20)]
+
+
+def test_columns_that_share_a_read_follow_a_rename_together(
+    table: geneva.Table, calls: CallLog
+) -> None:
+    @geneva.udf(data_type=pa.int64())
+    def less(x: int, w: str) -> int:
+        return -x
+
+    @geneva.udf(data_type=pa.int64(), input_columns=["w", "x"])
+    def more(word: str, number: int) -> int:
+        return number + len(word)
+
+    table.add_columns({"y": less, "z": more})
+    rename(table, "x", "number")
+    table.backfill(["y", "z"], executor="local")
+    assert column(table, "y") == [-i for i in range(20)]
+    assert column(table, "z") == [i + 1 for i in range(20)]
+
+
+def test_renamed_struct_of_several_columns_goes_on(table: geneva.Table) -> None:
+    kind = pa.struct([("a", pa.int64()), ("b", pa.list_(pa.int64()))])
+
+    @geneva.udf(data_type=kind)
+    def both(x: int) -> Any:
+        return {"a": x, "b": [x]}
+
+    table.add_columns({("p", "q"): both})
+    rename(table, "x", "number")
+    rename(table, "q", "list")
+    assert table.backfill(["p"], executor="local").rows_computed == 20
+    assert column(table, "list")[3] == [3]
+
+
+def test_begun_work_goes_on_after_a_rename(table: geneva.Table, calls: CallLog) -> None:
+    @geneva.udf
+    def fails_once(x: int) -> int:
+        if x == 15 and "failed" not in calls.keys:
+            calls("failed")
+            raise RuntimeError("once")
+        calls(x)
+        return x
+
+    table.add_columns({"y": fails_once})
+    with pytest.raises(geneva.GenevaError):
+        table.backfill("y", executor="local", concurrency=1, batch_size=1)
+    rename(table, "x", "number")
+    table.backfill("y", executor="local", concurrency=1, batch_size=1)
+    assert set(calls.counts.values()) == {1}
+    assert column(table, "y") == list(range(20))
+
+
+def test_column_that_got_the_id_of_a_dropped_one_is_not_read_in_its_place(
+    table: geneva.Table, calls: CallLog
+) -> None:
+    uri = table.storage.uri
+    lance.dataset(uri).add_columns(pa.schema([pa.field("y", pa.int64())]))
+    lance.dataset(uri).add_columns({"last": "x + 1"})
+
+    @geneva.udf(input_columns=["last"], data_type=pa.int64())
+    def double(last: int) -> int:
+        calls(last)
+        return 2 * last
+
+    table.alter_columns({"path": "y", "udf": double})
+    lance.dataset(uri).drop_columns(["last"])
+    lance.dataset(uri).add_columns({"other": "x + 1000"})
+    ids = {f.name(): f.id() for f in lance.dataset(uri).lance_schema.fields()}
+    assert ids["other"] > ids["y"], "the id is one that may have been given out twice"
+    with pytest.raises(ColumnError, match="no column 'last'"):
+        table.backfill("y", executor="local")
+    assert not len(calls)
+
+
+def test_dropped_input_is_an_error_and_not_another_column(
+    table: geneva.Table, calls: CallLog
+) -> None:
+    table.add_columns({"y": doubling(calls)})
+    table.backfill("y", executor="local")
+    lance.dataset(table.storage.uri).drop_columns(["x"])
+    lance.dataset(table.storage.uri).add_columns({"v": "cast(1 as bigint) + char_length(w)"})
+    with pytest.raises(ColumnError, match="no column 'x'"):
+        table.backfill("y", executor="local", force=True)
+    assert len(calls) == 20
+
+
+def test_column_added_again_under_the_old_name_is_read_by_its_name(
+    table: geneva.Table, calls: CallLog
+) -> None:
+    table.add_columns({"y": doubling(calls)})
+    table.backfill("y", executor="local")
+    rename(table, "x", "old")
+    lance.dataset(table.storage.uri).add_columns({"x": "old + 100"})
+    assert table.backfill("y", executor="local").rows_computed == 20
+    assert column(table, "y") == [2 * (i + 100) for i in range(20)]
+
+
+def test_overwritten_table_is_not_read_by_the_ids_of_the_old_one(
+    table: geneva.Table, calls: CallLog
+) -> None:
+    table.add_columns({"y": doubling(calls)})
+    table.backfill("y", executor="local")
+    data = lance.dataset(table.storage.uri).to_table(columns=["w", "y"])
+    data = data.append_column("v", pa.array(range(20), pa.int64())).select(["v", "w", "y"])
+    lance.write_dataset(data, table.storage.uri, mode="overwrite")
+    with pytest.raises(ColumnError, match="no column 'x'"):
+        table.backfill("y", executor="local", force=True)
+    assert len(calls) == 20
