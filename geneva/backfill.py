@@ -13,7 +13,6 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from geneva.column.binding import (

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from geneva.column.binding import bindings_of, read_by_inputs
+from geneva.column.binding import as_called, bindings_of, read_by_inputs
 from geneva.column.marks import group_columns
 from geneva.storage.lance import Snapshot, TableStorage
 
@@ -24,8 +24,8 @@ def as_readable(storage: TableStorage, snapshot: Snapshot, columns: Sequence[str
 
     And without those of the computed columns that they read, at any remove.
     """
-    computed = bindings_of(snapshot.schema)
-    seen = {*columns, *read_by_inputs(snapshot.schema, columns)}.intersection(computed)
+    schema = as_called(snapshot)
+    seen = {*columns, *read_by_inputs(schema, columns)}.intersection(bindings_of(schema))
     group = {name for column in seen for name in group_columns(snapshot, column)}
     fields = frozenset(i for name in group for i in snapshot.fields[name].subtree)
     return snapshot.without(storage.unreadable(fields))

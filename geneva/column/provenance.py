@@ -493,7 +493,7 @@ class History(Sources):
         of: IntArray,
     ) -> list[_Former]:
         """Say where rows of a fragment were before a compaction."""
-        found = rewritten_from(fragment, before, groups)
+        found = rewritten_from(fragment, before.fragments, groups)
         if found is None:
             return []
         old, at, _ = found
