@@ -106,6 +106,7 @@ def _checked(
     params: dict[str, object] | None,
 ) -> tuple[Target, Where | None]:
     """Check a request without loading the UDF, unless its parameters are overridden."""
+    storage.check_no_wal(snapshot)
     binding = _binding(snapshot, column)
     where = _checked_where(storage, snapshot, options.where)
     _check_fragments(snapshot, options)

@@ -58,6 +58,7 @@ def bind(
     """
     given = {(k,) if isinstance(k, str) else tuple(k): as_udf(v) for k, v in transforms.items()}
     snapshot = storage.open()
+    storage.check_no_wal(snapshot)
     fills = [name for names in given for name in names]
     wanted = {names: _settled(udf, snapshot.schema, fills) for names, udf in given.items()}
     for names in _checked_order(snapshot, wanted, auto):

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from geneva.backfill import backfill, check, plan, prepare
-from geneva.column.binding import as_called, one_of_each_group
+from geneva.column.unbound import groups_in
 from geneva.driver import Observer
 from geneva.errors import ColumnError, GenevaError, TableChangedError
 from geneva.execute.executor import Executor
@@ -27,7 +27,7 @@ def plan_call(
     params: dict[str, Any],
 ) -> Plan:
     """Plan the columns of a call one by one; return the plan of the first that has work."""
-    names = one_of_each_group(as_called(storage.open()), columns)
+    names = groups_in(storage, storage.open(), columns)
     plans = [plan(storage, name, options, params) for name in names]
     return next((p for p in plans if p.to_compute), plans[0])
 
@@ -39,7 +39,7 @@ def check_call(
     params: Mapping[str, Any],
 ) -> tuple[str, ...]:
     """Check a call without loading a UDF; return all columns that it fills."""
-    names = one_of_each_group(as_called(storage.open()), columns)
+    names = groups_in(storage, storage.open(), columns)
     return tuple(c for n in names for c in check(storage, n, options, params).columns)
 
 

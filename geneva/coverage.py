@@ -74,6 +74,7 @@ def coverage(
         What is known already, and learns what is found; by default what the table keeps.
     """
     snapshot = snapshot or storage.open()
+    storage.check_no_wal(snapshot)
     target = target_of(snapshot, binding, binding.digest)
     snapshot = as_readable(storage, snapshot, target.columns)
     known = ledger or Ledger.load(storage, binding.incarnation)

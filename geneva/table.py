@@ -20,8 +20,9 @@ from geneva.arguments import (
 )
 from geneva.bind import bind, check_transforms, declare, is_udf, rebind
 from geneva.call import Call, check_call, plan_call
-from geneva.column.binding import Binding, as_called, bindings_of, computed, one_of_each_group
+from geneva.column.binding import Binding, as_called, bindings_of
 from geneva.column.pickles import load
+from geneva.column.unbound import computed_in, groups_in
 from geneva.coverage import Coverage, coverage
 from geneva.driver import Observer
 from geneva.errors import SettingError, TableError
@@ -205,11 +206,11 @@ class Table:
 
     def computed_columns(self) -> dict[str, Binding]:
         """Return the binding of each computed column; no UDF is loaded."""
-        return bindings_of(self.storage.open().schema)
+        return bindings_of(as_called(self.storage.open()))
 
     def load_udf(self, column: str) -> UDF:
         """Load a column's UDF. This runs its author's code: trust it as you trust the code."""
-        return load(self.storage, computed(self.storage.open().schema, column))
+        return load(self.storage, computed_in(self.storage, self.storage.open(), column))
 
     # --- backfills ---------------------------------------------------------------------
 
@@ -358,7 +359,8 @@ class Table:
     def coverage(self, column: str) -> Coverage:
         """Count per fragment the rows that are computed, stale and missing; no UDF is loaded."""
         with storage_errors(self.storage.uri):
-            return coverage(self.storage, column, computed(as_called(self.storage.open()), column))
+            bound = computed_in(self.storage, self.storage.open(), column)
+            return coverage(self.storage, column, bound)
 
     def _prepare(
         self,
@@ -388,7 +390,7 @@ class Table:
         options, storage = checked_options(arguments), self.storage
         with storage_errors(storage.uri):
             snapshot = storage.open()
-            names = tuple(one_of_each_group(as_called(snapshot), columns))
+            names = tuple(groups_in(storage, snapshot, columns))
             runner = chosen_executor(executor, options, self._ray)
             control = Control(job_id, names, options.timeout)
             chosen = dict(params or {})

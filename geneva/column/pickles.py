@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 
 from geneva.column.binding import PICKLES, Binding, python_version
 from geneva.errors import CorruptFileError, UdfError
@@ -69,12 +70,21 @@ _LOADED: dict[tuple[str, str], UDF] = {}
 
 
 def _load(storage: TableStorage, sha: str) -> UDF:
-    try:
-        data = storage.objects.get(f"{PICKLES}/{sha}")
-    except FileNotFoundError as error:
+    data = _found(storage, sha)
+    if data is None:
         raise CorruptFileError(
-            f"the pickled UDF {sha[:12]} of {storage.uri} is missing; bind the column again"
-        ) from error
+            f"the pickled UDF {sha[:12]} of {storage.uri} is missing. If the table is a copy or a "
+            f"clone, copy _backfill/{PICKLES}/{sha} from the original, or bind the column again "
+            "with alter_columns: values of the same UDF stay fresh"
+        )
     if hashlib.sha256(data).hexdigest() != sha:
         raise CorruptFileError(f"the pickled UDF {sha[:12]} of {storage.uri} is damaged")
     return UDF.loads(data)
+
+
+def _found(storage: TableStorage, sha: str) -> bytes | None:
+    """Return a pickle's content; of a shallow clone also from the tables that have its data."""
+    for place in (storage, *storage.origins()):
+        with suppress(FileNotFoundError):
+            return place.objects.get(f"{PICKLES}/{sha}")
+    return None

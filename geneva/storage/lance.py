@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from geneva.errors import (
     CorruptFileError,
     StorageError,
     TableChangedError,
+    TableError,
     VersionGoneError,
 )
 from geneva.rows import IntArray
@@ -127,6 +128,12 @@ class TableStorage:
                     raise VersionGoneError(f"{what} is gone: {error}") from error
                 raise
             return Snapshot(dataset)
+
+    def origins(self) -> Iterator[TableStorage]:
+        """Yield the tables of which this one is a shallow clone, as it names them."""
+        for base in self.open().dataset.base_paths().values():
+            if base.is_dataset_root:
+                yield replace(self, uri=base.path.removeprefix("file://").rstrip("/"))
 
     def is_latest(self, snapshot: Snapshot) -> bool:
         """Whether nothing was committed since a snapshot was opened."""
@@ -509,6 +516,21 @@ class TableStorage:
             except lance.commit.CommitConflictError as error:
                 raise CommitConflict(str(error), retryable=True) from error
             return Snapshot(dataset)
+
+    def check_no_wal(self, snapshot: Snapshot) -> None:
+        """Refuse a table whose rows may lie in a write-ahead log.
+
+        Raises
+        ------
+        TableError
+            A backfill would pass over rows that readers see, and compute those that these replace.
+        """
+        if snapshot.has_wal:
+            raise TableError(
+                f"table {self.uri} has an LSM write spec: rows that merge_insert wrote lie in its "
+                "write-ahead log, where no backfill sees them, until they are compacted into the "
+                "table. Compact them, take the spec away (unset_lsm_write_spec), and call again"
+            )
 
     def check_commits(self) -> None:
         """Make sure, once per bucket, that the store lets only one of two writers commit.

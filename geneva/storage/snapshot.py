@@ -147,6 +147,11 @@ class Snapshot:
         return list(itertools.accumulate(sizes, initial=self.dataset.max_field_id + 1))[:-1]
 
     @property
+    def has_wal(self) -> bool:
+        """Whether rows may lie in a write-ahead log, where no scan of the table sees them."""
+        return self.dataset.mem_wal_index_details() is not None
+
+    @property
     def storage_version(self) -> str:
         """Lance file format version, such as ``2.2``."""
         return str(self.dataset.data_storage_version)

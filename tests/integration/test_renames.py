@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import lance
+import lancedb
 import pyarrow as pa
 import pytest
 
 import geneva
-from geneva.errors import ColumnError
+from geneva.errors import ColumnError, CorruptFileError, TableError
 from tests.support.backfills import run
 from tests.support.calls import CallLog
 from tests.support.tables import column, make_table
@@ -249,3 +251,87 @@ def test_overwritten_table_is_not_read_by_the_ids_of_the_old_one(
     with pytest.raises(ColumnError, match="no column 'x'"):
         table.backfill("y", executor="local", force=True)
     assert len(calls) == 20
+
+
+# --- retyped, copied, cloned --------------------------------------------------------------
+
+
+def test_retyped_column_is_told_to_have_lost_its_udf(table: geneva.Table, calls: CallLog) -> None:
+    table.add_columns({"y": doubling(calls)})
+    table.backfill("y", executor="local")
+    lance.dataset(table.storage.uri).alter_columns({"path": "y", "data_type": pa.int32()})
+    said = r"UDF 'double' was bound to it until version \d+, .* from int64 to int32"
+    for ask in (
+        lambda: table.backfill("y", executor="local"),
+        lambda: table.plan_backfill("y"),
+        lambda: table.coverage("y"),
+    ):
+        with pytest.raises(ColumnError, match=said):
+            ask()
+
+    @geneva.udf(data_type=pa.int32())
+    def double(x: int) -> int:
+        return 2 * x
+
+    table.alter_columns({"path": "y", "udf": double})
+    assert table.backfill("y", executor="local", foreign="recompute").rows_computed == 20
+
+
+def test_column_that_never_was_computed_is_not_told_to_have_been(table: geneva.Table) -> None:
+    with pytest.raises(ColumnError, match="is not computed: no UDF is bound"):
+        table.backfill("w", executor="local")
+
+
+def test_shallow_clone_finds_the_udf_of_its_original(table: geneva.Table, calls: CallLog) -> None:
+    table.add_columns({"y": doubling(calls)})
+    table.backfill("y", executor="local")
+    uri = table.storage.uri
+    db = geneva.connect(uri.rsplit("/", 1)[0])
+    db.clone_table("clone", uri)
+    clone = db.open_table("clone")
+    append(clone, x=70, w="w", s={"a": 1, "deep": {"b": 1}})
+    assert clone.load_udf("y").name == "double"
+    clone.backfill("y", executor="local")
+    assert column(clone, "y") == [*range(0, 40, 2), 140]
+    assert column(table, "y") == list(range(0, 40, 2))
+
+
+@pytest.mark.disk(reason="it copies folders")
+def test_copied_folder_goes_on_and_one_without_its_udfs_says_what_to_copy(
+    table: geneva.Table, calls: CallLog
+) -> None:
+    table.add_columns({"y": doubling(calls)})
+    table.backfill("y", executor="local", num_frags=1)
+    original = Path(table.storage.uri)
+    shutil.copytree(original, original.with_name("copy.lance"))
+    partial = original.with_name("partial.lance")
+    shutil.copytree(original, partial, ignore=shutil.ignore_patterns("_backfill"))
+    db = geneva.connect(str(original.parent))
+    copied, without = db.open_table("copy"), db.open_table("partial")
+    assert copied.backfill("y", executor="local").rows_computed == 10
+    with pytest.raises(CorruptFileError, match=r"copy _backfill/udfs/[0-9a-f]+ from the original"):
+        without.backfill("y", executor="local")
+    without.alter_columns({"path": "y", "udf": doubling(calls)})
+    assert without.backfill("y", executor="local").rows_computed == 10
+    assert len(calls) == 30
+
+
+def test_table_with_a_write_ahead_log_is_refused(tmp_path: Path, calls: CallLog) -> None:
+    ids = pa.schema([pa.field("id", pa.int64(), nullable=False), ("x", pa.int64())])
+    data = pa.table({"id": [1, 2], "x": [1, 2]}, ids)
+    table = make_table(tmp_path, data=data, fragments=1)
+    table.add_columns({"y": doubling(calls)})
+    table.backfill("y", executor="local")
+    inner = lancedb.connect(str(table.storage.uri).rsplit("/", 1)[0]).open_table("t")
+    inner.set_unenforced_primary_key("id")
+    inner.set_lsm_write_spec(lancedb.LsmWriteSpec.unsharded())
+    for ask in (
+        lambda: table.backfill("y", executor="local"),
+        lambda: table.plan_backfill("y"),
+        lambda: table.coverage("y"),
+        lambda: table.add_columns({"z": doubling(calls)}),
+    ):
+        with pytest.raises(TableError, match="LSM write spec"):
+            ask()
+    inner.unset_lsm_write_spec()
+    assert table.backfill("y", executor="local").rows_computed == 0
