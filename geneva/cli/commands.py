@@ -55,7 +55,7 @@ from geneva.cli.options import (
     pairs,
     values,
 )
-from geneva.column.binding import binding_of
+from geneva.column.binding import as_called, binding_of
 from geneva.connection import connect
 from geneva.plan.report import plan_facts
 from geneva.table import Table
@@ -229,7 +229,7 @@ def columns(
 ) -> None:
     """List the computed columns and what they are bound to; no UDF is loaded."""
     with answering(as_json, debug) as answer:
-        schema = _open(db, table, storage_option).storage.open().schema
+        schema = as_called(_open(db, table, storage_option).storage.open())
         bound = [(f.name, str(f.type), binding_of(f)) for f in schema]
         found = [column_facts(n, t, b) for n, t, b in bound if b is not None]
         answer(columns_text(found), {"columns": found})
