@@ -29,8 +29,10 @@ from geneva.column.pickles import store
 from geneva.errors import ColumnError, ConflictError, UdfError
 from geneva.execute.reservation import reservation
 from geneva.plan.where import parse_where
-from geneva.storage.lance import Snapshot, TableStorage
+from geneva.storage.lance import Snapshot, TableStorage, blob_type
+from geneva.storage.snapshot import is_blob
 from geneva.storage.values import CommitConflict
+from geneva.types import BLOB, DECLARED_BLOB, is_blob_v2
 from geneva.udf import UDF, UdfKind, as_udf, unstorable, with_columns
 
 _BIND_TRIES = 20
@@ -88,12 +90,14 @@ def _checked_order(
         check_not_filled(schema, [n for n in names if n not in bindings_of(schema)])
         types = _output_types(names, udf)
         _check_storable(snapshot, udf, types)
+        _check_metadata(udf, types)
         drafts[names] = _draft(udf, new_incarnation(), grouped=len(names) > 1)
         for k, (name, data_type) in enumerate(zip(names, types, strict=True)):
             if name in schema.names:
                 _check_type(schema, name, data_type, udf)
                 schema = schema.remove(schema.get_field_index(name))
-            schema = schema.append(pa.field(name, data_type, metadata=drafts[names].metadata(k)))
+            note = drafts[names].metadata(k)
+            schema = schema.append(_new_field(name, data_type, snapshot, udf, note))
     for names, draft in drafts.items():
         _check_binding(schema, names, draft)
     _check_auto(schema, auto)
@@ -108,10 +112,49 @@ def _check_auto(schema: pa.Schema, auto: Auto | None) -> None:
 
 
 def _check_type(schema: pa.Schema, name: str, data_type: pa.DataType, udf: UDF) -> None:
-    if schema.field(name).type != data_type:
+    if not _fits(schema.field(name).type, data_type):
         raise ColumnError(
             f"column {name!r} is {schema.field(name).type}, but UDF {udf.name!r} "
             f"returns {data_type}; give the UDF data_type={schema.field(name).type}"
+        )
+
+
+def _fits(column: pa.DataType, returned: pa.DataType | None) -> bool:
+    """Whether a column is of the type that a UDF returns; bytes fill a column of blobs."""
+    return column == returned or (is_blob_v2(column) and returned == pa.large_binary())
+
+
+def _new_field(
+    name: str, data_type: pa.DataType, snapshot: Snapshot, udf: UDF, metadata: Mapping[str, str]
+) -> pa.Field:
+    """Return the field of a new column, of the kind of blobs that its table's files hold."""
+    own = dict(udf.field_metadata or {})
+    if _wants_blobs(udf, data_type) and not unstorable(blob_type(), snapshot.storage_version):
+        # The mark is that of older versions; beside blobs of version 2 Lance does not compact it.
+        own[DECLARED_BLOB] = own.pop(BLOB)
+        data_type = blob_type()
+    return pa.field(name, data_type, metadata=own | dict(metadata))
+
+
+def _wants_blobs(udf: UDF, data_type: pa.DataType) -> bool:
+    marked = (udf.field_metadata or {}).get(BLOB) == "true"
+    return marked and data_type == pa.large_binary()
+
+
+def _noted(schema: pa.Schema, name: str, udf: UDF) -> dict[str, str]:
+    """Return what a UDF's metadata adds to a column that exists: not how Lance encodes it."""
+    own = dict(udf.field_metadata or {})
+    if own.pop(BLOB, "") == "true" and not is_blob(schema.field(name)):
+        raise ColumnError(
+            f"column {name!r} exists and is no column of blobs; drop it and add it again"
+        )
+    return own
+
+
+def _check_metadata(udf: UDF, types: Sequence[pa.DataType]) -> None:
+    if BLOB in (udf.field_metadata or {}) and pa.large_binary() not in types:
+        raise UdfError(
+            f"UDF {udf.name!r} says {BLOB!r} of {udf.data_type}; blobs are pa.large_binary()"
         )
 
 
@@ -154,20 +197,19 @@ def _bind(
     metadata = [binding.metadata(k) | declared(auto) for k in range(len(names))]
 
     def publish() -> None:
-        schema = storage.open().schema
+        snapshot = storage.open()
+        schema = snapshot.schema
         _check_binding(schema, names, binding)
         for name, data_type in zip(names, types, strict=True):
             if name in schema.names:
                 _check_type(schema, name, data_type, udf)
-        fields = [
-            pa.field(n, t, metadata=m) for n, t, m in zip(names, types, metadata, strict=True)
-        ]
-        fresh = [f for f in fields if f.name not in schema.names]
+        columns = list(zip(names, types, metadata, strict=True))
+        old = {n: _noted(schema, n, udf) | m for n, _, m in columns if n in schema.names}
+        fresh = [_new_field(n, t, snapshot, udf, m) for n, t, m in columns if n not in old]
         if fresh:
             storage.sync_version(storage.add_columns(fresh))
-        bound = {n: m for n, m in zip(names, metadata, strict=True) if n in schema.names}
-        if bound:
-            storage.sync_version(storage.set_field_metadata(bound))
+        if old:
+            storage.sync_version(storage.set_field_metadata(old))
 
     _against_others(publish)
 
@@ -221,7 +263,7 @@ def _rebind(storage: TableStorage, column: str, udf: UDF, auto: Auto | None) -> 
     _check_storable(snapshot, udf, [snapshot.schema.field(name).type for name in names])
     for name, position in group:
         data_type = fields[position] if position < len(fields) else None
-        if schema.field(name).type != data_type:
+        if not _fits(schema.field(name).type, data_type):
             raise ColumnError(
                 f"column {name!r} is {schema.field(name).type}, but UDF {udf.name!r} returns "
                 f"{data_type}; drop the column and add it again to change its type"

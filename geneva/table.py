@@ -9,6 +9,8 @@ from functools import cached_property
 from typing import Any, Literal
 from uuid import uuid4
 
+import pyarrow as pa
+
 from geneva.arguments import (
     check_executor_name,
     checked_auto,
@@ -36,6 +38,7 @@ from geneva.result import BackfillResult
 from geneva.storage.lance import TableStorage
 from geneva.storage.objects import storage_errors
 from geneva.storage.remote import store_faults
+from geneva.types import BLOB, DECLARED_BLOB
 from geneva.udf import UDF, as_udf
 
 
@@ -203,6 +206,11 @@ class Table:
         result = self._inner.alter_columns(*plain) if plain else None
         self.refresh()
         return result
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The table's schema, with what UDFs declared of their columns by `field_metadata`."""
+        return pa.schema(map(_as_declared, self._inner.schema), self._inner.schema.metadata)
 
     def computed_columns(self) -> dict[str, Binding]:
         """Return the binding of each computed column; no UDF is loaded."""
@@ -395,3 +403,11 @@ class Table:
             control = Control(job_id, names, options.timeout)
             chosen = dict(params or {})
             return Call(storage, snapshot, names, options, chosen, runner, control, self.refresh)
+
+
+def _as_declared(field: pa.Field) -> pa.Field:
+    metadata = dict(field.metadata or {})
+    declared = metadata.pop(DECLARED_BLOB.encode(), None)
+    if declared is None:
+        return field
+    return field.with_metadata({**metadata, BLOB.encode(): declared})

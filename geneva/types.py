@@ -18,9 +18,23 @@ from geneva.rows import RowClass, RowMap, RowSet, classes_in
 OnError = Literal["fail", "null"]
 
 
+BLOB = "lance-encoding:blob"  # metadata of a column whose values Lance keeps as blobs
+DECLARED_BLOB = "geneva.blob"  # the same, where a UDF declared it and the type says it
+
+
 def stored_type(data_type: pa.DataType) -> pa.DataType:
-    """Return the type that a column is handled and journaled as: dictionaries are decoded."""
+    """Return the type that a column is handled and journaled as.
+
+    Dictionaries are decoded, and a blob is its bytes.
+    """
+    if is_blob_v2(data_type):
+        return pa.large_binary()
     return data_type.value_type if pa.types.is_dictionary(data_type) else data_type
+
+
+def is_blob_v2(data_type: pa.DataType) -> bool:
+    """Whether it is the type of Lance's blobs of version 2."""
+    return getattr(data_type, "extension_name", "") == "lance.blob.v2"
 
 
 class JobState(StrEnum):

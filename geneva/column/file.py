@@ -13,9 +13,11 @@ import pyarrow as pa
 from geneva.column.name import ColumnFileName, class_hash
 from geneva.errors import CorruptFileError
 from geneva.rows import MISSING, IntArray, RowClass, RowMap, RowStatus
+from geneva.storage.blobs import PLACES_V1, PLACES_V2, as_held
 from geneva.storage.lance import Snapshot, TableStorage
+from geneva.storage.snapshot import is_blob
 from geneva.storage.values import ColumnWriter, Footer, flags, size_of
-from geneva.types import ColumnFile, Target, Task, stored_type
+from geneva.types import ColumnFile, Target, Task, is_blob_v2, stored_type
 from geneva.udf.failures import BadResult, Inexact
 from geneva.udf.recast import encode
 
@@ -47,6 +49,7 @@ class ColumnFileBuilder:
         self._target, self._task = target, task
         self._schema = pa.schema([snapshot.schema.field(c) for c in target.columns])
         self._types = [stored_type(t) for t in self._schema.types]
+        self._held = as_held(self._schema)
         self._classes = _Classes(task)
         self._ids = (
             np.full(task.rows, self._classes.missing, np.int64)
@@ -187,9 +190,9 @@ class ColumnFileBuilder:
         assert self._writer is not None
         pieces = zip(*gathered, strict=True)  # of each column
         joined = [p[0] if len(p) == 1 else pa.concat_arrays(p) for p in pieces]
-        columns = [_as_column(a, f.type) for a, f in zip(joined, self._schema, strict=True)]
+        columns = [_as_column(a, f.type) for a, f in zip(joined, self._held, strict=True)]
         self._nulls += columns[0].null_count
-        batch = pa.record_batch(columns, schema=self._schema)
+        batch = pa.record_batch(columns, schema=self._held)
         size = max(batch.nbytes, 1)
         step = max(1, int(batch.num_rows * _WRITE_BYTES / size)) if size > 2 * _WRITE_BYTES else 0
         for at in range(0, batch.num_rows, step or batch.num_rows):
@@ -373,11 +376,29 @@ def check_file(storage: TableStorage, name: str, rows: int, schema: pa.Schema) -
         Wrong number of rows, or wrong columns.
     """
     footer = storage.read_footer(name)
-    if footer.rows != rows or not footer.schema.remove_metadata().equals(schema.remove_metadata()):
+    if footer.rows != rows or not _agree(footer.schema, schema):
         raise CorruptFileError(
             f"column file {name} holds {footer.rows} rows of {footer.schema.remove_metadata()}, "
             f"but its fragment needs {rows} rows of {schema.remove_metadata()}"
         )
+
+
+def _agree(found: pa.Schema, wanted: pa.Schema) -> bool:
+    """Whether a file has the columns of a schema.
+
+    Of blobs its own schema says no type, and lists what says where they are behind their column.
+    """
+    at = 0
+    for field in wanted:
+        if at == len(found.names) or found.names[at] != field.name:
+            return False
+        if is_blob(field):
+            inner = PLACES_V2 if is_blob_v2(field.type) else PLACES_V1
+            at += len(inner) if found.names[at + 1 : at + 1 + len(inner)] == inner else 0
+        elif not found.field(at).remove_metadata().equals(field.remove_metadata()):
+            return False
+        at += 1
+    return at == len(found.names)
 
 
 def read_row_map(storage: TableStorage, name: str) -> RowMap:

@@ -29,6 +29,7 @@ from geneva.errors import (
 )
 from geneva.rows import IntArray
 from geneva.storage import local as disk
+from geneva.storage.blobs import as_written
 from geneva.storage.objects import LocalObjects, Objects, each, sync_directory, sync_file
 from geneva.storage.remote import (
     FLUSH_S,
@@ -275,11 +276,11 @@ class TableStorage:
         with self._faults():
             writer = LanceFileWriter(
                 f"{self.uri}/data/{name}",
-                schema,
+                as_written(schema),
                 version=snapshot.storage_version,
                 storage_options=self._options,
             )
-        return ColumnWriter(writer, self._faults, check)
+        return ColumnWriter(writer, schema, self._faults, check)
 
     def read_footer(self, name: str) -> Footer:
         """Read a data file's footer.
@@ -598,6 +599,11 @@ class TableStorage:
 
     def _faults(self) -> AbstractContextManager[None]:
         return nullcontext() if self.local else store_faults(self.options)
+
+
+def blob_type() -> pa.DataType:
+    """Return the type of blobs of version 2."""
+    return lance.blob_field("blob").type
 
 
 def _without_fields(snapshot: Snapshot, fragment_id: int, ids: Sequence[int]) -> Any:

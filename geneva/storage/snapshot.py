@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from geneva.types import BLOB, is_blob_v2
+
 # Named tuples: made for each of 100,000 fragments, at a third of what a frozen dataclass costs.
 
 
@@ -226,7 +228,7 @@ def fragment_info(meta: Any) -> FragmentInfo:
 
 def blob_columns(schema: pa.Schema, names: Sequence[str]) -> list[str]:
     """Return those of some columns that Lance keeps as blobs, of either version."""
-    return [n for n in names if n in schema.names and _is_blob(schema.field(n))]
+    return [n for n in names if n in schema.names and is_blob(schema.field(n))]
 
 
 def without_blob_types(schema: pa.Schema) -> pa.Schema:
@@ -234,7 +236,7 @@ def without_blob_types(schema: pa.Schema) -> pa.Schema:
 
     So are extension types within other types, of which Arrow cannot make an empty array.
     """
-    fields = [f.with_type(_plain(f.type, top=not _is_blob_v2(f))) for f in schema]
+    fields = [f.with_type(_plain(f.type, top=not is_blob_v2(f.type))) for f in schema]
     return pa.schema(fields, schema.metadata)
 
 
@@ -253,12 +255,9 @@ def _plain(kind: pa.DataType, *, top: bool = False) -> pa.DataType:
     return pa.list_(inner[0]) if pa.types.is_list(kind) else kind
 
 
-def _is_blob(field: pa.Field) -> bool:
-    return _is_blob_v2(field) or (field.metadata or {}).get(b"lance-encoding:blob") == b"true"
-
-
-def _is_blob_v2(field: pa.Field) -> bool:
-    return getattr(field.type, "extension_name", "") == "lance.blob.v2"
+def is_blob(field: pa.Field) -> bool:
+    """Whether Lance keeps a column's values as blobs, of either version."""
+    return is_blob_v2(field.type) or (field.metadata or {}).get(BLOB.encode()) == b"true"
 
 
 def name_in_file(schema: pa.Schema, fields: Sequence[int], field_id: int) -> str | None:

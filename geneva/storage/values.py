@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from geneva.rows import BoolArray, IntArray
+from geneva.storage.blobs import prepared
 from geneva.storage.snapshot import FragmentInfo, fragment_info
 
 
@@ -148,6 +149,8 @@ class ColumnWriter:
 
     Parameters
     ----------
+    schema
+        Of the columns, as the table has them.
     check
         Called when the file is complete; raises if its table has gone meanwhile.
     """
@@ -155,17 +158,19 @@ class ColumnWriter:
     def __init__(
         self,
         writer: Any,
+        schema: pa.Schema,
         faults: Callable[[], AbstractContextManager[None]],
         check: Callable[[], None],
     ) -> None:
         self._writer = writer
+        self._schema = schema
         self._faults = faults
         self._check = check
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append rows."""
         with self._faults():
-            self._writer.write_batch(batch)
+            self._writer.write_batch(prepared(batch, self._schema))
 
     def close(self, metadata: Mapping[str, str]) -> int:
         """Write the footer with ``metadata``; return the file's size in bytes."""

@@ -25,7 +25,7 @@ from geneva.udf.failures import (
     shorten_cell,
     shorten_text,
 )
-from geneva.udf.families import family
+from geneva.udf.families import family, held_type
 from geneva.udf.inputs import batch_arguments, row_call
 from geneva.udf.keep import is_fixed, keeper
 from geneva.udf.retry import Retry
@@ -77,8 +77,9 @@ class Caller:
         self.configure(on_error, awaits)
         self._hide = hide
         self._retry = udf.retry or _ONCE
-        self._keep = keeper(udf.data_type)
-        self._nested = family(udf.data_type).nested
+        self._type = held_type(udf.data_type)
+        self._keep = keeper(self._type)
+        self._nested = family(self._type).nested
         self._lock = threading.Lock()
         self._shared: Callable[..., Any] | None = None
         self._local = threading.local()
@@ -129,7 +130,7 @@ class Caller:
             If the result has the wrong length, or values that the column cannot hold.
         """
         if not batch.num_rows:
-            return Applied(to_arrow([], self._udf.data_type, 0))
+            return Applied(to_arrow([], self._type, 0))
         match self._udf.kind:
             case UdfKind.SCALAR:
                 return self._rows(batch)
@@ -289,7 +290,7 @@ class Caller:
         self, batch: pa.RecordBatch, results: list[Any], failures: list[RowError]
     ) -> Applied:
         try:
-            values = to_arrow(results, self._udf.data_type, batch.num_rows, kept=True)
+            values = to_arrow(results, self._type, batch.num_rows, kept=True)
         except BadResult as bad:
             raise self._named(bad, batch) from bad.__cause__
         return Applied(values, tuple(failures))
@@ -344,7 +345,7 @@ class Caller:
             if isinstance(values, _Failure):
                 return values
         try:
-            return to_arrow(values, self._udf.data_type, rows)
+            return to_arrow(values, self._type, rows)
         except BadResult as bad:
             raise self._named(bad, part, start) from bad.__cause__
 
@@ -360,7 +361,7 @@ class Caller:
         """Null the bad rows of a failed range: about ``2 * log2(rows)`` calls for each."""
         if rows == 1:
             failures.append(self._row_error(batch, start, failed))
-            parts.append(pa.nulls(1, self._udf.data_type))
+            parts.append(pa.nulls(1, self._type))
             return
         left = rows // 2
         for first, count in ((start, left), (start + left, rows - left)):

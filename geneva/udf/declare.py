@@ -96,6 +96,7 @@ def udf(
     params: Mapping[str, Any] | None = ...,
     name: str | None = ...,
     reads_own_output: bool = ...,
+    field_metadata: Mapping[str, str] | None = ...,
 ) -> _Decorator: ...
 def udf(
     target: Callable[..., Any] | None = None,
@@ -115,6 +116,7 @@ def udf(
     params: Mapping[str, Any] | None = None,
     name: str | None = None,
     reads_own_output: bool = False,
+    field_metadata: Mapping[str, str] | None = None,
 ) -> Any:
     """Declare a function, an async function or a class as a UDF.
 
@@ -141,6 +143,8 @@ def udf(
         Parameters that are settings, with their values; a backfill may override them.
     reads_own_output
         Allow the column that the UDF fills to be among its inputs.
+    field_metadata
+        Metadata of a new column, such as ``{"lance-encoding:blob": "true"}`` for large bytes.
 
     Returns
     -------

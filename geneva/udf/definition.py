@@ -50,6 +50,8 @@ class UDF:
         Resources of one applier, in Ray's units (`memory` in bytes).
     params
         Declared parameters: keyword arguments of a function, constructor arguments of a class.
+    field_metadata
+        Metadata of the column that the UDF's results make.
     stateful
         Whether `instantiate` builds an object of the user's class.
     defaults
@@ -75,6 +77,7 @@ class UDF:
     stateful: bool = False
     reads_own_output: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    field_metadata: Mapping[str, str] | None = None
     _digests: dict[str, str] = field(default_factory=dict)
     _reference: str | None = _UNSET
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from geneva.types import is_blob_v2
 from geneva.udf.failures import Inexact
 
 _t = pa.types
@@ -94,6 +95,16 @@ def is_listlike(kind: pa.DataType) -> bool:
         or _t.is_list_view(kind)
         or _t.is_large_list_view(kind)
     )
+
+
+def held_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type that a UDF's results have until they are written: a blob is its bytes."""
+    if is_blob_v2(kind):
+        return pa.large_binary()
+    if not _t.is_struct(kind):
+        return kind
+    fields = [kind.field(i) for i in range(kind.num_fields)]
+    return pa.struct([f.with_type(held_type(f.type)) for f in fields])
 
 
 def is_na(value: Any) -> bool:
@@ -289,6 +300,9 @@ FAMILIES: tuple[Family, ...] = (
 # -- which files hold a type ---------------------------------------------------------------------
 
 
+_V1 = 'use pa.large_binary() with field_metadata={"lance-encoding:blob": "true"}'
+
+
 def unstorable(kind: pa.DataType, version: str) -> str:
     """Return why no column of a type can be filled in a table; empty if it can.
 
@@ -297,6 +311,11 @@ def unstorable(kind: pa.DataType, version: str) -> str:
     version
         The table's data storage version.
     """
+    if is_blob_v2(kind):
+        older = _number(version) < (2, 2)
+        return (
+            f"needs data storage version 2.2, and this table has {version}; {_V1}" if older else ""
+        )
     if isinstance(kind, pa.BaseExtensionType):
         if kind.extension_name == "arrow.json":
             return "JSON cannot be checkpointed; return it as text"
@@ -313,6 +332,8 @@ def _unstorable_within(kind: pa.DataType, version: str) -> str:
         return "a dictionary within another type cannot be checkpointed; return plain values"
     if _t.is_null(kind):  # some of these cannot be read beside deleted rows
         return "Lance cannot keep what holds nothing but nulls within another type; leave it out"
+    if is_blob_v2(kind):
+        return "Lance has no blobs within another type; use a column of its own"
     view = _t.is_string_view(kind) or _t.is_binary_view(kind)
     if view and _number(version) < (2, 1):
         return f"{kind} within another type needs data storage version 2.1; use one without view"

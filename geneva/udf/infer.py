@@ -7,7 +7,6 @@ narrower column is asked for with ``np.float32`` and the like, or with ``data_ty
 from __future__ import annotations
 
 import collections.abc
-import dataclasses
 import datetime
 import decimal
 import enum
@@ -19,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from geneva.errors import UdfError
+from geneva.udf.families import family
+from geneva.udf.keep import field_names
 
 _SCALARS: dict[Any, pa.DataType] = {
     bool: pa.bool_(),
@@ -114,7 +115,7 @@ def _generic(hint: Any) -> pa.DataType:
     if origin in _MAPPINGS and len(args) == 2:
         return pa.map_(arrow_type(args[0]), arrow_type(args[1]))
     if origin is tuple and not (len(args) == 2 and args[1] is Ellipsis):
-        raise _refused(hint, "a tuple's fields have no names; return a NamedTuple or a dataclass")
+        return _tuple(hint, args)
     if origin in _SEQUENCES and args:
         return pa.list_(arrow_type(args[0]))
     if isinstance(origin, type) and _fields(origin) is not None:
@@ -122,15 +123,34 @@ def _generic(hint: Any) -> pa.DataType:
     raise _refused(hint, "no Arrow type follows from it")
 
 
+def _tuple(hint: Any, args: tuple[Any, ...]) -> pa.DataType:
+    kinds = [arrow_type(arg) for arg in args if arg != ()]
+    if not kinds or any(kind != kinds[0] for kind in kinds):
+        raise _refused(
+            hint, "a tuple of several types has no names for them; return a NamedTuple or dataclass"
+        )
+    # Vectors hold what is of one size.
+    return pa.list_(kinds[0], len(kinds)) if family(kinds[0]).fixed else pa.list_(kinds[0])
+
+
+def _enum(hint: type[enum.Enum]) -> pa.DataType:
+    kinds = {type(member.value) for member in hint}
+    if len(kinds) == 1 and (kind := kinds.pop()) in _SCALARS:
+        return _SCALARS[kind]
+    raise _refused(hint, "a member is stored as its value, and these are not of one simple type")
+
+
 def _class(hint: type) -> pa.DataType:
     if hint is type(None):
         raise _refused(hint, "a column of nothing but nulls has no use")
     if issubclass(hint, enum.Enum):
-        raise _refused(hint, "an Enum may be stored by name or by value; return one of them")
+        return _enum(hint)
     if issubclass(hint, decimal.Decimal):
         raise _refused(hint, "precision and scale must be said, as in pa.decimal128(18, 2)")
     if issubclass(hint, np.generic):
         return _numpy_scalar(hint)
+    if hasattr(hint, "value_arrow_type") and hasattr(hint, "dim"):  # LanceDB's Vector(dim)
+        return pa.list_(hint.value_arrow_type(), hint.dim())
     fields = _fields(hint)
     if fields is not None:
         return pa.struct([pa.field(name, arrow_type(kind)) for name, kind in fields.items()])
@@ -144,9 +164,13 @@ def _class(hint: type) -> pa.DataType:
 
 
 def _fields(hint: type) -> dict[str, Any] | None:
-    """Return names and hints of a dataclass, NamedTuple or TypedDict; ``None`` for any other."""
-    if dataclasses.is_dataclass(hint):
-        names = [field.name for field in dataclasses.fields(hint)]
+    """Return names and hints of a record's fields; ``None`` for a class that is no record.
+
+    Records are dataclasses, NamedTuples, TypedDicts, attrs classes and Pydantic models.
+    """
+    known = field_names(hint)
+    if known is not None:
+        names = list(known)
     elif issubclass(hint, tuple) and hasattr(hint, "_fields"):
         names = list(hint._fields)
     elif typing.is_typeddict(hint):
@@ -157,6 +181,8 @@ def _fields(hint: type) -> dict[str, Any] | None:
         hints = typing.get_type_hints(hint, include_extras=True)
     except NameError as error:
         raise UdfError(f"the hints of {hint.__qualname__} do not evaluate: {error}") from error
+    for name, field in (getattr(hint, "__pydantic_fields__", None) or {}).items():
+        hints[name] = field.annotation  # of a generic model: what it was made with
     missing = [name for name in names if name not in hints]
     if missing:
         raise _refused(hint, f"its fields {', '.join(missing)} have no type hint")

@@ -181,7 +181,12 @@ def _record(value: Any, fields: Mapping[str, Keep]) -> Any:
         names = tuple(getattr(value, "_fields", fields))
         return dict(zip(names, value, strict=True)) if len(names) == len(value) else Unfit.of(value)
     known = field_names(type(value))
-    return Unfit.of(value) if known is None else {name: getattr(value, name) for name in known}
+    if known is None:
+        return Unfit.of(value)
+    # Of a Pydantic model, a field that the struct lacks is refused only if somebody set it.
+    given = getattr(value, "__pydantic_fields_set__", known)
+    record = {name: getattr(value, name) for name in known if name in fields or name in given}
+    return record | (getattr(value, "__pydantic_extra__", None) or {})
 
 
 def field_names(kind: type) -> tuple[str, ...] | None:

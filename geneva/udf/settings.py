@@ -29,8 +29,18 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     _require(settings, "retry", "a Retry(...)", lambda v: isinstance(v, Retry))
     for key in ("params", "runtime_env"):
         _require(settings, key, "a mapping", lambda v: isinstance(v, Mapping))
+    _require(
+        settings,
+        "field_metadata",
+        "a mapping of texts to texts, of which none is Geneva's own",
+        lambda v: isinstance(v, Mapping) and all(map(_is_note, v.items())),
+    )
     for key in ("version", "name"):
         _require(settings, key, "a text", lambda v: isinstance(v, str) and bool(v))
+
+
+def _is_note(item: tuple[Any, Any]) -> bool:
+    return all(isinstance(part, str) for part in item) and not item[0].startswith("geneva")
 
 
 def _require(

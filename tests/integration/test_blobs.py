@@ -12,11 +12,13 @@ import pyarrow as pa
 import pytest
 
 import geneva
+from geneva.errors import SettingError, UdfError
 from geneva.execute import reader
 from tests.support.backfills import CPUS, run
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, database, pairs
 
+MARK = {"lance-encoding:blob": "true"}
 V1 = pa.field("b", pa.large_binary(), metadata={"lance-encoding:blob": "true"})
 V2 = lance.blob_field("b")
 PLAIN = pa.field("b", pa.large_binary())
@@ -203,3 +205,119 @@ def test_large_values_come_from_a_column_of_the_same_name(tmp_path: Path, versio
     expected = {k: zlib.crc32(second[k]) - zlib.crc32(first[k]) for k in range(rows) if k != 50}
     assert pairs(table, "id", "y") == expected
     assert_table_invariants(table)
+
+
+# --- as results -----------------------------------------------------------------------------
+
+DECLARED: dict[str, tuple[str, dict[str, Any]]] = {
+    "v1 on 2.0": ("2.0", {"data_type": pa.large_binary(), "field_metadata": MARK}),
+    "v1 on 2.1": ("2.1", {"data_type": pa.large_binary(), "field_metadata": MARK}),
+    "v2 by its mark": ("2.2", {"data_type": pa.large_binary(), "field_metadata": MARK}),
+    "v2 by its type": ("2.2", {"data_type": V2.type}),
+}
+
+
+def numbers(path: Path, version: str) -> geneva.Table:
+    lance.write_dataset(
+        pa.table({"id": pa.array(range(24), pa.int64())}),
+        f"{database(path)}/t.lance",
+        max_rows_per_file=8,
+        data_storage_version=version,
+    )
+    return geneva.connect(database(path)).open_table("t")
+
+
+def blobs_of(table: geneva.Table, column: str = "b") -> dict[int, bytes | None]:
+    """Read each blob as people do: a file object, of a row given by its place."""
+    dataset = lance.dataset(table.storage.uri)
+    ids = dataset.to_table(columns=["id"])["id"].to_pylist()
+    files = dataset.take_blobs(column, indices=list(range(len(ids))))
+    return dict(zip(ids, (None if f is None else f.read() for f in files), strict=True))
+
+
+@pytest.mark.parametrize("kind", DECLARED)
+def test_computed_blobs_are_the_bytes_that_the_udf_returned(
+    tmp_path: Path, executor: str, kind: str
+) -> None:
+    version, declared = DECLARED[kind]
+    table = numbers(tmp_path, version)
+
+    @geneva.udf(num_cpus=CPUS, version="1", **declared)
+    def b(id: int) -> Any:
+        if id % 5 == 3:
+            return None
+        return b"" if id % 5 == 4 else bytes([id]) * (100_000 if id == 7 else 50)
+
+    def shown(k: int) -> bytes | None:
+        if k % 5 == 3:
+            return None
+        return b"" if k % 5 == 4 else bytes([k]) * (100_000 if k == 7 else 50)
+
+    table.add_columns({"b": b})
+    table.delete("id in (2, 9)")
+    left = [k for k in range(24) if k not in (2, 9)]
+    run(table, "b", executor, where="id % 3 = 0")
+    assert blobs_of(table) == {k: shown(k) if k % 3 == 0 else None for k in left}
+    run(table, "b", executor)  # carries what is there
+    assert blobs_of(table) == {k: shown(k) for k in left}
+    assert run(table, "b", executor, where="id in (4, 7)").rows_overwritten
+    assert blobs_of(table) == {k: shown(k) for k in left}
+    assert not run(table, "b", executor).versions
+    lance.dataset(table.storage.uri).optimize.compact_files()
+    assert blobs_of(table) == {k: shown(k) for k in left}
+    assert run(table, "b", executor).rows_computed == 0
+
+
+def test_blobs_fill_a_column_of_blobs_that_exists_and_one_of_a_group(tmp_path: Path) -> None:
+    values: list[bytes | None] = [None] * 6
+    table = blob_table(tmp_path, "v2", values, fragments=2)
+
+    @geneva.udf(data_type=pa.large_binary())
+    def b(id: int) -> bytes:
+        return b"x" * id
+
+    table.add_columns({"b": b})
+    run(table, "b", "local")
+    assert blobs_of(table) == {k: b"x" * k for k in range(6)}
+    kind = pa.struct([("size", pa.int64()), ("page", V2.type), ("text", pa.string())])
+
+    @geneva.udf(data_type=kind)
+    def pages(id: int, b: bytes) -> Any:
+        return {"size": len(b), "page": None if id == 4 else b * 2, "text": str(id)}
+
+    table.add_columns({("size", "page", "text"): pages})
+    run(table, "size", "local", where="id > 1")
+    run(table, "size", "local")
+    assert blobs_of(table, "page") == {k: None if k == 4 else b"x" * 2 * k for k in range(6)}
+    assert pairs(table, "id", "size") == {k: k for k in range(6)}
+    assert pairs(table, "id", "text") == {k: str(k) for k in range(6)}
+    assert not run(table, "size", "local").versions
+
+
+def test_blobs_that_the_files_cannot_hold_are_refused(tmp_path: Path) -> None:
+    table = numbers(tmp_path, "2.1")
+    with pytest.raises(UdfError, match="field_metadata"):
+        table.add_columns({"b": geneva.udf(data_type=V2.type)(lambda id: b"x")})
+    marked = geneva.udf(data_type=pa.string(), field_metadata=MARK)
+    with pytest.raises(UdfError, match="large_binary"):
+        table.add_columns({"b": marked(lambda id: "x")})
+    nested = geneva.udf(data_type=pa.list_(V2.type))
+    with pytest.raises(UdfError, match="within another type"):
+        table.add_columns({"b": nested(lambda id: [b"x"])})
+    assert table.schema.names == ["id"]
+
+
+def test_metadata_that_a_udf_declares_is_its_columns(tmp_path: Path) -> None:
+    table = numbers(tmp_path, "2.2")
+    noted = geneva.udf(data_type=pa.int64(), field_metadata={"unit": "mm"})
+    table.add_columns({"y": noted(lambda id: id)})
+    assert table.schema.field("y").metadata[b"unit"] == b"mm"
+    table.add_columns({"b": geneva.udf(**DECLARED["v2 by its mark"][1])(lambda id: b"x")})
+    assert table.schema.field("b").metadata[b"lance-encoding:blob"] == b"true"
+    run(table, ["y", "b"], "local")
+    table.add([{"id": 100, "y": 5}])
+    table.optimize()
+    run(table, ["y", "b"], "local")
+    assert blobs_of(table)[100] == b"x"
+    with pytest.raises(SettingError, match="field_metadata"):
+        geneva.udf(field_metadata={"geneva.binding": "x"})

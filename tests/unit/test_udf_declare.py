@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas
 import pyarrow as pa
+import pydantic
 import pytest
+from lancedb.pydantic import Vector
 
 import geneva.errors
 from geneva.errors import SettingError, UdfError
@@ -46,6 +48,27 @@ class Doc(TypedDict, total=False):
 class Color(enum.Enum):
     RED = 1
 
+
+class Mixed(enum.Enum):
+    RED = 1
+    BLUE = "blue"
+
+
+class Model(pydantic.BaseModel):
+    w: int
+    h: Annotated[float | None, pydantic.Field(ge=0)] = None
+    tags: list[str] = []
+    _hidden: int = 0
+
+
+T = typing.TypeVar("T")
+
+
+class Box(pydantic.BaseModel, typing.Generic[T]):
+    inside: T
+
+
+MODEL = pa.struct([("w", pa.int64()), ("h", pa.float64()), ("tags", pa.list_(pa.string()))])
 
 UserId = NewType("UserId", int)
 POINT = pa.struct([("x", pa.int64()), ("y", pa.float64())])
@@ -81,6 +104,17 @@ POINT = pa.struct([("x", pa.int64()), ("y", pa.float64())])
         (Literal["a", None], pa.string()),
         (UserId, pa.int64()),
         (Annotated[int, "doc"], pa.int64()),
+        (tuple[int, int], pa.list_(pa.int64(), 2)),
+        (tuple[np.float32, np.float32, np.float32], pa.list_(pa.float32(), 3)),
+        (tuple[str, str], pa.list_(pa.string())),  # Lance has no vectors of text
+        (tuple[tuple[float, float], ...], pa.list_(pa.list_(pa.float64(), 2))),
+        (dict[str, int], pa.map_(pa.string(), pa.int64())),
+        (Model, MODEL),
+        (list[Model], pa.list_(MODEL)),
+        (Box[float], pa.struct([("inside", pa.float64())])),
+        (Color, pa.int64()),
+        (list[Color], pa.list_(pa.int64())),
+        (Vector(4), pa.list_(pa.float32(), 4)),
         (Annotated[list[float], pa.list_(pa.float32(), 3)], pa.list_(pa.float32(), 3)),
     ],
     ids=str,
@@ -99,14 +133,15 @@ def test_hint_gives_its_type(hint: Any, expected: pa.DataType) -> None:
         list,
         dict,
         int | str,
-        Color,
+        Mixed,
         Decimal,
         Literal["a", 1],
         np.ndarray,
         tuple[int, str],
         complex,
         set[int],
-        list[Color],
+        tuple[()],
+        list[Mixed],
         typing.TypeVar("T"),
         dict[str, Any],
     ],
