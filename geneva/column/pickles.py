@@ -73,9 +73,9 @@ def _load(storage: TableStorage, sha: str) -> UDF:
     data = _found(storage, sha)
     if data is None:
         raise CorruptFileError(
-            f"the pickled UDF {sha[:12]} of {storage.uri} is missing. If the table is a copy or a "
-            f"clone, copy _backfill/{PICKLES}/{sha} from the original, or bind the column again "
-            "with alter_columns: values of the same UDF stay fresh"
+            f"the pickled UDF {sha[:12]} of {storage.uri} is missing; bind the column again with "
+            "alter_columns (values of the same UDF stay fresh), or, if the table is a copy or a "
+            f"clone, copy _backfill/{PICKLES}/{sha} from the original"
         )
     if hashlib.sha256(data).hexdigest() != sha:
         raise CorruptFileError(f"the pickled UDF {sha[:12]} of {storage.uri} is damaged")

@@ -42,10 +42,9 @@ def table(tmp_path: Path) -> geneva.Table:
 
 
 def append(table: geneva.Table, **values: Any) -> None:
-    names = {f.name for f in table.schema}
-    row = {k: v for k, v in values.items() if k in names}
-    types = pa.schema([table.schema.field(k) for k in row])
-    lance.write_dataset(pa.Table.from_pylist([row], types), table.storage.uri, mode="append")
+    schema = lance.dataset(table.storage.uri).schema
+    types = pa.schema([schema.field(k) for k in values])
+    lance.write_dataset(pa.Table.from_pylist([values], types), table.storage.uri, mode="append")
 
 
 @both_executors
