@@ -1,10 +1,13 @@
 """Geneva: backfill computed columns of LanceDB tables, durably and exactly."""
 
-from geneva.connection import Connection, connect
-from geneva.errors import GenevaError
-from geneva.result import BackfillResult
-from geneva.table import Table
-from geneva.udf import UDF, Retry, udf
+from geneva.interrupts import uninterrupted
+
+with uninterrupted():  # a half imported NumPy or pyarrow is of no use to the rest of a session
+    from geneva.connection import Connection, connect
+    from geneva.errors import GenevaError
+    from geneva.result import BackfillResult
+    from geneva.table import Table
+    from geneva.udf import UDF, Retry, udf
 
 __all__ = [
     "UDF",

@@ -13,6 +13,7 @@ from geneva.column.auto import Auto, read_auto
 from geneva.errors import SettingError
 from geneva.execute.executor import Executor
 from geneva.execute.local import LocalExecutor
+from geneva.interrupts import uninterrupted
 from geneva.types import Options
 
 _POSITIVE = (
@@ -189,7 +190,8 @@ def chosen_executor(
     if executor == "local":
         return LocalExecutor()
     if executor is None or executor == "ray":
-        from geneva.execute.ray import RayExecutor
+        with uninterrupted():  # of the import, which takes seconds
+            from geneva.execute.ray import RayExecutor
 
         return RayExecutor(ray, options.resource_timeout)
     if isinstance(executor, str):

@@ -206,9 +206,9 @@ def backfill(
     driver = Driver(storage, turn, executor, control, observe)
     try:
         return _Job(storage, turn.request, control, driver).run()
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt:
         driver.report(JobState.CANCELLED)
-        raise JobCancelledError(driver.how_to_continue("interrupted")) from error
+        raise JobCancelledError(driver.how_to_continue("interrupted")) from None
     except JobCancelledError:
         driver.report(JobState.CANCELLED)
         raise

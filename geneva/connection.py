@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from geneva.errors import GenevaError, TableError
 from geneva.hosted import JobsPlace, jobs, sql_jobs
+from geneva.interrupts import uninterrupted
 from geneva.storage.lance import TableStorage
 from geneva.storage.objects import storage_errors
 from geneva.storage.remote import check_uri, is_fault, store_faults
@@ -75,7 +76,8 @@ def connect(
     known = dict(storage_options) if storage_options else None
 
     def open_database() -> Any:
-        import lancedb
+        with uninterrupted():
+            import lancedb
 
         with storage_errors(str(uri)), store_faults(known):
             return lancedb.connect(uri, storage_options=known, **options)
@@ -87,7 +89,8 @@ def connect(
 
 def import_lancedb() -> None:
     """Import lancedb before something of it is wanted; in a thread, it holds up all others."""
-    import lancedb  # noqa: F401
+    with uninterrupted():
+        import lancedb  # noqa: F401
 
 
 def _folder(uri: str) -> Path | None:

@@ -23,7 +23,8 @@
     │   ├── ServiceError           the service or its database does not answer
     │   └── LeaseLostError         the scheduler gave this driver up; another one goes on
     ├── OperatorError              somebody must mend the cluster or the files
-    │   ├── ResourceError          no node can ever hold an applier
+    │   ├── ClusterError           Ray does not start, or cannot be reached
+    │   ├── ResourceError          no node can hold an applier, ever or for long
     │   ├── SharedPathError        the workers do not see the driver's directory
     │   └── CorruptFileError       a file is not what its name or checksum says
     └── JobError                   the backfill ended before it was complete
@@ -156,8 +157,12 @@ class OperatorError(GenevaError):
     """Somebody must mend the cluster or the files before this can work."""
 
 
+class ClusterError(OperatorError):
+    """Ray does not start, or cannot be reached."""
+
+
 class ResourceError(OperatorError):
-    """No node of the cluster can ever hold an applier."""
+    """No node of the cluster can hold an applier: none ever will, or others hold what it needs."""
 
 
 class SharedPathError(OperatorError):

@@ -30,6 +30,7 @@ from geneva.driver import Observer
 from geneva.errors import SettingError, TableError
 from geneva.execute.executor import Executor
 from geneva.hosted import HostedCall, JobsPlace
+from geneva.interrupts import interrupt_cancels
 from geneva.jobs.control import Control
 from geneva.jobs.handle import Job
 from geneva.plan.report import Plan
@@ -295,7 +296,8 @@ class Table:
         timeout
             Seconds, or a timedelta, after which the job stops, as `Job.cancel` would.
         resource_timeout
-            Seconds, or a timedelta, to wait for an autoscaler to bring the first applier.
+            Seconds, or a timedelta, to wait while no applier has a place: for a node that an
+            autoscaler brings, or for resources that others hold.
         order, fragments
             ``"backward"`` begins with the newest fragments; ids limit the call to these.
         executor
@@ -316,9 +318,11 @@ class Table:
             It ended before it was complete; what was finished is kept.
         """
         refuse_unknown(Table.backfill, unknown)
-        call = self._prepare(columns, chosen_options(locals()), executor, params)
-        with observer_for(progress, call.names) as observe:
-            return call.run(observe)
+        given = chosen_options(locals())
+        with interrupt_cancels():
+            call = self._prepare(columns, given, executor, params)
+            with observer_for(progress, call.names) as observe:
+                return call.run(observe)
 
     def backfill_async(self, columns: str | Sequence[str], **arguments: Any) -> Job:
         """Begin a backfill in a thread of this process; takes what `backfill` takes."""

@@ -5,11 +5,21 @@ Exit codes follow the branches of `geneva.errors`: what the caller should do nex
 
 from __future__ import annotations
 
-from geneva.cli.commands import app
+import sys
+
+from geneva.interrupts import uninterrupted
 
 __all__ = ["main"]
+
+_INTERRUPTED = 130
 
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        with uninterrupted():
+            from geneva.cli.commands import app
+        app()
+    except KeyboardInterrupt:  # before or behind the command itself
+        print("geneva: interrupted", file=sys.stderr)
+        sys.exit(_INTERRUPTED)

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
@@ -75,6 +75,42 @@ def autoscaling() -> bool:
     report = _status().get("autoscaler_report") or {}
     types = [*(report.get("active_nodes") or ()), *(report.get("idle_nodes") or ())]
     return any(not _FIXED_NODE.fullmatch(t) for t in types)
+
+
+def held_by_others(needs: Mapping[str, float], actors: Sequence[Any]) -> str:
+    """Return which resources some actors wait for, all of them, or an empty text.
+
+    Those that fit and are only being started hold what they need already: Ray counts them among
+    what is used, but not among the demands that it has no place for.
+
+    Parameters
+    ----------
+    needs
+        What each of the actors reserves.
+    """
+    demands = (_status().get("load_metrics_report") or {}).get("resource_demand") or ()
+    alike = sum(n for shape, n in demands if all(shape.get(r) == v for r, v in needs.items()))
+    if not actors or alike < len(actors) or any(map(_placed, actors)):
+        return ""
+    free, total = ray.available_resources(), ray.cluster_resources()
+    waits = [
+        f"{v:g} {r} ({free.get(r, 0.0):g} of {total.get(r, 0.0):g} free, "
+        f"{total.get(r, 0.0) - free.get(r, 0.0):g} held by others)"
+        for r, v in needs.items()
+        if free.get(r, 0.0) < v
+    ]
+    wanted = " and ".join(waits) or " and ".join(f"{v:g} {r}" for r, v in needs.items())
+    where = "" if waits else ", which no node has free at once: others hold some of each"
+    return f"an applier needs {wanted}{where}"
+
+
+def _placed(actor: Any) -> bool:
+    try:
+        found = ray._private.state.actors(actor._actor_id.hex())  # noqa: SLF001
+        return bool(found.get("State") == "ALIVE")
+    except Exception as error:  # a private interface: without it, nobody is given up
+        _LOG.debug("cannot read the state of an actor: %s", error)
+        return True
 
 
 def others_wait() -> bool:

@@ -11,6 +11,7 @@ import atexit
 import itertools
 import logging
 import os
+import tempfile
 import threading
 import time
 import warnings
@@ -19,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from shutil import rmtree
-from tempfile import mkdtemp
 from typing import Any
 from uuid import uuid4
 
@@ -33,9 +33,9 @@ from ray.exceptions import (
     RuntimeEnvSetupError,
 )
 
-from geneva.errors import ResourceError, SharedPathError, UdfError
+from geneva.errors import ClusterError, ResourceError, SharedPathError, UdfError
 from geneva.execute.actor import TASKS_AT_ONCE, actor_class
-from geneva.execute.cluster import autoscaling, draining_nodes, node_lost, nodes
+from geneva.execute.cluster import autoscaling, draining_nodes, held_by_others, node_lost, nodes
 from geneva.execute.executor import Udfs
 from geneva.execute.probe import ensure_probe
 from geneva.execute.reservation import (
@@ -47,6 +47,7 @@ from geneva.execute.reservation import (
     udf_names,
 )
 from geneva.execute.warm import POOL, Actor, end
+from geneva.interrupts import uninterrupted
 from geneva.storage.lance import TableStorage
 from geneva.types import (
     ExecutorEvent,
@@ -67,6 +68,7 @@ _NODES_S = 1.0
 _REST_S = 2.0
 _LAST_REPLY_S = 0.5  # a reply that left before its sender died comes at once, or never
 _START_DEATHS = 3
+_REASON_CHARS = 500
 _OBJECT_STORE_BYTES = 96 << 20  # data never travels through it
 _STARTING = threading.Lock()
 _JOBS = itertools.count(1)  # of this process, and so of the appliers that it keeps warm
@@ -81,8 +83,8 @@ class RayExecutor:
     ray_options
         For ``ray.init``, if this process has not called it.
     resource_timeout_s
-        How long to wait for a node that fits, while there is none: for an autoscaler to bring the
-        first one, or for another one after the last was lost.
+        How long to wait while no applier has a place: for an autoscaler to bring the first node
+        that fits, for another one after the last was lost, or for what others hold.
     """
 
     def __init__(self, ray_options: Mapping[str, Any], resource_timeout_s: float) -> None:
@@ -95,7 +97,7 @@ class RayExecutor:
         self._wanted = 0
         self._cancelled = False
         self._polled_at = self._watched_at = 0.0
-        self._missing, self._missing_since = "", 0.0
+        self._missing, self._missing_since, self._worked = "", 0.0, False
         self._start_deaths = 0  # in a row
         self._outputs = ""  # folder of what appliers of this host printed last
 
@@ -117,7 +119,7 @@ class RayExecutor:
         if self._missing and not autoscaling():
             raise ResourceError(self._missing)
         self._started_at = self._missing_since = self._watched_at = time.monotonic()
-        self._cancelled = False
+        self._cancelled = self._worked = False
         self._wanted = appliers
         self._storage, self._settings = storage, settings
         pickled = {column: u.dumps() for column, u in udfs.items()}
@@ -125,7 +127,7 @@ class RayExecutor:
         self._probe = ensure_probe(storage)
         self._actor_options = actor_options(udf)
         self._key = f"{_connection()}.{applier_key(storage, self._names.values(), udf)}"
-        self._outputs = mkdtemp(prefix="geneva-")
+        self._outputs = tempfile.mkdtemp(prefix="geneva-")
         self._actors = POOL.take(self._key, appliers)
         self._job = next(_JOBS)  # drawn by who holds the actors: theirs only ever grow
         for number, actor in enumerate(self._actors):
@@ -324,15 +326,21 @@ class RayExecutor:
         self._watched_at = now
         self._leave(draining_nodes())
         if any(a.works for a in self._actors):
-            self._missing = ""
+            self._missing, self._worked = "", True
             return
         missing = lacking(nodes(), self._needs)
-        if missing and not self._missing:
-            self._missing_since = now
-        self._missing = missing
+        waits = [a.handle for a in self._actors if not a.leaving]
+        reason = missing or held_by_others(self._needs, waits)
+        if reason and not self._missing and self._worked:
+            self._missing_since = now  # else they have waited from the start
+        self._missing = reason
         waited = now - self._missing_since
-        if missing and waited > self._resource_timeout_s:
-            raise ResourceError(f"{missing}; waited {waited:.0f} s for one")
+        if reason and waited > self._resource_timeout_s:
+            what = "for one" if missing else "for them"
+            raise ResourceError(
+                f"{reason}; waited {waited:.0f} s {what} "
+                f"(resource_timeout={self._resource_timeout_s:g})"
+            )
 
     def _leave(self, going: frozenset[str]) -> None:
         """Let appliers on some nodes stop at the next batch boundary; others take their place."""
@@ -360,7 +368,7 @@ class RayExecutor:
         """Return ready and wanted appliers, and rows done."""
         ready = sum(a.works for a in self._actors)
         starting = (
-            f"waiting for a node: {self._missing}" if self._missing else "appliers are starting"
+            f"waiting for resources: {self._missing}" if self._missing else "appliers are starting"
         )
         waiting = "" if ready else starting
         return Workers(ready, self._wanted, sum(a.rows_done for a in self._actors), waiting)
@@ -418,9 +426,31 @@ def _connection() -> str:
 def start_ray(options: Mapping[str, Any]) -> None:
     """Connect to Ray: the user's own, ``RAY_ADDRESS``, or a small local one."""
     with _STARTING:  # two first backfills at once
-        if not ray.is_initialized():
-            POOL.clear()
-            _start_ray(options)
+        if ray.is_initialized():
+            return
+        POOL.clear()
+        try:
+            with uninterrupted():
+                _start_ray(options)
+        except Exception as error:
+            with suppress(Exception):  # what was started of it holds ports and memory
+                ray.shutdown()
+            raise _not_started(options, error) from None
+
+
+def _not_started(options: Mapping[str, Any], error: Exception) -> ClusterError:
+    address = options.get("address") or os.environ.get("RAY_ADDRESS")
+    what = " ".join(str(error).split())[:_REASON_CHARS] or type(error).__name__
+    if address in (None, "local"):
+        place = options.get("_temp_dir") or f"{tempfile.gettempdir()}/ray"
+        begun = (
+            f"Ray did not start on this host: {what}; its logs are in {place}/session_latest/logs"
+        )
+    else:
+        begun = (
+            f"cannot connect to Ray at {address}: {what}; its logs are on the cluster's head node"
+        )
+    return ClusterError(f'{begun}; executor="local" computes in this process, without Ray')
 
 
 def _start_ray(options: Mapping[str, Any]) -> None:
