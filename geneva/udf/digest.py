@@ -1,36 +1,64 @@
 """What a UDF is, as one hash.
 
-With an explicit `version`, that stands for the code. Else the code is written out as its syntax
-tree without comments, docstrings, hints and layout, together with what it takes from outside and
-that belongs to the user: functions and classes, called at any depth, constants, attributes of
-classes, closure values and defaults. Objects of Python, NumPy, pandas and Arrow count by what
-pickle would keep of them. Installed packages, and what their other objects hold (models, for one),
-are not covered: that is what `version` is for, and a warning says so.
+The rule, which docs/guides/writing-udfs.md gives to users:
 
-Nothing here depends on the process or on Python's minor version: no `hash`, no `id`, no bytecode
-(except, with a warning, where there is no source), no `repr` of text beyond ASCII.
+- With `version`, that stands for the code. Else the source of the function or class counts,
+  without comments, docstrings, layout and the hints of functions;
+- so do the functions and classes of the user's own project that it names, at any depth;
+- and the values of globals, closures and defaults that these name, if they are plain (None,
+  booleans, numbers, text, bytes, dates, enums, dataclasses, and containers of these), or an array,
+  Series, frame or table of at most `LARGEST` bytes. What the code itself assigns to is no constant;
+- parameters count the same way, whatever the order of a dictionary's keys;
+- what belongs to another package counts by its qualified name.
+
+Anything else has a state that is not seen: it is named once in a warning, and wants `version=`.
+A digest is taken when a UDF is bound, and stored; what is stored is never computed again.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
+import dataclasses
+import datetime as dt
 import enum
 import functools
 import hashlib
 import importlib
 import importlib.util
+import pathlib
+import re
 import sys
 import types
+import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from geneva.udf import source
-from geneva.udf.constants import Constants
 from geneva.udf.project import is_namespace, is_own, is_own_import, is_own_module
+
+LARGEST = 64 * 1024 * 1024  # bytes of an array or table; hashing them takes about 0.2 s
+_TEXTS = (
+    *(Decimal, Fraction, pathlib.PurePath, uuid.UUID, range, slice),
+    *(dt.date, dt.timedelta, dt.tzinfo),
+    *(pa.DataType, pa.Field, pa.Schema, np.dtype),
+)
+_BUILT_IN = (
+    types.BuiltinFunctionType,
+    types.MethodDescriptorType,
+    types.MethodWrapperType,
+    types.WrapperDescriptorType,
+    types.ClassMethodDescriptorType,
+)
+_LONG = 10_000  # bits; Python writes no longer integers in decimal (`sys.set_int_max_str_digits`)
 
 
 def of_version(name: str, target: Any, version: str) -> str:
@@ -51,7 +79,7 @@ def of_code(name: str, target: Any, form: str) -> str:
             "or give it @udf(version=...)"
         )
     lines = writer.lines()
-    _warn_of_unread(name, writer.unread)
+    _warn_of_unseen(name, writer.unseen)
     return _sha256("code", form, root, *lines)
 
 
@@ -69,14 +97,14 @@ def complete(
     values = [f"{key}={writer.value(value)}" for key, value in sorted(params.items())]
     parts = ("udf", code_digest, str(data_type), *columns, "params", *values, *writer.lines())
     if not versioned:
-        _warn_of_unread(name, writer.unread)
+        _warn_of_unseen(name, writer.unseen)
     return _sha256(*parts)
 
 
-def _warn_of_unread(name: str, unread: set[str]) -> None:
-    if unread:
+def _warn_of_unseen(name: str, unseen: set[str]) -> None:
+    if unseen:
         _warn(
-            f"UDF {name!r}: its digest does not see into {', '.join(sorted(unread))}, so a change "
+            f"UDF {name!r}: its digest does not see into {', '.join(sorted(unseen))}, so a change "
             "there makes nothing stale; give it @udf(version=...), and another one when it changes"
         )
 
@@ -99,6 +127,76 @@ def _sha256(*parts: str) -> str:
     return whole.hexdigest()
 
 
+# ----------------------------------------------------------------------------------------- values
+
+
+def _leaf(value: Any) -> str | None:
+    """Write a value that holds no other; None for all else."""
+    match value:
+        case None | bool() | types.EllipsisType() | types.NotImplementedType():
+            return str(value)
+        case np.generic():
+            return f"numpy:{value.dtype.str}:{_leaf(value.item())}"
+        case int() | float() | complex():
+            return _number(value)
+        case str():
+            return f"str:{str.__str__(value)!a}"
+        case bytes() | bytearray():
+            return f"bytes:{bytes(value).hex()}"
+        case dt.datetime() | dt.time():
+            return f"{type(value).__name__}:{value.isoformat()}:{value.fold}:{value.tzinfo}"
+        case re.Pattern():
+            return f"pattern:{value.flags}:{_leaf(value.pattern)}"
+        case _:
+            return f"{type(value).__name__}:{value}" if isinstance(value, _TEXTS) else None
+
+
+def _number(value: complex) -> str:
+    if isinstance(value, int):
+        return f"int:{value:#x}" if value.bit_length() > _LONG else f"int:{int.__repr__(value)}"
+    if isinstance(value, float):
+        return f"float:{value.hex()}"
+    return f"complex:{complex.__repr__(value)}"
+
+
+def _rows(value: Any) -> tuple[str, bytes] | None:
+    """Return the type and the bytes of an array or table, found by the protocols that they offer.
+
+    None for what is none, or cannot be read; an empty type for one that is too large.
+    """
+    if isinstance(value, type):
+        return None
+    try:
+        if isinstance(value, pa.Array | pa.ChunkedArray):
+            value = pa.table({"values": value})
+        elif hasattr(value, "to_frame"):  # a Series or an index; a frame has its index as well
+            value = value.to_frame()
+        if hasattr(value, "__arrow_c_stream__") or isinstance(value, pa.RecordBatch):
+            table = pa.table(value).combine_chunks()
+            kind = str(table.schema.remove_metadata())
+            return ("", b"") if table.nbytes > LARGEST else (kind, _ipc(table))
+        if hasattr(value, "__array__"):
+            return _numpy(np.asarray(value))
+    except Exception:  # whatever another library's conversion raises
+        return None
+    return None
+
+
+def _numpy(array: np.ndarray[Any, Any]) -> tuple[str, bytes] | None:
+    if array.dtype.hasobject:
+        return None
+    kind = f"{array.dtype.str}{array.dtype.names or ''}{array.shape}"
+    return ("", b"") if array.nbytes > LARGEST else (kind, np.ascontiguousarray(array).tobytes())
+
+
+def _ipc(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    plain = table.replace_schema_metadata(None)
+    with pa.ipc.new_stream(sink, plain.schema) as stream:
+        stream.write_table(plain)
+    return sink.getvalue().to_pybytes()  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True, slots=True)
 class _Scope:
     """Where a definition's outside names are looked up."""
@@ -116,151 +214,213 @@ class _Scope:
         return (id(self.module), self.module[name]) if name in self.module else None
 
 
-class _Writer(Constants):
+class _Writer:
     """Writes values and definitions as text; each definition once, others refer to its number."""
 
     def __init__(self, *, ordered: bool = True) -> None:
-        super().__init__(ordered=ordered)
         self.without_source: set[str] = set()
-        self._members: list[tuple[str, str]] = []
-        self._changed: set[str] = set()
+        self.unseen: set[str] = set()
+        self._ordered = ordered  # whether the order of a dictionary's items counts
         self._lines: list[str] = []
         self._numbers: dict[int, int] = {}
-        self._alive: list[Any] = []
+        self._alive: list[Any] = []  # what was numbered, so that no id is used again
+        self._open: set[int] = set()
         self._constants: list[tuple[tuple[int, str], Any]] = []
-        self._mutated: set[tuple[int, str]] = set()
+        self._changed: set[tuple[int, str]] = set()
+        self._changed_fields: set[str] = set()
 
     def lines(self) -> list[str]:
-        """Return all that was written; what any visited function changes is no constant."""
+        """Return all that was written; what any visited function assigns to is no constant."""
         written: list[tuple[tuple[int, str], str]] = []
         while self._constants:
-            # Not before all that was visited so far: a model that is loaded by then is none.
+            # Only once all functions so far were visited: one of them may assign to it.
             waiting, self._constants = self._constants, []
             for key, found in waiting:
-                if key not in self._mutated:
+                if not self._assigned(key):
                     written.append((key, f"constant {key[1]}={self.value(found)}"))
-        constants = [text for key, text in written if key not in self._mutated]
-        members = [text for name, text in self._members if name not in self._changed]
-        return [*self._lines, *constants, *members]
+        return [*self._lines, *(text for key, text in written if not self._assigned(key))]
 
-    def definition(self, value: Any) -> str | None:
-        """Write a function, class, or what wraps one."""
-        if isinstance(value, types.ModuleType):
-            return f"module:{value.__name__}"
-        if isinstance(value, functools.partial):
-            parts = (value.func, value.args, value.keywords)
-            return f"partial({','.join(map(self.value, parts))})"
-        if isinstance(value, types.MethodType):
-            return f"method({self.value(value.__func__)},{self.value(value.__self__)})"
-        if isinstance(value, types.FunctionType | type):
-            return self._number(value)
+    def _assigned(self, key: tuple[int, str]) -> bool:
+        """Whether any visited function assigns to a variable, or to an attribute of a class."""
+        return key in self._changed or key[1].rpartition(".")[2] in self._changed_fields
+
+    def value(self, value: Any) -> str:
+        """Write one value."""
+        text = None if isinstance(value, enum.Enum) else _leaf(value)
+        if text is not None and not _is_own_kind(value):
+            return text
+        if id(value) in self._open:
+            return "cycle"
+        self._open.add(id(value))
+        try:
+            kind = self.value(type(value)) if _is_own_kind(value) else ""
+            return kind + (text or self._container(value) or self._definition(value))
+        finally:
+            self._open.discard(id(value))
+
+    def _container(self, value: Any) -> str | None:
+        """Write a value that is made of others."""
+        match value:
+            case enum.Enum():
+                return f"{type(value).__qualname__}.{value.name}={self.value(value.value)}"
+            case dict() | types.MappingProxyType():
+                return self._mapping(value)
+            case set() | frozenset():
+                # The numbers of definitions must not follow the order of a set.
+                items = [self.value(item) for item in sorted(value, key=_rank)]
+                return "set{" + ",".join(sorted(items)) + "}"
+            case list() | tuple() | deque():
+                kind = "tuple" if isinstance(value, tuple) else "list"
+                return f"{kind}[{','.join(map(self.value, value))}]"
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = [f.name for f in dataclasses.fields(value) if hasattr(value, f.name)]
+            inner = [f"{name}={self.value(getattr(value, name))}" for name in fields]
+            return f"{_qualified(type(value))}({','.join(inner)})"
+        return self._array(value)
+
+    def _mapping(self, value: Mapping[Any, Any]) -> str:
+        pairs = [(self.value(k), self.value(v)) for k, v in value.items()]
+        items = [f"{key}:{item}" for key, item in pairs]
+        factory = getattr(value, "default_factory", None)  # of a defaultdict
+        missing = self.value(factory) if factory is not None else ""
+        # Keys that all have one value are a set, and may have been made of one, in any order.
+        ordered = self._ordered and len({item for _, item in pairs}) > 1
+        return missing + "{" + ",".join(items if ordered else sorted(items)) + "}"
+
+    def _array(self, value: Any) -> str | None:
+        if isinstance(value, pa.Scalar):
+            return f"arrow:{value.type}:{self.value(value.as_py())}"
+        if (rows := _rows(value)) is not None:
+            kind, data = rows
+            if not kind:
+                self.unseen.add(f"{_qualified(type(value))} of more than {LARGEST >> 20} MB")
+            mask = getattr(value, "mask", None) if isinstance(value, np.ndarray) else None
+            hidden = "" if mask is None else self.value(np.asarray(mask))
+            return f"rows:{kind}:{hashlib.sha256(data).hexdigest()}{hidden}"
+        if isinstance(value, np.ndarray):
+            return f"array:{value.shape}:{self.value(value.tolist())}"
+        return None
+
+    # -- definitions ----------------------------------------------------------------------------
+
+    def _definition(self, value: Any) -> str:
+        """Write a function, class, or what wraps or names one; of all else, its type."""
+        match value:
+            case types.ModuleType():
+                return f"module:{value.__name__}"
+            case functools.partial():
+                parts = (value.func, value.args, value.keywords)
+                return f"partial({','.join(map(self.value, parts))})"
+            case types.MethodType():
+                return f"method({self.value(value.__func__)},{self.value(value.__self__)})"
+            case types.FunctionType() | type():
+                return self._number(value)
         if _is_udf(value):
-            if value.version is not None:
-                return f"udf({value.code_digest},{self.value(value.params)})"
-            return f"udf({self.value(value.target)},{self.value(value.params)})"
+            code = value.code_digest if value.version is not None else self.value(value.target)
+            return f"udf({code},{self.value(value.params)})"
         if type(value).__name__ == "UdfFactory" and hasattr(value, "target"):
             return self.value(value.target)
         wrapped = getattr(value, "__wrapped__", None)
         if isinstance(wrapped, types.FunctionType) and callable(value):  # functools.cache
             return f"wrapped({type(value).__qualname__},{self.value(wrapped)})"
-        return None
+        if (name := self._named(value)) is not None:
+            return name
+        kind = _qualified(type(value))
+        self.unseen.add(kind)
+        return f"object:{'' if _is_own_kind(value) else kind}"  # an own class stands before it
+
+    def _named(self, value: Any) -> str | None:
+        """Write what another package names: a builtin, a ufunc, a bound method of its types."""
+        name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+        home = getattr(getattr(value, "__objclass__", value), "__module__", None)
+        if not (callable(value) and isinstance(name, str)) or is_own_module(home):
+            return None
+        module = sys.modules.get(str(home))
+        if not isinstance(value, _BUILT_IN) and getattr(module, name, None) is not value:
+            return None  # an object that calls itself like what it holds
+        owner = getattr(value, "__self__", None)
+        bound = "" if owner is None or isinstance(owner, types.ModuleType) else self.value(owner)
+        return f"named:{home}.{name}({bound})"
 
     def _number(self, value: types.FunctionType | type) -> str:
-        if id(value) not in self._numbers and not is_own(value):
-            return f"outside:{value.__module__}.{value.__qualname__}"
         if id(value) not in self._numbers:
+            if not is_own(value):
+                return f"outside:{_qualified(value)}"
             self._numbers[id(value)] = number = len(self._numbers)
             self._alive.append(value)
-            if isinstance(value, type):
-                text = self._class(value)
-                self._members += [(n, f"#{number}.{n}={v}") for n, v in self._attributes_of(value)]
-            else:
-                text = self._function(value)
+            text = self._class(value) if isinstance(value, type) else self._function(value)[0]
             self._lines.append(f"#{number} {text}")
         return f"#{self._numbers[id(value)]}"
 
-    def _function(self, function: types.FunctionType) -> str:
-        scope = _Scope(_cells(function), function.__globals__)
-        defaults = [self.value(v) for v in function.__defaults__ or ()]
-        defaults += [f"{k}={self.value(v)}" for k, v in (function.__kwdefaults__ or {}).items()]
+    def _function(self, function: types.FunctionType) -> tuple[str, source.Names]:
+        """Write a function with all that it names; return the names too."""
+        code, scope = function.__code__, _Scope(_cells(function), function.__globals__)
         wrapped = getattr(function, "__wrapped__", None)
         inner = self.value(wrapped) if isinstance(wrapped, types.FunctionType) else ""
-        registry = getattr(function, "registry", None)  # functools.singledispatch
-        if isinstance(registry, Mapping):
-            inner += self.value(registry)
-        read = self._tree(source.function_tree(function), scope)
-        if read is None:
+        if _is_foreign_wrapper(function):  # another package's: what it does is its own affair
+            registry = getattr(function, "registry", None)  # functools.singledispatch
+            known = self.value(dict(registry)) if isinstance(registry, Mapping) else ""
+            return f"wrapped({code.co_qualname},{inner},{known})", source.Names(*[frozenset()] * 2)
+        node = source.function_tree(function)
+        names = source.names_of(code, node)
+        if node is None:
             self.without_source.add(function.__qualname__)
-            body = self._bytecode(function.__code__)
-            used = self._outside(source.names_of_code(function.__code__), scope)
+            body = self._bytecode(code)
         else:
-            body, used = read
-        return f"{body} defaults={defaults} wraps={inner} uses={used}"
+            body = source.text_of(node, self.value, lambda d: not _is_udf_decorator(d, scope))
+        defaults = [self.value(v) for v in function.__defaults__ or ()]
+        defaults += [f"{k}={self.value(v)}" for k, v in (function.__kwdefaults__ or {}).items()]
+        used = self._outside(names, scope)
+        return f"{body} defaults={defaults} wraps={inner} uses={used}", names
 
     def _class(self, cls: type) -> str:
         functions = list(source.own_functions(cls))
         bases = [self.value(base) for base in cls.__bases__]
-        cells = {n: c for f in functions for n, c in _cells(f).items() if n != "__class__"}
-        read = self._tree(source.class_tree(cls), _Scope(cells, _module_names(cls, functions)))
-        if read is None:
+        written = [self._function(function) for function in functions]
+        node = source.class_tree(cls)
+        if not isinstance(node, ast.ClassDef):
             self.without_source |= {cls.__qualname__} if functions else set()
-            return f"class bases={bases} {[self._function(f) for f in functions]}"
-        body, used = read
-        return f"{body} bases={bases} uses={used}"
-
-    def _attributes_of(self, cls: type) -> Iterator[tuple[str, str]]:
-        """Yield what a class's attributes are now; its methods are part of its text."""
-        unread, caches = set(self.unread), source.caches(source.class_tree(cls))
-        if issubclass(cls, enum.Enum):
-            yield "", str([(n, self.value(m.value)) for n, m in cls.__members__.items()])
-        else:
-            for name, member in list(vars(cls).items()):
-                if (
-                    name.startswith("__")
-                    or name == "_abc_impl"
-                    or name in caches
-                    or _is_part(member, cls)
-                ):
-                    continue
-                yield name, self.value(member)
-        self.unread = unread  # how it made them is part of its text
-
-    def _tree(self, node: source.Node | None, scope: _Scope) -> tuple[str, list[str]] | None:
-        if node is None:
-            return None
-
-        def keep(decorator: ast.expr) -> bool:
-            return not _is_udf_decorator(decorator, scope)
-
-        try:
-            names = source.names_of(source.stripped(node, keep))
-        except ValueError:  # an f-string that `ast.unparse` of Python 3.11 cannot write
-            return None
-        used = self._outside(names, scope)
-        return source.text_of(node, self.value, keep), used
+            made = [] if functions else [f"{n}={self.value(v)}" for n, v in _made_of(cls)]
+            return f"class bases={bases} {[text for text, _ in written]} {made}"
+        cells = {n: c for f in functions for n, c in _cells(f).items() if n != "__class__"}
+        scope = _Scope(cells, _module_names(cls, functions))
+        names = source.names_of_class(node, [names for _, names in written])
+        bound = _bound_in_function(cls, node, scope)
+        bases += [f"{n}={self.value(v)}" for n, v in bound]
+        text = source.text_of(node, self.value, lambda d: not _is_udf_decorator(d, scope))
+        return f"{text} bases={bases} uses={self._outside(names, scope)}"
 
     def _outside(self, names: source.Names, scope: _Scope) -> list[str]:
         """Write what each outside name stands for; constants are kept apart until the end."""
         used = []
-        self._changed |= names.fields
-        for name in sorted(names.plain):
+        self._changed_fields |= names.fields
+        for name in sorted(names.plain | names.changed):
             variable = scope.find(name)
             if variable is None:
                 continue
             space, found = variable
-            holds = isinstance(found, dict | list | set) or not self.is_own_object(found)
-            if name in names.mutated or (name in names.touched and holds):
-                self._mutated.add((space, name))
+            if name in names.changed:
+                self._changed.add((space, name))
             if isinstance(found, types.ModuleType):
                 used.append(f"{name}={self.value(found)}")
                 used += self._attributes(found, name, names)
-            elif _is_constant(found):
-                self._constants.append(((space, name), found))
-            else:
+            elif _is_definition(found):
                 used.append(f"{name}={self.value(found)}")
+                self._members(found, name, names)
+            elif name in names.plain:
+                self._constants.append(((space, name), found))
         for name, module, attribute in sorted(names.imports):
             used += self._imported(name, module, attribute, names, scope)
         return used
+
+    def _members(self, found: Any, name: str, names: source.Names) -> None:
+        """Note the constants that dotted names such as ``Config.RATE`` take from a class."""
+        for chain in names.chains if isinstance(found, type) and is_own(found) else ():
+            if chain[0] != name or len(chain) < 2:
+                continue
+            held = getattr(found, chain[1], None)
+            if not callable(held) and not isinstance(held, property):
+                self._constants.append(((id(found), f"{found.__qualname__}.{chain[1]}"), held))
 
     def _imported(
         self, name: str, module: str, attribute: str, names: source.Names, scope: _Scope
@@ -278,13 +438,14 @@ class _Writer(Constants):
             elif name == full.partition(".")[0]:
                 found = sys.modules[name]
         except (Exception, SystemExit):  # whatever its code does
-            self.unread.add(f"the module {module}")
+            self.unseen.add(f"the module {module}")
             return []
         if isinstance(found, types.ModuleType):
             return self._attributes(found, name, names)
         return [f"{name}={self.value(found)}"]
 
     def _attributes(self, module: types.ModuleType, name: str, names: source.Names) -> list[str]:
+        """Write what dotted names that begin with a module lead to."""
         used = set()
         for chain in sorted(names.chains):
             found: Any = module
@@ -304,13 +465,24 @@ class _Writer(Constants):
         return f"bytecode({code.co_code.hex()},{constants},{code.co_names},{code.co_varnames})"
 
 
+def _is_own_kind(value: Any) -> bool:
+    """Whether it is an instance of a class of the user's."""
+    return not isinstance(value, type) and is_own_module(type(value).__module__)
+
+
 def _is_udf(value: Any) -> bool:
     # By name, because the module that defines it imports this one.
     return type(value).__name__ == "UDF" and type(value).__module__.startswith("geneva.")
 
 
-def _is_constant(found: Any) -> bool:
-    return not isinstance(found, types.FunctionType | types.MethodType | type | functools.partial)
+def _is_definition(found: Any) -> bool:
+    return isinstance(found, types.FunctionType | types.MethodType | type | functools.partial)
+
+
+def _is_foreign_wrapper(function: types.FunctionType) -> bool:
+    """Whether another package made a function of the user's into this one."""
+    home = function.__globals__.get("__name__")
+    return home != function.__module__ and not is_own_module(home)
 
 
 def _may_hold_own(module: types.ModuleType) -> bool:
@@ -319,6 +491,30 @@ def _may_hold_own(module: types.ModuleType) -> bool:
 
 def _cells(function: types.FunctionType) -> dict[str, types.CellType]:
     return dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+
+
+def _made_of(cls: type) -> Iterable[tuple[str, Any]]:
+    """Return what a class without source holds: its members, or the names of its fields."""
+    if issubclass(cls, enum.Enum):
+        return [(name, member.value) for name, member in cls.__members__.items()]
+    return [(name, getattr(cls, name)) for name in ("_fields", "__slots__") if hasattr(cls, name)]
+
+
+def _bound_in_function(cls: type, node: ast.ClassDef, scope: _Scope) -> Iterable[tuple[str, Any]]:
+    """Return attributes made of variables of the function around a class, which nothing else tells.
+
+    Those variables are in no closure: the body of the class has run, and holds none.
+    """
+    for part in node.body if "<locals>" in cls.__qualname__ else ():
+        targets = part.targets if isinstance(part, ast.Assign) else [getattr(part, "target", None)]
+        read = [n.id for n in ast.walk(part) if isinstance(n, ast.Name)]
+        if not isinstance(part, ast.Assign | ast.AnnAssign) or part.value is None:
+            continue
+        if any(
+            scope.find(n) is None and not hasattr(builtins, n) for n in read if n not in vars(cls)
+        ):
+            names = [t.id for t in targets if isinstance(t, ast.Name)]
+            yield from ((n, vars(cls)[n]) for n in names if n in vars(cls))
 
 
 def _module_names(cls: type, functions: Sequence[types.FunctionType]) -> Mapping[str, Any]:
@@ -330,18 +526,6 @@ def _module_names(cls: type, functions: Sequence[types.FunctionType]) -> Mapping
     return vars(module) if module else {}
 
 
-def _is_part(member: Any, cls: type) -> bool:
-    """Whether a member is a method, property or slot of the class itself."""
-    if isinstance(member, types.MemberDescriptorType | types.GetSetDescriptorType):
-        return True
-    for name in ("__func__", "fget", "func", "__wrapped__"):
-        inner = getattr(member, name, None)
-        member = inner if isinstance(inner, types.FunctionType) else member
-    return isinstance(member, types.FunctionType) and member.__qualname__.startswith(
-        f"{cls.__qualname__}."
-    )
-
-
 def _is_udf_decorator(decorator: ast.expr, scope: _Scope) -> bool:
     """Whether it is Geneva's own: its settings say how to run the code, not what it does."""
     called = decorator.func if isinstance(decorator, ast.Call) else decorator
@@ -351,3 +535,11 @@ def _is_udf_decorator(decorator: ast.expr, scope: _Scope) -> bool:
         getattr(found, "__name__", "") == "udf"
         and str(getattr(found, "__module__", "")).startswith("geneva.")
     )
+
+
+def _qualified(thing: Any) -> str:
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+def _rank(item: Any) -> str:
+    return _qualified(item if isinstance(item, types.FunctionType | type) else type(item))

@@ -9,10 +9,9 @@ import dis
 import functools
 import linecache
 import math
-import symtable
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from typing import Any
@@ -21,13 +20,6 @@ Node = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda | ast.ClassDef
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 # What is no behaviour: hints, layout, and `ctx`, which the place in the tree implies.
 _SKIPPED = {"annotation", "returns", "type_comment", "type_params", "kind", "ctx", "type_ignores"}
-_MUTATORS = {
-    "append", "add", "update", "setdefault", "pop", "popitem", "clear", "extend", "insert",
-    "remove", "discard", "move_to_end", "appendleft", "popleft", "__setitem__",
-}  # fmt: skip
-_CONTAINERS = {"Counter", "OrderedDict", "defaultdict", "deque", "dict", "list", "set"}
-
-
 # Threads that parse at the same time may disturb each other: where one is interrupted by the
 # garbage collector, "AST constructor recursion depth mismatch" (Python 3.11.7, its gh-106905).
 _ATTEMPTS = 50
@@ -35,18 +27,17 @@ _ATTEMPTS = 50
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """Names that a tree takes from outside itself.
+    """Names that code takes from outside itself.
 
-    `chains` are the dotted ones, such as ``("config", "RATE")``; `mutated` are those that the
-    tree changes, and which are therefore no constants, `touched` those with a method that changes
-    containers, and `fields` the attributes that it changes, of whatever. `imports` are what it
-    imports itself: its name for it, the module, and which name of the module, if any.
+    `plain` are single names and `chains` dotted ones, such as ``("config", "RATE")``; `changed` are
+    those that the code itself assigns to, whole or in part, and `fields` the attributes, of
+    whatever, that it does. `imports` are what it imports itself: its name for it, the module, and
+    which name of the module, if any.
     """
 
     plain: frozenset[str]
     chains: frozenset[tuple[str, ...]]
-    mutated: frozenset[str] = frozenset()
-    touched: frozenset[str] = frozenset()
+    changed: frozenset[str] = frozenset()
     fields: frozenset[str] = frozenset()
     imports: frozenset[tuple[str, str, str]] = frozenset()
 
@@ -108,58 +99,61 @@ def own_functions(cls: type) -> Iterator[types.FunctionType]:
                 yield part
 
 
-def caches(node: Node | None) -> set[str]:
-    """Return attributes that a class sets to an empty list, dict or set.
+def names_of(code: types.CodeType, node: Node | None) -> Names:
+    """Return the names that a function takes from outside; ``node`` is its tree, if there is one.
 
-    What is in them later was put there by code.
+    The names are those of the bytecode, where locals and globals cannot be confused; what is
+    imported or assigned to, only the tree tells.
     """
-    found = set()
-    for part in node.body if isinstance(node, ast.ClassDef) else ():
-        if isinstance(part, ast.Assign | ast.AnnAssign) and _makes_empty(part.value):
-            targets = part.targets if isinstance(part, ast.Assign) else [part.target]
-            found |= {target.id for target in targets if isinstance(target, ast.Name)}
-    return found
+    chains = set(_loads(code, frozenset(code.co_freevars)))
+    return _names(chains, node)
 
 
-def _makes_empty(value: ast.expr | None) -> bool:
-    if isinstance(value, ast.Call) and isinstance(value.func, ast.Name):
-        fills = value.func.id == "defaultdict"  # its argument is no content
-        return value.func.id in _CONTAINERS and (fills or not (value.args or value.keywords))
-    if isinstance(value, ast.List):
-        return not value.elts
-    return isinstance(value, ast.Dict) and not value.values
+def names_of_class(node: ast.ClassDef, functions: Iterable[Names]) -> Names:
+    """Return the names that a class takes from outside: its functions', and its body's."""
+    chains = {chain for names in functions for chain in names.chains}
+    pending: list[ast.AST] = [*node.bases, *node.decorator_list, *node.body]
+    while pending:
+        part = pending.pop()
+        if isinstance(part, ast.Attribute | ast.Name) and (chain := _chain(part)):
+            chains.add(chain)
+        pending += (
+            part.decorator_list if isinstance(part, _FUNCTIONS) else ast.iter_child_nodes(part)
+        )
+    return _names(chains, node)
 
 
-def names_of(node: Node) -> Names:
-    """Return the names that a tree takes from outside."""
-    loose = _outside(node)
-    imports = frozenset(_imports(node))
-    heads = loose | {name for name, _, _ in imports}
-    chains = set()
-    for part in ast.walk(node):
+def _names(chains: set[tuple[str, ...]], node: Node | None) -> Names:
+    imports = frozenset(_imports(node)) if node else frozenset[tuple[str, str, str]]()
+    # A module that is imported inside is a local variable there: its attributes are the tree's.
+    heads = {name for name, _, _ in imports}
+    for part in ast.walk(node) if node and heads else ():
         if isinstance(part, ast.Attribute) and (chain := _chain(part)) and chain[0] in heads:
             chains.add(chain)
-    mutated, touched, fields = _changes(node)
-    plain, changed = frozenset(loose), frozenset(fields)
-    return Names(plain, frozenset(chains), plain & mutated, plain & touched, changed, imports)
+    changed, fields = _changed(node) if node else (set[str](), set[str]())
+    plain = {chain[0] for chain in chains} - heads
+    return Names(
+        frozenset(plain), frozenset(chains), frozenset(changed), frozenset(fields), imports
+    )
 
 
-def names_of_code(code: types.CodeType) -> Names:
-    """Return the names that bytecode takes from outside; what it changes cannot be told."""
-    plain, chains = set(code.co_names) | set(code.co_freevars), set()
+def _loads(code: types.CodeType, free: frozenset[str]) -> Iterator[tuple[str, ...]]:
+    """Yield the dotted names that code, and code within it, loads from outside."""
     chain: tuple[str, ...] = ()
     for step in dis.get_instructions(code):
-        if step.opname.startswith(("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF")):
+        if step.opname.startswith(("LOAD_GLOBAL", "LOAD_NAME")) or (
+            step.opname.startswith("LOAD_DEREF") and step.argval in free
+        ):
             chain = (step.argval,)
+            yield chain
         elif chain and step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
             chain = (*chain, step.argval)
-            chains.add(chain)
+            yield chain
         elif step.opname not in ("CACHE", "PUSH_NULL"):
             chain = ()
-    for inner in filter(lambda constant: isinstance(constant, types.CodeType), code.co_consts):
-        names = names_of_code(inner)
-        plain, chains = plain | names.plain, chains | names.chains
-    return Names(frozenset(plain), frozenset(chains))
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _loads(inner, free & frozenset(inner.co_freevars))
 
 
 def text_of(node: Node, constant: Callable[[Any], str], keep: Callable[[ast.expr], bool]) -> str:
@@ -173,39 +167,6 @@ def text_of(node: Node, constant: Callable[[Any], str], keep: Callable[[ast.expr
         Says whether a decorator of the outermost definition is part of what it does.
     """
     return _Writer(constant).write(node, keep)
-
-
-def stripped(node: Node, keep: Callable[[ast.expr], bool]) -> Node:
-    """Return a copy of the tree without hints, docstrings and unwanted decorators."""
-    again = _tree(ast.unparse(node))
-    found = next(n for n in ast.walk(again) if type(n) is type(node))
-    if not isinstance(found, ast.Lambda):
-        found.decorator_list = [d for d in found.decorator_list if keep(d)]
-    cleaned = _Strip().visit(found)
-    return ast.fix_missing_locations(cleaned)  # type: ignore[no-any-return]
-
-
-class _Strip(ast.NodeTransformer):
-    """Drop what is not behaviour, so that no name is read from it."""
-
-    def visit_arg(self, node: ast.arg) -> ast.arg:
-        node.annotation = None
-        return node
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        node.annotation = ast.Constant(None)
-        self.generic_visit(node)
-        return node
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        node.returns = None
-        self.generic_visit(node)
-        return node
-
-    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
-        node.returns = None
-        self.generic_visit(node)
-        return node
 
 
 class _Writer:
@@ -281,59 +242,35 @@ def _is_idle(item: Any) -> bool:
     return isinstance(item, ast.Pass)
 
 
-def _outside(node: Node) -> set[str]:
-    text = ast.unparse(node)
-    try:
-        table = symtable.symtable(text, "<udf>", "exec")
-    except SyntaxError:
-        # A `nonlocal` whose function was left out. Every name then counts.
-        return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
-    own = getattr(node, "name", None)
-    found = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_referenced()}
-    pending = list(table.get_children())
-    while pending:
-        scope = pending.pop()
-        found |= {symbol.get_name() for symbol in scope.get_symbols() if symbol.is_global()}
-        pending += scope.get_children()
-    # A recursive function names itself; what it is, is being written already.
-    return found - {own}
-
-
-def _chain(node: ast.Attribute) -> tuple[str, ...]:
+def _chain(node: ast.expr) -> tuple[str, ...]:
     parts: list[str] = []
-    part: ast.expr = node
-    while isinstance(part, ast.Attribute):
-        parts.append(part.attr)
-        part = part.value
-    return (part.id, *reversed(parts)) if isinstance(part, ast.Name) else ()
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return (node.id, *reversed(parts)) if isinstance(node, ast.Name) else ()
 
 
-def _changes(node: Node) -> tuple[set[str], set[str], set[str]]:
-    """Return names that are rebound or changed in place, names whose methods do, and attributes.
+def _changed(node: Node) -> tuple[set[str], set[str]]:
+    """Return what code assigns to, or to a part of: variables and attributes.
 
-    These are caches and counters, not constants.
+    ``global x``, ``x[k] = v``, ``Config.RATE = 2``, ``self.seen[k] = v``.
     """
-    mutated: set[str] = set()
-    touched: set[str] = set()
+    changed: set[str] = set()
     fields: set[str] = set()
     for part in ast.walk(node):
-        names, holder = mutated, part
         if isinstance(part, ast.Global | ast.Nonlocal):
-            mutated |= set(part.names)
-        elif isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute):
-            names, holder = touched, part.func.value
-            if part.func.attr not in _MUTATORS:
-                continue
+            changed |= {*part.names}
         elif isinstance(part, ast.Subscript | ast.Attribute) and not isinstance(part.ctx, ast.Load):
-            fields |= {part.attr} if isinstance(part, ast.Attribute) else set()
-            holder = part.value
-        else:
-            continue
-        if isinstance(holder, ast.Name):
-            names.add(holder.id)
-        elif isinstance(holder, ast.Attribute):
-            fields.add(holder.attr)
-    return mutated, touched, fields
+            holder: ast.expr = part
+            while isinstance(holder, ast.Subscript):
+                holder = holder.value
+            if isinstance(holder, ast.Attribute):
+                fields.add(holder.attr)
+            while isinstance(holder, ast.Subscript | ast.Attribute):
+                holder = holder.value
+            if isinstance(holder, ast.Name):
+                changed.add(holder.id)
+    return changed, fields
 
 
 def _imports(node: Node) -> Iterator[tuple[str, str, str]]:

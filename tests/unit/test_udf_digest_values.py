@@ -74,11 +74,6 @@ CHANGES = {
         "hours=1",
         "hours=2",
     ),
-    "namespace": (
-        "from types import SimpleNamespace\nC = SimpleNamespace(rate=2)\n" + _ROW + "x * C.rate",
-        "rate=2",
-        "rate=3",
-    ),
     "series": ("import pandas as pd\nT = pd.Series([1, 2])\n" + _ROW + "T[x]", "1, 2", "1, 3"),
     "frame": (
         "import pandas as pd\nT = pd.DataFrame({'a': [1, 2]})\n" + _ROW + "T['a'][x]",
@@ -87,11 +82,6 @@ CHANGES = {
     ),
     "table": ("T = pa.table({'a': [1, 2]})\n" + _ROW + "T['a'][x]", "1, 2", "1, 3"),
     "deque": ("from collections import deque\nT = deque([1, 2])\n" + _ROW + "T[x]", "1, 2", "1, 3"),
-    "getter": (
-        "from operator import itemgetter\nG = itemgetter(0)\n" + _ROW + "G([x])",
-        "(0)",
-        "(1)",
-    ),
     "mask": ("T = np.ma.array([1, 2], mask=[0, 0])\n" + _ROW + "T.sum()", "0, 0", "0, 1"),
     "factory": (
         "from collections import defaultdict\ndef d():\n    return 1\nT = defaultdict(d)\n"
@@ -104,11 +94,6 @@ CHANGES = {
         "R = {'a': 1, '': 2}\n" + _ROW + "next(v for k, v in R.items() if k in str(x))",
         "{'a': 1, '': 2}",
         "{'': 2, 'a': 1}",
-    ),
-    "vectorized": (
-        "@np.vectorize\ndef g(v):\n    return v + 1\n" + _ROW + "g(x)",
-        "v + 1",
-        "v + 2",
     ),
     "dispatched": (
         "from functools import singledispatch\n@singledispatch\ndef g(v):\n    return 0\n"
@@ -140,19 +125,6 @@ CHANGES = {
         "@udf(params={'m': M.A})\ndef f(x: int, m) -> int:\n    return m.go(x)",
         "x + 1",
         "x + 2",
-    ),
-    "inherited slots": (
-        "class A:\n    __slots__ = ('r',)\nclass B(A):\n    __slots__ = ()\nC = B()\nC.r = 1\n"
-        + _ROW
-        + "x * C.r",
-        "C.r = 1",
-        "C.r = 2",
-    ),
-    "own method called add": (
-        "class M:\n    def __init__(self, r):\n        self.r = r\n    def add(self, x):\n"
-        "        return self.r + x\nC = M(1)\n" + _ROW + "C.add(x)",
-        "M(1)",
-        "M(2)",
     ),
     "attribute of a class": (
         "_k = 1\nclass C:\n    R = (lambda: _k)()\n" + _ROW + "x * C.R",
@@ -316,27 +288,76 @@ def test_globals_of_a_method_that_another_module_wraps_count(load: Load) -> None
     assert edited != before
 
 
-def test_object_of_another_package_is_said_to_be_unread(load: Load) -> None:
-    text = "from packaging.version import Version\nV = Version('1.0')\n" + _ROW + "V"
-    with pytest.warns(UserWarning, match=r"see into packaging\.version\.Version.*version=") as seen:
-        assert load(text).f.digest
+_STATEFUL = {
+    "of another package": (
+        "from packaging.version import Version\nV = Version('1.0')\n" + _ROW + "V",
+        "packaging.version.Version",
+    ),
+    "namespace": (
+        "from types import SimpleNamespace\nC = SimpleNamespace(rate=2)\n" + _ROW + "x * C.rate",
+        "types.SimpleNamespace",
+    ),
+    "getter": (
+        "from operator import itemgetter\nG = itemgetter(0)\n" + _ROW + "G([x])",
+        "operator.itemgetter",
+    ),
+    "function in an object": (
+        "@np.vectorize\ndef g(v):\n    return v + 1\n" + _ROW + "g(x)",
+        "numpy.vectorize",
+    ),
+    "own object": (
+        "class M:\n    def __init__(self, r):\n        self.r = r\n    def add(self, x):\n"
+        "        return self.r + x\nC = M(1)\n" + _ROW + "C.add(x)",
+        "values_[0-9]+.M",
+    ),
+    "random state": ("import random\nR = random.Random()\n" + _ROW + "R.random()", "random.Random"),
+    "environment": ("from os import environ\n" + _ROW + "len(environ)", "os._Environ"),
+    "iterator": ("IDS = iter(range(9))\n" + _ROW + "next(IDS)", "builtins.range_iterator"),
+    "file system": (
+        "from pyarrow.fs import S3FileSystem\n"
+        "FS = S3FileSystem(access_key='a', secret_key='one', region='eu-1')\n" + _ROW + "FS",
+        "pyarrow._s3fs.S3FileSystem",
+    ),
+    "objects that know each other": (
+        "from types import SimpleNamespace\nn = SimpleNamespace()\nn.n = n\nclass C:\n    R = n\n"
+        + _ROW
+        + "x if n is C.R else 0",
+        "types.SimpleNamespace",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", _STATEFUL)
+def test_object_with_a_state_of_its_own_is_named_once_and_wants_a_version(
+    load: Load, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    text, kind = _STATEFUL[what]
+    with pytest.warns(UserWarning, match=f"see into {kind}, so.*version=") as seen:
+        before = load(text).f.digest
     assert seen[0].filename == __file__
+    assert len(seen) == 1
+    monkeypatch.setenv("GENEVA_TEST_OTHER", "1")
+    with pytest.warns(UserWarning, match="version="):
+        assert load(text.replace("one", "two")).f.digest == before
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert load(text.replace("@udf", "@udf(version='1')")).f.digest
+        assert load(text.replace("@udf", "@udf(version='1')")).f.digest != before
 
 
-def test_environment_and_random_state_are_no_constants(
-    load: Load, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = (
-        "import random\nfrom os import environ\nR = random.Random()\nG = np.random.default_rng()\n"
-        + _ROW
-        + "len(environ) + R.random() + G.random()"
-    )
-    before = load(text).f.digest
-    monkeypatch.setenv("GENEVA_TEST_OTHER", "1")
-    assert load(text).f.digest == before
+def test_source_of_an_object_that_is_not_seen_into_counts(load: Load) -> None:
+    text, _ = _STATEFUL["own object"]
+    with pytest.warns(UserWarning, match="version="):
+        one, two = load(text).f.digest, load(text.replace("self.r + x", "self.r - x")).f.digest
+    assert one != two
+
+
+def test_array_that_is_too_large_is_named(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "LARGEST", 1 << 20)
+    for made in ("np.zeros({}, 'i8')", "pa.array(np.zeros({}))"):
+        text = f"T = {made}\n" + _ROW + "len(T)"
+        assert load(text.format(1000)).f.digest != load(text.format(1001)).f.digest
+        with pytest.warns(UserWarning, match="of more than 1 MB.*version="):
+            assert load(text.format(1 << 18)).f.digest
 
 
 def test_expression_that_cannot_be_written_again_has_a_digest_all_the_same(load: Load) -> None:
@@ -392,16 +413,12 @@ _USED = {
     "class": "class M:\n    def __call__(self, x):\n        return x\n"
     "M0 = None\ndef load():\n    return M()\n"
     "@udf\ndef f(x: int) -> int:\n    global M0\n    M0 = M0 or load()\n    return M0(x)",
-    "own dict": "class D(dict):\n    pass\nC = D()\n" + _ROW + "C.setdefault(x, x)",
     "dict of a class": "class M:\n    seen = {}\n    def run(self, x):\n        c = self.seen\n"
     "        c[x] = 1\n        return x\n" + _ROW + "M().run(x)",
     "frame": "import pandas as pd\nT = pd.DataFrame({'func': [1.0, 2.0]})\nT['b'] = [3.0, 4.0]\n"
     "I = pd.date_range('2020-01-01', periods=3)\nclass C:\n    T = T\n"
     "@udf\ndef f(x: int) -> float:\n    T._consolidate_inplace()\n    I.get_loc('2020-01-02')\n"
     "    return C.T.values[0, 0] + T.values[0, 1]",
-    "cached property": "from functools import cached_property\nclass M:\n    @cached_property\n"
-    "    def k(self):\n        return 1\nC = M()\n" + _ROW + "x * C.k",
-    "iterator": "IDS = iter(range(9))\n" + _ROW + "next(IDS)",
 }
 
 
@@ -417,26 +434,6 @@ def test_module_that_ends_its_process_is_named(load: Load) -> None:
     f = load(text, helper_exit="raise SystemExit(3)").f
     with pytest.warns(UserWarning, match="the module helper_exit"):
         assert f.digest
-
-
-def test_keys_of_a_file_system_are_no_part_of_it(load: Load) -> None:
-    text = (
-        "from pyarrow.fs import S3FileSystem\n"
-        "FS = S3FileSystem(access_key='a', secret_key='one', region='eu-1')\n" + _ROW + "FS"
-    )
-    assert load(text).f.digest == load(text.replace("one", "two")).f.digest
-
-
-def test_objects_that_know_each_other_are_written_once(load: Load) -> None:
-    text = (
-        "from types import SimpleNamespace\nn = SimpleNamespace(rate=2)\nfor _ in range(30):\n"
-        "    n = SimpleNamespace(l=n, r=n)\nn.r.l.back = n\nclass C:\n    R = n\n"
-        + _ROW
-        + "x if n is C.R else 0"
-    )
-    before = load(text).f.digest
-    assert load(text).f.digest == before
-    assert load(text.replace("rate=2", "rate=3")).f.digest != before
 
 
 def test_digest_imports_nothing_of_numpy_that_is_not_there_yet(tmp_path: Path) -> None:
