@@ -142,7 +142,7 @@ def _checked_where(storage: TableStorage, snapshot: Snapshot, text: str | None) 
     try:
         storage.check_filter(snapshot, where.sql)
     except (OSError, ValueError) as error:
-        raise WhereError(f"Lance cannot evaluate where={text!r}: {error}") from error
+        raise WhereError(f"LanceDB refuses where={text[:500]!r}: {str(error)[:500]}") from None
     return where
 
 

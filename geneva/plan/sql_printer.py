@@ -1,8 +1,8 @@
-"""Print a DataFusion expression as SQL that Lance reads the same way.
+"""Print a DataFusion expression as SQL that Lance reads as the same tree.
 
-Lance reads SQL with a parser of its own: a double-quoted word is a string to it, literals are
-silently converted to the type of the column beside them, and some syntax is missing. So every
-construct is printed in the one form on which both agree, and what has no such form is refused.
+Lance has a parser of its own: a double-quoted word is a string to it, and some syntax is missing.
+Literals and casts are printed as they were written, since Lance gives a bare literal the type of
+the column beside it. What has no form that both read is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 
 from geneva.errors import WhereError
@@ -24,32 +23,16 @@ if TYPE_CHECKING:
 PRINTER_VERSION = 1
 
 VOLATILE = frozenset(
-    {"random", "uuid", "now", "current_date", "current_time", "current_timestamp", "today"}
-)
-# Each of these gave the same answer in Lance as in DataFusion; tests hold them to it.
-FUNCTIONS = frozenset(
-    " ".join(
-        (
-            "abs ceil floor round trunc cbrt exp ln log log2 log10 power signum isnan iszero",
-            "nanvl sin cos tan asin acos atan atan2 pi gcd lcm starts_with ends_with contains",
-            "strpos character_length octet_length bit_length lower upper btrim ltrim rtrim lpad",
-            "rpad left right substr substr_index replace reverse repeat concat concat_ws",
-            "split_part translate ascii chr initcap find_in_set levenshtein to_hex md5 sha256",
-            "regexp_like regexp_match regexp_replace regexp_instr coalesce nullif nvl nvl2",
-            "greatest least date_part date_trunc date_bin to_timestamp to_timestamp_seconds",
-            "to_timestamp_millis to_timestamp_micros to_timestamp_nanos to_date to_unixtime",
-            "from_unixtime make_date arrow_cast get_field array_length array_has array_has_all",
-            "array_has_any array_element array_position array_max array_min cardinality empty",
-            "array_ndims make_array",
-        )
-    ).split()
+    {"random", "rand", "uuid", "now", "current_date", "current_time", "current_timestamp", "today"}
+    | {"version"}  # changes when Lance is upgraded
 )
 # Syntax of their own to the parser, which Lance then does not know; in quotes they are functions.
 _KEYWORDS = frozenset({"substr", "ceil", "floor"})
-_COMPARISONS = frozenset(
+_OPERATORS = frozenset(
     {"=", "!=", "<", "<=", ">", ">=", "IS DISTINCT FROM", "IS NOT DISTINCT FROM"}
+    | {"+", "-", "*", "/", "%", "||", "<<", ">>"}
 )
-_OPERATORS = _COMPARISONS | {"+", "-", "*", "/", "%", "||", "<<", ">>"}
+# Lance has none of them; printed as calls, they tell the user what to write.
 _REGEX_OPERATORS = {
     "~": (False, ""),
     "~*": (False, ", 'i'"),
@@ -107,10 +90,19 @@ _INT64_MIN = -(2**63)
 
 
 class SqlPrinter:
-    """Print expressions over one schema, noting the columns they read in ``columns``."""
+    """Print expressions over one schema.
+
+    Attributes
+    ----------
+    columns
+        The columns that they read.
+    renames
+        Functions that were called by another name -> the name they are printed with.
+    """
 
     def __init__(self, schema: pa.Schema) -> None:
         self.columns: set[str] = set()
+        self.renames: dict[str, str] = {}
         self._schema = schema
         self._rules: dict[str, Callable[[Expr], str]] = {
             "Column": self._field,
@@ -131,7 +123,7 @@ class SqlPrinter:
         """Return ``expr`` as SQL; raise `WhereError` if there is no form that Lance shares."""
         variant = expr.variant_name()
         if suffix := _SUFFIXES.get(variant):
-            return f"{self._operand(_only(expr))} {suffix}"
+            return f"{self.operand(_only(expr))} {suffix}"
         rule = self._rules.get(variant)
         if rule is None:
             raise _unsupported(_REFUSED.get(variant, expr.canonical_name()))
@@ -140,37 +132,19 @@ class SqlPrinter:
     def _wrapped(self, expr: Expr) -> str:
         return f"({self.print(expr)})"
 
-    def _operand(self, expr: Expr) -> str:
+    def operand(self, expr: Expr) -> str:
         """Print ``expr`` so that no neighbour's precedence can pull it apart."""
-        inner = _unalias(expr)
+        inner = self._called(expr) if expr.variant_name() == "Alias" else expr
         variant = inner.variant_name()
         atom = variant in ("Column", "Literal", "Cast", "TryCast", "ScalarFunction")
         # A match prints as a call, and a call must print the same when it is parsed again.
         atom |= variant == "BinaryExpr" and inner.rex_call_operator() in ("~", "~*")
         return self.print(inner) if atom else self._wrapped(inner)
 
-    def _beside(self, expr: Expr, column: pa.DataType | None, compared: bool) -> str:
-        """Print an operand whose literals Lance would convert to its neighbour's type ``column``.
-
-        A literal that the conversion could change keeps its own type through a cast.
-        """
-        literal = _literal(expr)
-        if literal is not None and column is not None:
-            text = print_literal(literal)
-            unchanged = _fits(literal, column) if compared else literal.type == column
-            return text if unchanged else _pinned(literal, text)
-        if column is not None and expr.variant_name() == "BinaryExpr":
-            operator, sides = expr.rex_call_operator(), expr.rex_call_operands()
-            if operator in _OPERATORS:
-                # Lance takes the type down with it, past the nearer neighbours.
-                left, right = (self._beside(side, column, False) for side in sides)
-                return f"({left} {operator} {right})"
-        return self._operand(expr)
-
     def _binary(self, expr: Expr) -> str:
         operator = expr.rex_call_operator()
         if operator in ("AND", "OR"):
-            return f" {operator} ".join(self._operand(part) for part in _chain(expr, operator))
+            return f" {operator} ".join(self.operand(part) for part in _chain(expr, operator))
         left, right = expr.rex_call_operands()
         if operator in _REGEX_OPERATORS:
             negated, flags = _REGEX_OPERATORS[operator]
@@ -178,23 +152,19 @@ class SqlPrinter:
             return f"NOT ({call})" if negated else call
         if operator not in _OPERATORS:
             raise _unsupported(f"the operator {operator}")
-        compared = operator in _COMPARISONS
-        left_text = self._beside(left, self._type_of(right), compared)
-        return f"{left_text} {operator} {self._beside(right, self._type_of(left), compared)}"
+        return f"{self.operand(left)} {operator} {self.operand(right)}"
 
     def _between(self, expr: Expr) -> str:
         value, low, high = expr.rex_call_operands()
-        column = self._type_of(value)
         negation = "NOT " if expr.to_variant().negated() else ""
-        bounds = f"{self._beside(low, column, True)} AND {self._beside(high, column, True)}"
-        return f"{self._operand(value)} {negation}BETWEEN {bounds}"
+        bounds = f"{self.operand(low)} AND {self.operand(high)}"
+        return f"{self.operand(value)} {negation}BETWEEN {bounds}"
 
     def _in_list(self, expr: Expr) -> str:
         value, *choices = expr.rex_call_operands()
-        column = self._type_of(value)
         negation = "NOT " if expr.to_variant().negated() else ""
-        listed = ", ".join(self._beside(choice, column, True) for choice in choices)
-        return f"{self._operand(value)} {negation}IN ({listed})"
+        listed = ", ".join(map(self.operand, choices))
+        return f"{self.operand(value)} {negation}IN ({listed})"
 
     def _like(self, expr: Expr) -> str:
         value, pattern = expr.rex_call_operands()
@@ -207,12 +177,10 @@ class SqlPrinter:
         if escape not in (None, "\\"):
             raise _unsupported(f"LIKE ... ESCAPE {_quoted(escape)} (only the backslash works)")
         ending = f" ESCAPE {_quoted(escape)}" if escape else ""
-        return f"{self._operand(value)} {negation}{word} {self._operand(pattern)}{ending}"
+        return f"{self.operand(value)} {negation}{word} {self.operand(pattern)}{ending}"
 
     def _cast(self, expr: Expr) -> str:
         inner, target = _only(expr), _cast_target(expr, "CAST")
-        if inner.variant_name() == "Literal" and inner.to_variant().data_type() == target:
-            return self.print(inner)
         if sql_type := _sql_type(target):
             return f"CAST({self.print(inner)} AS {sql_type})"
         return f"arrow_cast({self.print(inner)}, {_quoted(target)})"
@@ -225,11 +193,16 @@ class SqlPrinter:
         return f"TRY_CAST({self.print(inner)} AS {sql_type})"
 
     def _alias(self, expr: Expr) -> str:
-        # DataFusion renames `length(s)` to `character_length(s) AS length(s)` by itself.
-        inner = _only(expr)
-        if inner.variant_name() != "ScalarFunction" or not expr.canonical_name().endswith(")"):
+        return self.print(self._called(expr))
+
+    def _called(self, alias: Expr) -> Expr:
+        """Return the call that DataFusion renamed: `length(s)` is `character_length(s)` to it."""
+        inner, name = _only(alias), alias.canonical_name()
+        if inner.variant_name() != "ScalarFunction" or not name.endswith(")"):
             raise _unsupported("an alias (AS)")
-        return self.print(inner)
+        called = name.removeprefix(f"{inner.canonical_name()} AS ").split("(")[0]
+        self.renames[called] = inner.rex_call_operator()
+        return inner
 
     def _function(self, expr: Expr) -> str:
         name = expr.rex_call_operator()
@@ -238,8 +211,6 @@ class SqlPrinter:
                 f"where calls {name}(), whose value changes from call to call; "
                 "a resumed job must select the same rows"
             )
-        if name not in FUNCTIONS:
-            raise _unsupported(f"the function {name}()")
         if name == "get_field" and self._resolved(expr):
             return self._field(expr)
         called = quote_name(name) if name in _KEYWORDS else name
@@ -268,10 +239,6 @@ class SqlPrinter:
                 return None
             found = _child(found[0], found[1], str(key))
         return found
-
-    def _type_of(self, expr: Expr) -> pa.DataType | None:
-        found = self._resolved(expr)
-        return found[1] if found else None
 
 
 def _child(
@@ -321,34 +288,6 @@ def _interval(value: pa.MonthDayNanoIntervalScalar) -> str:
     return f"arrow_cast('{text}', 'Interval(MonthDayNano)')"
 
 
-def _pinned(literal: pa.Scalar, text: str) -> str:
-    """Print a literal so that Lance leaves its type alone."""
-    names = {pa.int64(): "BIGINT", pa.uint64(): "BIGINT UNSIGNED", pa.float64(): "DOUBLE"}
-    names |= {pa.string(): "STRING", pa.bool_(): "BOOLEAN"}
-    if pa.types.is_binary(literal.type):
-        return f"arrow_cast({text}, 'Binary')"
-    name = names.get(literal.type)
-    return text if name is None or text.startswith("CAST(") else f"CAST({text} AS {name})"
-
-
-def _fits(literal: pa.Scalar, column: pa.DataType) -> bool:
-    """Whether the literal means the same after conversion to the column's type."""
-    value = literal.as_py() if not isinstance(literal, pa.MonthDayNanoIntervalScalar) else None
-    if value is None or literal.type == column:
-        return True
-    if pa.types.is_string(literal.type):
-        return bool(pa.types.is_large_string(column) or pa.types.is_string_view(column))
-    if pa.types.is_integer(column) and isinstance(value, int) and not isinstance(value, bool):
-        bounds = np.iinfo(column.to_pandas_dtype())
-        return bool(bounds.min <= value <= bounds.max)
-    if column in (pa.float32(), pa.float64()) and isinstance(value, int | float):
-        # 2**24: integers above it lose digits on one of DataFusion's ways to compare them.
-        with np.errstate(over="ignore"):
-            exact: bool = float(column.to_pandas_dtype()(value)) == value
-        return exact and (isinstance(value, float) or abs(value) < 2**24)
-    return False
-
-
 def _chain(expr: Expr, operator: str) -> list[Expr]:
     """Return the operands of ``a AND b AND c``, however long, without recursion."""
     parts: list[Expr] = []
@@ -371,22 +310,11 @@ def _sql_type(target: str) -> str | None:
 
 
 def _literal(expr: Expr) -> pa.Scalar | None:
-    """Return the value of a literal, also of one cast to its own type."""
-    if expr.variant_name() == "Cast":
-        inner = _only(expr)
-        if inner.variant_name() != "Literal":
-            return None
-        own = inner.to_variant().data_type() == _cast_target(expr, "CAST")
-        return inner.python_value() if own else None
     return expr.python_value() if expr.variant_name() == "Literal" else None
 
 
 def _only(expr: Expr) -> Expr:
     return expr.rex_call_operands()[0]
-
-
-def _unalias(expr: Expr) -> Expr:
-    return _only(expr) if expr.variant_name() == "Alias" else expr
 
 
 def _quoted(text: str) -> str:

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlparse
 from uuid import uuid4
 
@@ -64,11 +64,48 @@ from lance.fragment import DataFile
 PROBES = "probes"  # tables that were made to try a bucket out
 _CHECKED: set[str] = set()  # buckets of which this process knows that they keep commits apart
 _FILE_GONE = re.compile(r"not found: .*/(data|_deletions)/", re.IGNORECASE | re.DOTALL)
+_FILTER_OF_PLAN = re.compile(r"full_filter=(.*), refine_filter=", re.DOTALL)
+_NEWEST_FORMAT: Literal["2.2"] = "2.2"  # holds every type that a table may have
 TOMBSTONE = -2  # Lance's mark for a field that a data file no longer supplies
 
 # pylance 14.0: reading a Rewrite that remapped an index builds RewrittenIndex without these.
 if LanceOperation.RewrittenIndex.__init__.__defaults__ is None:
     LanceOperation.RewrittenIndex.__init__.__defaults__ = ("", b"", 0)
+
+
+class FilterPlanner:
+    """Tells what Lance makes of a filter; it plans on an empty table in memory.
+
+    Every method raises `ValueError` where Lance refuses.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        bare = pa.schema([pa.field(f.name, f.type, f.nullable) for f in schema])
+        self._dataset = lance.write_dataset(
+            bare.empty_table(), "memory://", data_storage_version=_NEWEST_FORMAT
+        )
+
+    def resolved(self, where: str) -> str:
+        """Return the expression that Lance evaluates, in its own notation."""
+        plan: str = self._planned(lambda: self._dataset.scanner(filter=where).explain_plan())
+        found = _FILTER_OF_PLAN.search(plan)
+        return found[1] if found else plan
+
+    def type_of(self, where: str) -> pa.DataType:
+        """Return the type of what an expression is evaluated to."""
+        scan = partial(self._dataset.scanner, {"m": where}, with_row_id=True)
+        found: pa.Schema = self._planned(lambda: scan().projected_schema)
+        return found.field("m").type
+
+    def _planned(self, plan: Callable[[], Any]) -> Any:
+        try:
+            return plan()
+        except (OSError, ValueError) as error:
+            raise ValueError(str(error)) from None
+        except BaseException as error:  # a Rust panic is none of Python's own errors
+            if type(error).__name__ != "PanicException":
+                raise
+            raise ValueError(str(error)) from None
 
 
 @dataclass(frozen=True)
