@@ -180,7 +180,8 @@ class _Reader:
             self._add("word", written.lower(), at, found.end())
         else:
             if kind == "mark" and written in _UNCLOSED:
-                raise _at(WhereError(f"where does not parse: {_UNCLOSED[written]}"), at, at + 1)
+                end = found.end() if written == "$" else len(found.string.rstrip())
+                raise _at(WhereError(f"where does not parse: {_UNCLOSED[written]}"), at, end)
             if kind == "string":
                 self._refuse_escapes(at)
             self._add(str(kind), written, at, found.end())
