@@ -82,7 +82,8 @@ from geneva.errors import WhereError
 from geneva.plan.where import parse_where
 
 types = {"x": pa.int64(), "f": pa.float32(), "s": pa.string(), "b": pa.bool_()}
-schema = pa.schema([*types.items(), ("l", pa.list_(pa.int64())), ("m", pa.struct([("m", "int64")]))])
+types |= {"l": pa.list_(pa.int64()), "m": pa.struct([("m", pa.int64())])}
+schema = pa.schema(types.items())
 for line in sys.stdin:
     faulthandler.dump_traceback_later(60, exit=True)  # 2**n is more than any machine's patience
     try:
@@ -104,12 +105,15 @@ class Child:
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
     def check(self, text: str) -> dict[str, str]:
-        assert self.process.stdin and self.process.stdout and self.process.stderr
-        self.process.stdin.write(json.dumps(text) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
+        given, told, errors = self.process.stdin, self.process.stdout, self.process.stderr
+        assert given is not None
+        assert told is not None
+        assert errors is not None
+        given.write(json.dumps(text) + "\n")
+        given.flush()
+        answer = told.readline()
         if not answer:
-            pytest.fail(f"{text[:200]!r} ended the process: {self.process.stderr.read()[-2000:]}")
+            pytest.fail(f"{text[:200]!r} ended the process: {errors.read()[-2000:]}")
         return dict(json.loads(answer))
 
 
@@ -149,8 +153,12 @@ def test_filter_of_the_largest_size_is_answered_or_refused_in_words(
         ("or within", 1_500),
         ("integers", 100_000),
         ("strings", 60_000),
-    ]
-    + [("brackets", 35), ("not()", 15), ("calls", 35), ("plus", 30), ("long lists", 500)],
+        ("long lists", 500),
+        ("brackets", 35),
+        ("not()", 15),
+        ("calls", 35),
+        ("plus", 30),
+    ],
 )
 def test_filters_that_people_write_are_not_too_large(child: Child, shape: str, size: int) -> None:
     assert "sql" in child.check(SHAPES[shape](size))
