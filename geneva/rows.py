@@ -167,19 +167,49 @@ class RowMap:
         """Return a map with every class replaced."""
         return RowMap(self.rows, tuple(change(c) for c in self.classes), self.starts, self.ids)
 
+    def renamed(self, classes: Sequence[RowClass]) -> RowMap:
+        """Return a map with other classes in place of each; equal ones are merged."""
+        kept: dict[RowClass, int] = {}
+        merged = np.array([kept.setdefault(c, len(kept)) for c in classes], np.int64)
+        if len(kept) == len(classes) or not self.rows:
+            return RowMap(self.rows, tuple(classes), self.starts, self.ids)
+        ids = merged[self.ids]
+        first = _run_starts(ids)
+        return RowMap(self.rows, tuple(kept), self.starts[first], ids[first])
+
     def take(self, index: IntArray | BoolArray) -> RowMap:
         """Return the map of some rows, in the order given."""
         return RowMap.from_ids(self.classes, self.expand()[index])
 
+    def part(self, start: int, stop: int) -> RowMap:
+        """Return the map of the rows between two places."""
+        if (start, stop) == (0, self.rows):
+            return self
+        if start >= stop:
+            return self.take(np.zeros(0, np.int64))
+        first, last = np.searchsorted(self.starts, [start, stop - 1], "right") - 1
+        starts = np.maximum(self.starts[first : last + 1] - start, 0)
+        used, ids = np.unique(self.ids[first : last + 1], return_inverse=True)
+        classes = tuple(self.classes[k] for k in used.tolist())
+        return RowMap(stop - start, classes, starts, ids.astype(np.int64))
+
     @classmethod
     def concat(cls, maps: Iterable[RowMap]) -> RowMap:
-        """Return the map of several pieces laid one after the other."""
-        classes: list[RowClass] = []
-        ids = []
+        """Return the map of several pieces laid one after the other; run by run, not row by row."""
+        kept: dict[RowClass, int] = {}
+        rows, starts, ids = 0, [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for m in maps:
-            ids.append(m.expand() + len(classes))
-            classes += m.classes
-        return cls.from_ids(classes, np.concatenate(ids) if ids else np.zeros(0, np.int64))
+            if not m.rows:
+                continue
+            merged = np.array([kept.setdefault(c, len(kept)) for c in m.classes], np.int64)
+            starts.append(m.starts + rows)
+            ids.append(merged[m.ids])
+            rows += m.rows
+        if not rows:
+            return cls(0, (), np.zeros(0, np.int64), np.zeros(0, np.int64))
+        every, where = np.concatenate(ids), np.concatenate(starts)
+        first = _run_starts(every)
+        return cls(rows, tuple(kept), where[first], every[first])
 
     def dumps(self) -> str:
         """Return the map as text for a file's footer."""

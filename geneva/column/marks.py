@@ -82,15 +82,25 @@ def unchanged(
         new = now.get(old.field)
         if new == old:
             continue
-        if new is None or old.file != new.file or old.generation < 0:
-            return False
-        if new.generation <= old.generation:
-            return False  # an older version was restored
-        rows = generations(new)
+        rows = generations(new) if new is not None and _computed_later(old, new) else None
         if rows is None:
             return False
         verdict = verdict & (rows <= old.generation)
     return verdict
+
+
+def unlike(recorded: Marks, now: Mapping[int, Mark]) -> list[Mark]:
+    """Return the present marks of which `unchanged` asks for generations; none if it knows."""
+    pairs = [(old, now.get(old.field)) for old in recorded]
+    other = [(old, new) for old, new in pairs if new != old]
+    if not all(new is not None and _computed_later(old, new) for old, new in other):
+        return []
+    return [new for _, new in other if new is not None]
+
+
+def _computed_later(old: Mark, new: Mark) -> bool:
+    """Whether a mark is a later one of the same computed column; not where one was restored."""
+    return old.file == new.file and 0 <= old.generation < new.generation
 
 
 def with_marks(row_class: RowClass, translate: Callable[[Mark], Mark]) -> RowClass:

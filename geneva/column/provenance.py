@@ -25,13 +25,16 @@ from geneva.column.marks import (
     group_subtree,
     supplier,
     unchanged,
+    unlike,
     with_marks,
 )
 from geneva.column.moved import Columns, compare, keys, match_in_place
 from geneva.column.name import ColumnFileName
+from geneva.column.past import FileOf, Pasts, Search
 from geneva.column.rewritten import live_mask, rewritten_from
 from geneva.column.sources import Sources, inputs_in, named
 from geneva.column.update import DIGEST, Digests, Removed, Update
+from geneva.column.walk import Walk, walk
 from geneva.errors import CorruptFileError, VersionGoneError
 from geneva.rows import (
     FOREIGN,
@@ -68,11 +71,15 @@ class History(Sources):
         super().__init__(storage, snapshot, ledger)
         self._compared: dict[tuple[int, int, int, str], BoolArray] = {}
         self._updates: dict[tuple[int, str], Update] = {}
+        self._pasts: Pasts = {}
 
     # --- what the rows are -------------------------------------------------------------
 
     def row_map(self, snapshot: Snapshot, fragment: FragmentInfo, column: str) -> RowMap:
         """Return the class of every physical row of a fragment in a computed column."""
+        return walk(self._row_map(snapshot, fragment, column))
+
+    def _row_map(self, snapshot: Snapshot, fragment: FragmentInfo, column: str) -> Walk[RowMap]:
         file = supplier(fragment, group_subtree(snapshot, column))
         if file == NO_FILE:
             return RowMap.uniform(fragment.rows, MISSING)
@@ -80,7 +87,7 @@ class History(Sources):
         key = entry_key(binding.incarnation if binding else "", file, fragment.id)
         found = self.ledger.row_map(key)
         if found is None or found.rows != fragment.rows:
-            found = self._find(snapshot, fragment, column, binding, file)
+            found = yield self._find(snapshot, fragment, column, binding, file)
             self.ledger.learn(key, found)
         return found
 
@@ -91,7 +98,7 @@ class History(Sources):
         column: str,
         binding: Binding | None,
         file: str,
-    ) -> RowMap:
+    ) -> Walk[RowMap]:
         name = ColumnFileName.parse(file)
         if name is not None and binding is not None and name.incarnation == binding.incarnation:
             try:
@@ -105,13 +112,14 @@ class History(Sources):
         if before is None:
             return self._unverified(snapshot, fragment, column, born)
         try:
-            return self._trace(snapshot, fragment, column, born, before)
+            found: RowMap = yield self._trace(snapshot, fragment, column, born, before)
+            return found
         except VersionGoneError:
             return self._unverified(snapshot, fragment, column, born)
 
     def _trace(
         self, snapshot: Snapshot, fragment: FragmentInfo, column: str, born: int, before: Snapshot
-    ) -> RowMap:
+    ) -> Walk[RowMap]:
         """Carry classes over the version in which the fragment's file came to be."""
         change = self._versions.change(born)
         after = self._versions.open(born)
@@ -122,13 +130,14 @@ class History(Sources):
         if name not in before.fields:
             return self._by_value(snapshot, fragment, column, _foreign(born))
         if fragment.id in before.fragments:
-            return self._replaced_in_place(then, name, born, before, after)
-        if change.operation == "Rewrite":
-            found = self._rewritten(then, name, before, after, change.groups)
-            return found or self._unverified(snapshot, fragment, column, born)
-        if change.operation == "Update":
-            return self._moved(then, name, before, after, change)
-        return self._by_value(snapshot, fragment, column, _foreign(born))
+            found = yield self._replaced_in_place(then, name, born, before, after)
+        elif change.operation == "Rewrite":
+            found = yield self._rewritten(then, name, before, after, change.groups)
+        elif change.operation == "Update":
+            found = yield self._moved(then, name, before, after, change)
+        else:
+            return self._by_value(snapshot, fragment, column, _foreign(born))
+        return found or self._unverified(snapshot, fragment, column, born)
 
     def _unverified(
         self, snapshot: Snapshot, fragment: FragmentInfo, column: str, oldest: int
@@ -169,16 +178,34 @@ class History(Sources):
         Somebody rewrote an input's file, or it was computed again: the values of single rows need
         not have changed by that.
         """
+        return walk(self._refreshed(snapshot, fragment, column, row_map))
+
+    def _refreshed(
+        self, snapshot: Snapshot, fragment: FragmentInfo, column: str, row_map: RowMap
+    ) -> Walk[RowMap]:
         classes: list[RowClass] = []
-        ids = row_map.expand()
-        found = ids.copy()
+        whole: dict[int, int] = {}  # classes whose rows are all alike
+        ids: IntArray | None = None
+        found = np.zeros(0, np.int64)
         for k, c in enumerate(row_map.classes):
-            rows = ids == k
             sources = [c.inputs, *(marks for _, marks in c.wheres)]
-            same = [self._same(snapshot, fragment, column, c, s, rows) for s in sources]
-            for verdicts, there in _by_verdicts(rows, same):
+            same = []
+            for marks in sources:
+                same.append((yield self._same(snapshot, fragment, column, c, k, marks, row_map)))
+            if all(isinstance(v, bool) for v in same):
+                whole[k] = len(classes)
+                classes.append(self._remarked(snapshot, fragment, c, same))
+                continue
+            if ids is None:
+                ids = row_map.expand()
+                found = np.zeros(len(ids), np.int64)
+            for verdicts, there in _by_verdicts(ids == k, same):
                 found[there] = len(classes)
                 classes.append(self._remarked(snapshot, fragment, c, verdicts))
+        if ids is None:
+            return row_map.renamed(classes)
+        for k, new in whole.items():
+            found[ids == k] = new
         return RowMap.from_ids(classes, found)
 
     def _remarked(
@@ -201,19 +228,22 @@ class History(Sources):
         fragment: FragmentInfo,
         column: str,
         c: RowClass,
+        number: int,
         marks: Marks,
-        rows: BoolArray,
-    ) -> bool | BoolArray:
+        row_map: RowMap,
+    ) -> Walk[bool | BoolArray]:
         """Return which rows of a class still have the inputs that some marks stand for."""
-        verdict = self.unchanged(snapshot, fragment, marks)
-        if verdict is True or np.all(np.broadcast_to(verdict, len(rows))[rows]):
-            return verdict
+        verdict: bool | BoolArray = yield self._unchanged(snapshot, fragment, marks)
+        if verdict is True or (
+            verdict is not False and np.all(verdict[row_map.expand() == number])
+        ):
+            return True
         names = {f.id: n for n, f in snapshot.fields.items()}
         if any(m.field not in names for m in marks):
             return verdict
         try:
             for past, there in self._witnesses(snapshot, fragment, column, c):
-                held = self.unchanged(past, there, marks)
+                held: bool | BoolArray = yield self._unchanged(past, there, marks)
                 if held is False:
                     continue
                 for m in marks:
@@ -260,18 +290,22 @@ class History(Sources):
         self, snapshot: Snapshot, fragment: FragmentInfo, recorded: Marks
     ) -> bool | BoolArray:
         """Return whether marks are present ones, or row by row where computed ones changed."""
+        return walk(self._unchanged(snapshot, fragment, recorded))
+
+    def _unchanged(
+        self, snapshot: Snapshot, fragment: FragmentInfo, recorded: Marks
+    ) -> Walk[bool | BoolArray]:
         names = {f.id: n for n, f in snapshot.fields.items()}
         there = [names[m.field] for m in recorded if m.field in names]
         now = {m.field: m for m in self.marks(snapshot, fragment, there)}
-
-        def generations(mark: Mark) -> IntArray | None:
+        generations: dict[int, IntArray] = {}
+        for mark in unlike(recorded, now):
             name = names[mark.field]
-            if binding_of(snapshot.fields[name].arrow) is None:
-                return None
-            row_map = self.row_map(snapshot, fragment, name)
-            return np.array([c.generation for c in row_map.classes], np.int64)[row_map.expand()]
-
-        return unchanged(recorded, now, generations)
+            if binding_of(snapshot.fields[name].arrow) is not None:
+                row_map = yield self._row_map(snapshot, fragment, name)
+                classes = [c.generation for c in row_map.classes]
+                generations[mark.field] = np.array(classes, np.int64)[row_map.expand()]
+        return unchanged(recorded, now, lambda m: generations.get(m.field))
 
     # --- compaction --------------------------------------------------------------------
 
@@ -282,21 +316,19 @@ class History(Sources):
         before: Snapshot,
         after: Snapshot,
         groups: tuple[RewriteGroup, ...],
-    ) -> RowMap | None:
+    ) -> Walk[RowMap | None]:
         """In a Rewrite group the new rows are the old live rows, concatenated in order."""
         found = rewritten_from(fragment, before.fragments, groups)
         if found is None:
             return None
         old, start, total = found
-        moved = RowMap.concat(
-            self._translated(column, f, before, fragment, after).take(
-                live_mask(self._storage, before, f)
-            )
-            for f in old
-        )
-        if moved.rows != total:
-            return None
-        return moved.take(np.arange(start, start + fragment.rows))
+        maps: list[RowMap] = []
+        for f in old:
+            row_map = yield self._translated(column, f, before, fragment, after)
+            live = live_mask(self._storage, before, f) if f.deleted else None
+            maps.append(row_map if live is None else row_map.take(live))
+        moved = RowMap.concat(maps)
+        return moved.part(start, start + fragment.rows) if moved.rows == total else None
 
     def _translated(
         self,
@@ -305,10 +337,11 @@ class History(Sources):
         before: Snapshot,
         new: FragmentInfo,
         after: Snapshot,
-    ) -> RowMap:
+    ) -> Walk[RowMap]:
         """Return a map whose marks name the new fragment's files where the old were unchanged."""
         translate = self._translator(old, before, new, after)
-        row_map = self.refreshed(before, old, column, self.row_map(before, old, column))
+        found: RowMap = yield self._row_map(before, old, column)
+        row_map: RowMap = yield self._refreshed(before, old, column, found)
         return row_map.replace(lambda c: with_marks(c, translate))
 
     def _translator(
@@ -335,7 +368,7 @@ class History(Sources):
 
     def _replaced_in_place(
         self, fragment: FragmentInfo, column: str, born: int, before: Snapshot, after: Snapshot
-    ) -> RowMap:
+    ) -> Walk[RowMap]:
         """Compare a rewritten column with its previous version, row by row."""
         old = before.fragments[fragment.id]
         same, empty = np.ones(fragment.rows, np.bool_), np.ones(fragment.rows, np.bool_)
@@ -344,12 +377,12 @@ class History(Sources):
             if name in before.fields:
                 found = compare(self._storage, (before, old, name), (after, fragment, name))
                 same, empty = same & found[0], empty & found[1]
-        row_map = self.row_map(before, old, column)
+        row_map: RowMap = yield self._row_map(before, old, column)
         due, other = empty, ~same & ~empty
         if other.any():
             rows = np.flatnonzero(other)
             values = self._values(after, fragment, column, rows)
-            due[rows] = self._was_own(
+            due[rows] = yield self._was_own(
                 column, after, values, [(before, old, rows, np.arange(len(rows)))]
             )
         return match_in_place(row_map, same, due, _missing(born), _foreign(born))
@@ -361,25 +394,27 @@ class History(Sources):
         before: Snapshot,
         after: Snapshot,
         change: Change,
-    ) -> RowMap:
+    ) -> Walk[RowMap]:
         """Match the rows of a fragment that an update made with the rows that it removed."""
-        update = self._update(column, before, after, change)
+        update: Update = yield self._update(column, before, after, change)
         match = update.match(fragment)
         rows, numbers = match.changed()
         back = np.zeros(fragment.rows, np.bool_)
         if len(rows):
             places = [(before, *place) for place in update.places(numbers)]
-            back[rows] = self._was_own(column, after, match.new["target"][rows], places)
+            back[rows] = yield self._was_own(column, after, match.new["target"][rows], places)
         translator = partial(self._translator, before=before, new=fragment, after=after)
         version = change.version
         return update.row_map(match, back, translator, _missing(version), _foreign(version))
 
-    def _update(self, column: str, before: Snapshot, after: Snapshot, change: Change) -> Update:
+    def _update(
+        self, column: str, before: Snapshot, after: Snapshot, change: Change
+    ) -> Walk[Update]:
         key = change.version, column
         update = self._updates.pop(key, None)
         if update is None:
             group = [c for c in group_columns(after, column) if c in before.fields]
-            removed = self._removed(column, before, after)
+            removed = yield self._removed(column, before, after, change)
             update = Update(self._storage, before, after, change, group, removed)
         self._updates[key] = update  # as the last one
         if len(self._updates) > _UPDATES:
@@ -390,7 +425,7 @@ class History(Sources):
 
     def _was_own(
         self, column: str, snapshot: Snapshot, values: Digests, places: Iterable[_Place]
-    ) -> BoolArray:
+    ) -> Walk[BoolArray]:
         """Return which values are ones that their own rows held before, and no person set.
 
         Whoever writes whole rows back may have read them before the column was computed again.
@@ -403,27 +438,22 @@ class History(Sources):
         places
             Where the rows were: snapshot, fragment, physical rows, and of which values they are.
         """
-        found = np.zeros(len(values), np.bool_)
-        open_ = np.ones(len(values), np.bool_)
-        seen: dict[tuple[int, str], set[int]] = {}
+        search = Search(values, self._pasts)
         todo = [(s, named(s, snapshot, column), f, rows, of) for s, f, rows, of in places]
+        for past, name, fragment, rows, of in todo:
+            search.begin(_file_of(past, fragment, name), rows, of)
         while todo:
             past, name, fragment, rows, of = todo.pop()
-            file = supplier(fragment, group_subtree(past, name))
-            known = seen.setdefault((fragment.id, file), set())
-            new = open_[of] & np.array([i not in known for i in of.tolist()], np.bool_)
-            rows, of = rows[new], of[new]
-            known.update(of.tolist())
-            if file != NO_FILE and len(rows):
-                row_map = self.row_map(past, fragment, name)
+            key = _file_of(past, fragment, name)
+            rows, of = search.left(key, rows, of)
+            if key.file != NO_FILE and len(rows):
+                row_map: RowMap = yield self._row_map(past, fragment, name)
                 theirs = row_map.mask(lambda c: c.status is RowStatus.FOREIGN)[rows]
-                same = self._values(past, fragment, name, rows) == values[of]
-                found[of[same]] = ~theirs[same]
-                open_[of[same]] = False
-                rows, of = rows[~same], of[~same]
+                held = self._values(past, fragment, name, rows)
+                rows, of = search.compare(rows, of, held, theirs)
             if len(rows):
-                todo += self._formerly(past, fragment, name, rows, of)
-        return found
+                todo += yield self._formerly(past, fragment, name, rows, of)
+        return search.ended()
 
     def _values(
         self, snapshot: Snapshot, fragment: FragmentInfo, column: str, rows: IntArray
@@ -438,7 +468,7 @@ class History(Sources):
 
     def _formerly(
         self, snapshot: Snapshot, fragment: FragmentInfo, column: str, rows: IntArray, of: IntArray
-    ) -> list[_Former]:
+    ) -> Walk[list[_Former]]:
         """Say where rows of a fragment were before its file of a column came to be.
 
         Those of versions that a restore left behind come last: they are the later ones.
@@ -452,7 +482,8 @@ class History(Sources):
                 left.append((past, name, there, rows, of))
         if not known or born == 1:
             return left
-        return [*self._made_from(snapshot, fragment, column, born, rows, of), *left]
+        made = yield self._made_from(snapshot, fragment, column, born, rows, of)
+        return [*made, *left]
 
     def _made_from(
         self,
@@ -462,7 +493,7 @@ class History(Sources):
         born: int,
         rows: IntArray,
         of: IntArray,
-    ) -> list[_Former]:
+    ) -> Walk[list[_Former]]:
         """Say where rows were before the version in which the file of their fragment came to be."""
         before, after = self._versions.open(born - 1), self._versions.open(born)
         change = self._versions.change(born)
@@ -477,7 +508,7 @@ class History(Sources):
             return self._before_rewrite(then, name, before, change.groups, rows, of)
         if change.operation != "Update":
             return []
-        update = self._update(name, before, after, change)
+        update: Update = yield self._update(name, before, after, change)
         match = update.match(then, all_pairs=True)
         paired = match.was[rows] >= 0
         numbers, of = match.first + match.was[rows[paired]], of[paired]
@@ -506,19 +537,24 @@ class History(Sources):
             at -= len(live)
         return former
 
-    def _fresh(self, snapshot: Snapshot, fragment: FragmentInfo, row_map: RowMap) -> BoolArray:
+    def _fresh(
+        self, snapshot: Snapshot, fragment: FragmentInfo, row_map: RowMap
+    ) -> Walk[BoolArray]:
         """Return the rows whose inputs are what their class was computed from."""
         ids = row_map.expand()
         fresh = np.zeros(fragment.rows, np.bool_)
         for k, c in enumerate(row_map.classes):
-            verdict = self.unchanged(snapshot, fragment, c.inputs)
-            fresh |= (ids == k) & np.broadcast_to(verdict, fragment.rows)
+            verdict = yield self._unchanged(snapshot, fragment, c.inputs)
+            if verdict is not False:
+                fresh |= (ids == k) & verdict
         return fresh
 
-    def _removed(self, column: str, before: Snapshot, after: Snapshot) -> list[Removed]:
+    def _removed(
+        self, column: str, before: Snapshot, after: Snapshot, change: Change
+    ) -> Walk[list[Removed]]:
         """Return the rows that a version deleted, by fragment."""
         found = []
-        for f in before.fragments.values():
+        for f in _touched(before, change):
             still = after.fragments.get(f.id)
             if still is not None and still.deletion == f.deletion:
                 continue
@@ -526,9 +562,24 @@ class History(Sources):
             if still is not None:
                 gone &= ~live_mask(self._storage, after, still)
             if gone.any():
-                row_map = self.refreshed(before, f, column, self.row_map(before, f, column))
-                found.append(Removed(f, gone, row_map, self._fresh(before, f, row_map)))
+                known: RowMap = yield self._row_map(before, f, column)
+                row_map: RowMap = yield self._refreshed(before, f, column, known)
+                fresh: BoolArray = yield self._fresh(before, f, row_map)
+                found.append(Removed(f, gone, row_map, fresh))
         return found
+
+
+def _file_of(snapshot: Snapshot, fragment: FragmentInfo, column: str) -> FileOf:
+    file = supplier(fragment, group_subtree(snapshot, column))
+    return FileOf(snapshot.fields[column].id, fragment.id, file)
+
+
+def _touched(before: Snapshot, change: Change) -> list[FragmentInfo]:
+    """Return the fragments of which an update removed rows, in table order."""
+    many = len(change.touched) > 1
+    ordered = [i for i in before.fragments if i in change.touched] if many else change.touched
+    found = (before.fragments.get(i) for i in ordered)
+    return [f for f in found if f is not None]
 
 
 def _by_verdicts(

@@ -216,7 +216,7 @@ class Update:
         self._columns = Columns(tuple(group), names(read), names(filtered))
         self._written = written_by(change, before, self._columns)
         self._stable = before.stable_row_ids and after.stable_row_ids
-        self._made = [f for i, f in after.fragments.items() if i not in before.fragments]
+        self._made = _made(before, after, change)
         starts = np.cumsum([0, *(f.rows for f in self._made)]).tolist()
         self._starts = {f.id: first for f, first in zip(self._made, starts, strict=False)}
         self._ordered = self._written.in_order
@@ -376,6 +376,14 @@ class Update:
                 found = [codes(batch.column(n)) for n in names]
                 pieces.append(np.array(found, np.uint64).reshape(len(names), -1).T)
         return np.concatenate(pieces)
+
+
+def _made(before: Snapshot, after: Snapshot, change: Change) -> list[FragmentInfo]:
+    """Return the fragments that an update made: the last ones of the table."""
+    last = list(after.fragments)[-change.made :] if change.made else []
+    if any(i in before.fragments for i in last):
+        last = [i for i in after.fragments if i not in before.fragments]
+    return [after.fragments[i] for i in last]
 
 
 class Rows:

@@ -8,6 +8,7 @@ from geneva.errors import TableChangedError
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.values import Change
 
+_OPEN = 64  # kept: each holds its manifest, of which a long history has gigabytes
 _RESTORES = 256  # versions among which restores are looked for
 
 
@@ -16,17 +17,25 @@ class Versions:
 
     def __init__(self, storage: TableStorage, snapshot: Snapshot) -> None:
         self._storage, self._snapshot = storage, snapshot
-        self._open: dict[int, Snapshot | None] = {snapshot.version: snapshot}
+        self._open: dict[int, Snapshot] = {}  # those asked for last
+        self._gone: set[int] = set()
         self._changes: dict[int, Change | None] = {}
 
     def open(self, version: int) -> Snapshot | None:
         """Return a version, or ``None`` if it was cleaned up."""
-        if version not in self._open:
+        if version == self._snapshot.version:
+            return self._snapshot
+        found = self._open.pop(version, None)
+        if found is None and version not in self._gone:
             try:
-                self._open[version] = self._storage.open(version)
+                found = self._storage.open(version)
             except TableChangedError:
-                self._open[version] = None
-        return self._open[version]
+                self._gone.add(version)
+        if found is not None:
+            self._open[version] = found
+            if len(self._open) > _OPEN:
+                del self._open[next(iter(self._open))]
+        return found
 
     def change(self, version: int) -> Change | None:
         """Return what made a version, or ``None`` if that is no longer known."""

@@ -62,6 +62,10 @@ class Change:
     written
         Ids of the fields whose values an update of rows set, the rest was carried along; empty
         where nobody can tell.
+    touched
+        Of an update: ids of the fragments of which it removed rows.
+    made
+        How many fragments it made.
     """
 
     version: int
@@ -70,6 +74,8 @@ class Change:
     restored: int | None = None
     written: frozenset[int] = frozenset()
     replaced: tuple[FragmentInfo, ...] = ()
+    touched: frozenset[int] = frozenset()
+    made: int = 0
 
     @classmethod
     def of(cls, version: int, operation: Any) -> Change:
@@ -90,7 +96,10 @@ class Change:
                 return cls(version, kind, restored=operation.version)
             case "Update" if operation.update_mode != IN_PLACE:
                 written = frozenset(operation.fields_for_preserving_frag_bitmap or ())
-                return cls(version, kind, written=written)
+                touched = {*operation.removed_fragment_ids}
+                touched |= {f.id for f in operation.updated_fragments}
+                made = len(operation.new_fragments)
+                return cls(version, kind, written=written, touched=frozenset(touched), made=made)
             case _:
                 return cls(version, kind)
 

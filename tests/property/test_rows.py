@@ -53,6 +53,30 @@ def test_take_is_indexing(case: tuple[RowMap, list[RowClass]], data: st.DataObje
     assert plain(row_map.take(np.array(index, np.int64))) == [expected[i] for i in index]
 
 
+@given(maps(), st.data())
+def test_part_is_a_slice(case: tuple[RowMap, list[RowClass]], data: st.DataObject) -> None:
+    row_map, expected = case
+    start = data.draw(st.integers(0, len(expected)))
+    stop = data.draw(st.integers(start, len(expected)))
+    part = row_map.part(start, stop)
+    assert plain(part) == expected[start:stop]
+    assert part.rows == stop - start
+    assert set(part.classes) == set(plain(part))
+
+
+@given(maps(), st.data())
+def test_map_with_other_classes_has_one_of_each(
+    case: tuple[RowMap, list[RowClass]], data: st.DataObject
+) -> None:
+    row_map, expected = case
+    n = len(row_map.classes)
+    others = data.draw(st.lists(row_classes, min_size=n, max_size=n))
+    others = [data.draw(st.sampled_from([c, others[0]])) for c in others]
+    renamed = row_map.renamed(others)
+    assert plain(renamed) == [others[row_map.classes.index(c)] for c in expected]
+    assert len(set(renamed.classes)) == len(renamed.classes)
+
+
 @given(st.lists(maps(), max_size=4))
 def test_concat_is_concatenation(cases: list[tuple[RowMap, list[RowClass]]]) -> None:
     whole = RowMap.concat([m for m, _ in cases])
