@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from geneva.backfill import backfill, check, plan, prepare
@@ -108,4 +109,7 @@ class Call:
                 self._refresh()
             raise
         self._refresh()
-        return combined(results)
+        result = combined(results)
+        if result.state is not self.control.progress.state:  # a column before the last had failures
+            self.control.report(replace(self.control.progress, state=result.state))
+        return result

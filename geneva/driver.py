@@ -58,6 +58,7 @@ from geneva.types import (
 
 Observer = Callable[[Progress], None]
 
+_DONE = (JobState.SUCCEEDED, JobState.PARTIAL)
 _TASK_FAULTS = 3
 _TICK_S = 0.1
 _GRACE_S = 10.0
@@ -510,7 +511,7 @@ class Driver:
             state=state,
             reason=self.waits_for or self._live.waiting_for,
             rows_total=self._rows_total,
-            rows_computed=counts.computed if state is JobState.SUCCEEDED else self._rows_seen,
+            rows_computed=counts.computed if state in _DONE else self._rows_seen,
             rows_replayed=counts.replayed,
             rows_failed=counts.failed,
             fragments_total=self._fragments_total,
@@ -535,5 +536,6 @@ class Driver:
     def result(self, first: Sequence[FragmentPlan]) -> BackfillResult:
         """Return what the job did; ``first`` is its first plan."""
         self._settle_estate()
-        self.report(JobState.SUCCEEDED)
+        failed = (self.tally.counts + self._schedule.counts).failed
+        self.report(JobState.PARTIAL if failed else JobState.SUCCEEDED)
         return self.tally.result(self._target, self._control.job_id, first, self.seconds)

@@ -25,6 +25,7 @@
     ├── OperatorError              somebody must mend the cluster or the files
     │   ├── ClusterError           Ray does not start, or cannot be reached
     │   ├── ResourceError          no node can hold an applier, ever or for long
+    │   ├── MissingExtraError      a package is not installed; the message says what to install
     │   ├── SharedPathError        the workers do not see the driver's directory
     │   └── CorruptFileError       a file is not what its name or checksum says
     └── JobError                   the backfill ended before it was complete
@@ -163,6 +164,10 @@ class ClusterError(OperatorError):
 
 class ResourceError(OperatorError):
     """No node of the cluster can hold an applier: none ever will, or others hold what it needs."""
+
+
+class MissingExtraError(OperatorError):
+    """A package of an optional part is not installed."""
 
 
 class SharedPathError(OperatorError):

@@ -15,6 +15,7 @@ import geneva.errors
 from geneva.call import Call
 from geneva.driver import Observer
 from geneva.errors import GenevaError, JobCancelledError, JobError, SettingError
+from geneva.extras import installed
 from geneva.jobs.control import Control, Wanted
 from geneva.jobs.page import Wish
 from geneva.jobs.process import this_process
@@ -67,16 +68,18 @@ class JobsPlace:
     @cached_property
     def client(self) -> Client:
         """The service."""
-        from geneva.store.client import Client
+        with installed():
+            from geneva.store.client import Client
 
-        return Client(self.url)
+            return Client(self.url)
 
     @cached_property
     def store(self) -> Store:
         """The database."""
-        from geneva.store.place import open_store
+        with installed():
+            from geneva.store.place import open_store
 
-        return open_store(self.url)
+            return open_store(self.url)
 
     @property
     def source(self) -> Client | Store:

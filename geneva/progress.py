@@ -296,7 +296,7 @@ class _Notebook:
 def _html(progress: Progress) -> str:
     total = progress.rows_total
     value = f'value="{progress.rows_computed}" max="{max(total, 1)}"' if total is not None else ""
-    if progress.state is JobState.SUCCEEDED:
+    if progress.state in (JobState.SUCCEEDED, JobState.PARTIAL):
         value = 'value="1" max="1"'
     name = html.escape(", ".join(progress.columns))
     rows = html.escape(" · ".join([_rows(progress), *_speed(progress)]))

@@ -31,6 +31,8 @@ class BackfillResult:
 
     Attributes
     ----------
+    state
+        SUCCEEDED, or PARTIAL if the UDF failed on rows: they are null, all others are there.
     rows_computed
         Rows that have a new value (null for failed ones), replayed checkpoints included.
     rows_replayed
@@ -160,7 +162,9 @@ def combined(results: Sequence[BackfillResult]) -> BackfillResult:
         name: max(getattr(r, name) for r in results)
         for name in ("peak_applier_bytes", "peak_driver_bytes")
     }
+    partial = any(r.state is JobState.PARTIAL for r in results)
     return BackfillResult(
+        state=JobState.PARTIAL if partial else JobState.SUCCEEDED,
         columns=tuple(c for r in results for c in r.columns),
         job_id=first.job_id,
         versions=tuple(v for r in results for v in r.versions),

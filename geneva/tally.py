@@ -48,7 +48,7 @@ class Tally:
         return BackfillResult(
             columns=target.columns,
             job_id=job_id,
-            state=JobState.SUCCEEDED,
+            state=JobState.PARTIAL if counts.failed else JobState.SUCCEEDED,
             rows_computed=counts.computed,
             rows_replayed=counts.replayed,
             rows_failed=counts.failed,

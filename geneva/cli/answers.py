@@ -8,10 +8,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 
+from geneva.cli.streams import silence
 from geneva.column.binding import Binding
 from geneva.coverage import Coverage
 from geneva.errors import (
@@ -23,9 +24,11 @@ from geneva.errors import (
     RetryableError,
     TableChangedError,
 )
+from geneva.extras import missing_extra
 from geneva.result import BackfillResult
+from geneva.types import JobState
 
-OK, JOB_FAILED, BAD_REQUEST, RETRY, OPERATOR, INTERRUPTED = 0, 1, 2, 3, 4, 130
+OK, JOB_FAILED, BAD_REQUEST, RETRY, OPERATOR, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (JobCancelledError, INTERRUPTED),
     (KeyboardInterrupt, INTERRUPTED),
@@ -37,9 +40,46 @@ _CODES: tuple[tuple[type[BaseException], int], ...] = (
 )
 EXIT_CODES = (
     "Exit codes: 0 done; 1 the job ended before it was complete; 2 the request is wrong; "
-    "3 try again; 4 somebody must mend the cluster or the files; 130 interrupted or cancelled."
+    "3 try again; 4 somebody must mend the cluster or the files; 5 done, but the UDF failed on "
+    "some rows, which are null (PARTIAL); 130 interrupted or cancelled."
 )
+_ENDS = {
+    JobState.SUCCEEDED: OK,
+    JobState.PARTIAL: PARTIAL,
+    JobState.CANCELLED: INTERRUPTED,
+    JobState.FAILED: JOB_FAILED,
+    JobState.UPSTREAM_FAILED: JOB_FAILED,
+}
 _FAILURES_SHOWN = 5
+
+
+def code_of(state: JobState) -> int:
+    """Return the exit code of a command that has seen a job in a state."""
+    return _ENDS.get(state, OK)
+
+
+def said_wrong(error: Exception, *, as_json: bool) -> int | None:
+    """Tell what is wrong with the words of a command; return its exit code.
+
+    ``None`` if it is another kind of error.
+    """
+    if isinstance(error, BrokenPipeError):
+        silence(sys.stdout)
+        return OK
+    if isinstance(error, typer.Abort):
+        return INTERRUPTED
+    show, message = getattr(error, "show", None), getattr(error, "format_message", None)
+    if show is None or message is None:
+        return None
+    show()  # usage, the message and close matches, on stderr
+    code = int(getattr(error, "exit_code", BAD_REQUEST))
+    if as_json:
+        _print_error("SettingError", message(), code, sys.stdout)
+    return code
+
+
+def _print_error(name: str, message: str, code: int, stdout: TextIO) -> None:
+    print(json.dumps({"error": name, "message": message, "exit_code": code}), file=stdout)
 
 
 @contextlib.contextmanager
@@ -54,16 +94,25 @@ def answering(as_json: bool, debug: bool) -> Iterator[Callable[[str, dict[str, A
             )
     except typer.Exit:
         raise
-    except (Exception, KeyboardInterrupt) as error:
+    except BrokenPipeError:  # nobody reads on, as behind `| head`: whatever was done is done
+        silence(stdout)
+        raise typer.Exit(OK) from None
+    except (Exception, KeyboardInterrupt) as given:
+        error = _explained(given)
         code = next((c for kind, c in _CODES if isinstance(error, kind)), OPERATOR)
         message = _message(error)
         if debug:
             traceback.print_exc()
         print(f"geneva: {message}", file=sys.stderr)
         if as_json:
-            facts = {"error": type(error).__name__, "message": message, "exit_code": code}
-            print(json.dumps(facts), file=stdout)
+            _print_error(type(error).__name__, message, code, stdout)
         raise typer.Exit(code) from error
+
+
+def _explained(error: BaseException) -> BaseException:
+    """Return an error that says what to install, if that is what is wrong."""
+    found = missing_extra(error) if isinstance(error, ModuleNotFoundError) else None
+    return found or error
 
 
 def _message(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from geneva.cli import service
 from geneva.cli.answers import (
     EXIT_CODES,
     answering,
+    code_of,
     column_facts,
     columns_text,
     coverage_text,
@@ -57,6 +59,7 @@ from geneva.cli.options import (
 )
 from geneva.column.binding import as_called, binding_of
 from geneva.connection import connect
+from geneva.errors import TableError
 from geneva.plan.report import plan_facts
 from geneva.table import Table
 
@@ -78,9 +81,16 @@ def _open(
     ray: Sequence[str] | None = None,
     jobs: str | None = None,
 ) -> Table:
+    _check_there(db)
     options = pairs(storage, "--storage-option") or None
     found = connect(db, storage_options=options, ray=values(ray, "--ray"), jobs=jobs)
     return found.open_table(table)
+
+
+def _check_there(db: str) -> None:
+    """Refuse a folder that is not there: to look at one must not make it, as lancedb does."""
+    if "://" not in db and not Path(db).expanduser().is_dir():
+        raise TableError(f"there is no database in {db!r}: no such folder")
 
 
 @app.command()
@@ -126,6 +136,7 @@ def backfill(
         opened = _open(db, table, storage_option, ray, jobs)
         result = opened.backfill(columns, **_arguments(given), progress=progress)
         answer(result_text(result), result_facts(result))
+        raise typer.Exit(code_of(result.state))
 
 
 @app.command()
@@ -284,8 +295,8 @@ def demo(
 def version(as_json: AsJson = False) -> None:
     """Print the versions of geneva and of what its tables depend on."""
     names = {"geneva": "geneva-backfill", "lancedb": "lancedb", "pylance": "pylance", "ray": "ray"}
-    found = {k: version_of(v) for k, v in names.items()}
     with answering(as_json, False) as answer:
+        found = {k: version_of(v) for k, v in names.items()}
         answer(" ".join(f"{k} {v}" for k, v in found.items()), found)
 
 

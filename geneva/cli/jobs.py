@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from geneva.cli.answers import EXIT_CODES, INTERRUPTED, JOB_FAILED, answering
+from geneva.cli.answers import EXIT_CODES, answering, code_of
 from geneva.cli.options import AsJson, Debug, values
 from geneva.errors import SettingError
 from geneva.jobs.page import Sort
@@ -61,7 +61,6 @@ _Arguments = Annotated[
 _Where = Annotated[str | None, typer.Option(metavar="SQL", help="Rows to compute.")]
 _FOUND = 20
 _LOOK_S = 0.5
-_ENDED = {JobState.FAILED: JOB_FAILED, JobState.CANCELLED: INTERRUPTED}
 
 
 def _client(url: str) -> Client:
@@ -93,7 +92,7 @@ def submit(
         if watch:
             run = _follow(client, run.id)
         answer(_line(run), _facts(run))
-        raise typer.Exit(_ENDED.get(run.state, 0))
+        raise typer.Exit(code_of(run.state))
 
 
 @app.command()
@@ -213,7 +212,7 @@ def watch(
     with answering(as_json, debug) as answer:
         run = _follow(_client(url), run_id)
         answer(_line(run), _facts(run))
-        raise typer.Exit(_ENDED.get(run.state, 0))
+        raise typer.Exit(code_of(run.state))
 
 
 def _follow(client: Client, run_id: str) -> RunRecord:

@@ -179,7 +179,7 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
     try:
         if path.stat().st_mode & 0o077:
             raise SettingError(f"{path} holds secrets and others may read it: chmod 600 {path}")
-        found = tomllib.loads(path.read_text())
+        found = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise SettingError(f"{STORAGE_OPTIONS}={path} cannot be read: {error}") from error
     except ValueError as error:

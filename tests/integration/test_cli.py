@@ -101,8 +101,9 @@ def test_udf_that_prints_and_spoils_the_json(tmp_path: Path):
     tbl = table(tmp_path)
     tbl.add_columns({"y": geneva.udf(failing_at_7)})
     done = run(tmp_path, "backfill", "y", "--on-error", "null", "--json")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 5, done.stderr
     facts = json.loads(done.stdout)
+    assert facts["state"] == "PARTIAL"
     assert facts["rows_failed"] == 1
     assert "seven is not wanted" in facts["failures"][0]["message"]
     assert "working on 11" in done.stderr
