@@ -181,6 +181,17 @@ def test_guesses_of_another_account_keep_the_own_token_out_at_no_time(
         assert found.count(401) == 10
         assert http.get(RUNS, headers=bearer(right)).status_code == 200
         assert http.get("/?token=guess").status_code == 303  # that browser has a session
+        http.cookies.clear()
+        assert http.get("/?token=guess").status_code == 429
+        assert http.get("/", params={"token": http.app.state.door.code}).status_code == 303  # type: ignore[attr-defined]
+        assert http.get("/runs").status_code == 200
+
+
+def test_service_with_tokens_of_its_owner_has_no_address(jobs: Store, tmp_path: Path):
+    with guarded(jobs, tmp_path) as http:
+        code = http.app.state.door.code  # type: ignore[attr-defined]
+        http.get("/", params={"token": code})
+        assert http.get("/runs").status_code == 303
 
 
 def test_right_tokens_are_not_counted(jobs: Store, tmp_path: Path, now: list[float]):
