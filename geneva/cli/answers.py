@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 import typer
 
-from geneva.cli.streams import silence
+from geneva.cli.streams import reader_gone, silence
 from geneva.column.binding import Binding
 from geneva.coverage import Coverage
 from geneva.errors import (
@@ -63,7 +63,7 @@ def said_wrong(error: Exception, *, as_json: bool) -> int | None:
 
     ``None`` if it is another kind of error.
     """
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError) and reader_gone(sys.stdout):
         silence(sys.stdout)
         return OK
     if isinstance(error, typer.Abort):
@@ -94,10 +94,10 @@ def answering(as_json: bool, debug: bool) -> Iterator[Callable[[str, dict[str, A
             )
     except typer.Exit:
         raise
-    except BrokenPipeError:  # nobody reads on, as behind `| head`: whatever was done is done
-        silence(stdout)
-        raise typer.Exit(OK) from None
     except (Exception, KeyboardInterrupt) as given:
+        if isinstance(given, BrokenPipeError) and reader_gone(stdout):  # as behind `| head`
+            silence(stdout)
+            raise typer.Exit(OK) from None
         error = _explained(given)
         code = next((c for kind, c in _CODES if isinstance(error, kind)), OPERATOR)
         message = _message(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import select
 import sys
 from typing import Any, TextIO
 
@@ -27,6 +28,16 @@ def flush() -> None:
         sys.stdout.flush()
     except (BrokenPipeError, ValueError):
         silence(sys.stdout)
+
+
+def reader_gone(stream: TextIO) -> bool:
+    """Whether nobody reads a stream: a broken pipe may be another one, of which a job died."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(found & (select.POLLERR | select.POLLNVAL) for _, found in poll.poll(0))
+    except (OSError, ValueError):
+        return False
 
 
 def silence(stream: TextIO) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import typer
 
 import geneva
+from geneva.cli.answers import answering
 from geneva.errors import MissingExtraError, OperatorError
 from geneva.extras import installed, missing_extra
 from geneva.types import JobState
@@ -43,7 +45,8 @@ def geneva_(
     return subprocess.run(
         [sys.executable, "-m", "geneva", *words],
         env=os.environ | (env or {}),
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         timeout=120,
         check=False,
         **given,  # type: ignore[call-overload]
@@ -149,6 +152,13 @@ def test_backfill_whose_progress_nobody_reads_is_done(tmp_path: Path, table: gen
     os.close(pipe)
     table.checkout_latest()
     assert table.count_rows("even is not null") == 10
+
+
+def test_pipe_that_breaks_elsewhere_is_an_error(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(typer.Exit) as caught, answering(as_json=False, debug=False):
+        raise BrokenPipeError("of a worker")
+    assert caught.value.exit_code == 4
+    assert "of a worker" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
