@@ -52,7 +52,7 @@ def address(service: Service) -> str:
 
 
 def test_nobody_is_let_in_on_loopback_without_the_accounts_token(running: Service):
-    with httpx.Client(base_url=running.http.base_url) as stranger:
+    with httpx.Client(base_url=running.http.base_url, timeout=60) as stranger:
         assert stranger.get(RUNS).status_code == 401
         assert stranger.post(RUNS, json={"table": "t", "columns": ["y"]}).status_code == 401
         assert stranger.get("/metrics").status_code == 401
@@ -90,7 +90,10 @@ def test_token_is_a_new_one_at_each_start_and_gone_at_the_end(tmp_path: Path, db
 
 def test_address_lets_one_browser_in_and_is_used_up(running: Service):
     first = address(running)
-    with httpx.Client(base_url=running.http.base_url) as person, httpx.Client() as other:
+    with (
+        httpx.Client(base_url=running.http.base_url, timeout=60) as person,
+        httpx.Client(timeout=60) as other,
+    ):
         answer = person.get(first)
         assert answer.headers["Location"] == "/runs"
         assert "token" not in answer.headers["Location"]
@@ -105,7 +108,7 @@ def test_address_lets_one_browser_in_and_is_used_up(running: Service):
 
 
 def test_token_of_the_file_opens_the_pages_too(running: Service):
-    with httpx.Client(base_url=running.http.base_url) as person:
+    with httpx.Client(base_url=running.http.base_url, timeout=60) as person:
         assert str(token_file(running.port)) in person.get("/login").text
         form = {"token": running.token, "next": "/pools"}
         origin = {"Origin": str(person.base_url).rstrip("/")}
