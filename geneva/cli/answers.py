@@ -67,6 +67,7 @@ def said_wrong(error: Exception, *, as_json: bool) -> int | None:
         silence(sys.stdout)
         return OK
     if isinstance(error, typer.Abort):
+        print("geneva: interrupted", file=sys.stderr)
         return INTERRUPTED
     show, message = getattr(error, "show", None), getattr(error, "format_message", None)
     if show is None or message is None:
