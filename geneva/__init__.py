@@ -4,18 +4,21 @@ from geneva.interrupts import uninterrupted
 
 with uninterrupted():  # a half imported NumPy or pyarrow is of no use to the rest of a session
     from geneva.connection import Connection, connect
-    from geneva.errors import GenevaError
+    from geneva.errors import GenevaError, UdfTimeoutError
     from geneva.result import BackfillResult
     from geneva.table import Table
-    from geneva.udf import UDF, Retry, udf
+    from geneva.udf import UDF, Fail, Retry, Skip, udf
 
 __all__ = [
     "UDF",
     "BackfillResult",
     "Connection",
+    "Fail",
     "GenevaError",
     "Retry",
+    "Skip",
     "Table",
+    "UdfTimeoutError",
     "connect",
     "udf",
 ]

@@ -28,6 +28,7 @@
     │   ├── MissingExtraError      a package is not installed; the message says what to install
     │   ├── SharedPathError        the workers do not see the driver's directory
     │   └── CorruptFileError       a file is not what its name or checksum says
+    ├── UdfTimeoutError            within a job: one call of the UDF did not return in time
     └── JobError                   the backfill ended before it was complete
         ├── UdfFailedError         the UDF raised, or returned something unusable
         ├── TooManyFailuresError   more rows failed than ``max_failures`` allows
@@ -180,6 +181,10 @@ class CorruptFileError(OperatorError):
 
 class JobError(GenevaError):
     """The backfill ended before it was complete; finished work is kept."""
+
+
+class UdfTimeoutError(GenevaError, TimeoutError):
+    """One call of a UDF did not return within its ``timeout``; rules can name it."""
 
 
 class UdfFailedError(JobError):

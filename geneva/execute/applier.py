@@ -65,7 +65,7 @@ class Applier:
         self.storage = storage
         self._pools = pools
         self._udf = udf
-        self._caller = Caller(udf, hide=hider(storage.options))
+        self._caller = Caller(udf, hide=hider(storage.options), begin=threads.bind)
         self._sizer = BatchSizer(None)
         self._cancelled = threading.Event()
         self._rows_done, self._counting = 0, threading.Lock()
@@ -181,6 +181,11 @@ class Applier:
             yield inputs.slice(at, step)
 
     @property
+    def records_failures(self) -> bool:
+        """Whether a row that fails may be null and done."""
+        return self.settings.on_error == "null" or self._udf.skips
+
+    @property
     def settings(self) -> JobSettings:
         """Of the job that was begun."""
         assert self._settings is not None
@@ -228,6 +233,8 @@ class TaskRun:
     def __init__(
         self, applier: Applier, storage: TableStorage, settings: JobSettings, task: Task
     ) -> None:
+        if applier.records_failures:  # the plan does not know the UDF's rules
+            task = replace(task, complete=False)
         self._applier, self._storage = applier, storage
         self._settings, self._task = settings, task
         self._types = settings.target.data_types
@@ -255,7 +262,7 @@ class TaskRun:
             self._storage.objects,
             self._task.resume,
             self._types,
-            with_failed=self._settings.on_error == "null" and tried,
+            with_failed=self._applier.records_failures and tried,
             key=self._task.key,
         )
 

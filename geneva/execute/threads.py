@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any, ParamSpec, TypeVar
 
 from geneva.execute.output import Output, bind
 
@@ -27,7 +30,7 @@ class UdfThreads:
     """
 
     def __init__(self, output: Output) -> None:
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool: _Pool | None = None
         self._output = output
         self.count = 0
 
@@ -35,7 +38,7 @@ class UdfThreads:
         """Have so many threads; nothing may be running unless it is the size already."""
         if self._pool is None or self.count != count:
             self.close()
-            self._pool = ThreadPoolExecutor(count, "geneva-udf", bind, (self._output,))
+            self._pool = _Pool(count, self.bind)
             self.count = count
 
     def submit(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
@@ -46,8 +49,54 @@ class UdfThreads:
     def close(self, *, wait: bool = False) -> None:
         """End the threads."""
         if self._pool is not None:
-            self._pool.shutdown(wait=wait, cancel_futures=True)
+            self._pool.close(wait=wait)
             self._pool = None
+
+    def bind(self) -> None:
+        """Have what the calling thread prints kept with the applier's."""
+        bind(self._output)
+
+
+class _Pool:
+    """Daemon threads: unlike an executor's, one that a UDF holds for ever lets the process end."""
+
+    def __init__(self, count: int, begin: Callable[[], None]) -> None:
+        self._works: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._threads = [
+            threading.Thread(target=self._serve, args=(begin,), name=f"geneva-udf_{k}", daemon=True)
+            for k in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        future: Future[R] = Future()
+        self._works.put((future, functools.partial(work, *args, **kwargs)))
+        return future
+
+    def close(self, *, wait: bool) -> None:
+        """Cancel what was not begun, and end the threads."""
+        with suppress(queue.Empty):
+            while True:
+                if (work := self._works.get_nowait()) is not None:
+                    work[0].cancel()
+        for _ in self._threads:
+            self._works.put(None)
+        for thread in self._threads if wait else ():
+            thread.join()
+
+    def _serve(self, begin: Callable[[], None]) -> None:
+        begin()
+        while (work := self._works.get()) is not None:
+            future, call = work
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:
+                    future.set_exception(error)
+            del future, call, work  # a unit's rows are not held while the next is waited for
 
 
 class Turns:

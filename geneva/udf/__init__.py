@@ -7,7 +7,7 @@ from geneva.udf.definition import UDF
 from geneva.udf.failures import BadResult, DeviceFull, RowError, RowFailed
 from geneva.udf.families import unstorable
 from geneva.udf.infer import arrow_type
-from geneva.udf.retry import Retry
+from geneva.udf.retry import Fail, Retry, Skip
 from geneva.udf.signature import Container, UdfKind
 
 __all__ = [
@@ -17,9 +17,11 @@ __all__ = [
     "Caller",
     "Container",
     "DeviceFull",
+    "Fail",
     "Retry",
     "RowError",
     "RowFailed",
+    "Skip",
     "UdfFactory",
     "UdfKind",
     "arrow_type",

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, assert_never
 
 import pyarrow as pa
 
+from geneva.errors import UdfTimeoutError
 from geneva.types import OnError
 from geneva.udf.convert import to_arrow
 from geneva.udf.definition import UDF
@@ -28,10 +30,10 @@ from geneva.udf.failures import (
 from geneva.udf.families import family, held_type
 from geneva.udf.inputs import batch_arguments, row_call
 from geneva.udf.keep import is_fixed, keeper
-from geneva.udf.retry import Retry
+from geneva.udf.retry import Course, Retry, Rule, Verdict
 from geneva.udf.signature import UdfKind
+from geneva.udf.watch import Watch
 
-_ONCE = Retry(attempts=1)
 _UNDONE = object()  # None is a value
 # What a UDF awaits may be cancelled; event loops would take that for the end of the call itself.
 _FAILURES = (Exception, asyncio.CancelledError)
@@ -49,6 +51,7 @@ class Applied:
 class _Failure:
     error: BaseException
     attempts: int
+    verdict: Verdict = Verdict.AS_CALLED
 
 
 class Caller:
@@ -62,6 +65,8 @@ class Caller:
         ``"fail"`` raises `RowFailed` for a row that fails; ``"null"`` makes it null and records it.
     awaits
         Calls of an async UDF that are under way at once, per thread.
+    begin
+        Called first on each thread that calls a UDF with a time limit.
     hide
         Takes out of an exception's text and traceback what must not be recorded.
     """
@@ -72,11 +77,14 @@ class Caller:
         on_error: OnError = "fail",
         awaits: int = 1,
         hide: Callable[[str], str] = str,
+        begin: Callable[[], None] = lambda: None,
     ) -> None:
         self._udf = udf
         self.configure(on_error, awaits)
         self._hide = hide
-        self._retry = udf.retry or _ONCE
+        self._begin = begin
+        self._rules = udf.rules
+        self._watches = udf.timeout is not None and udf.kind is not UdfKind.ASYNC
         self._type = held_type(udf.data_type)
         self._keep = keeper(self._type)
         self._nested = family(self._type).nested
@@ -84,6 +92,7 @@ class Caller:
         self._shared: Callable[..., Any] | None = None
         self._local = threading.local()
         self._runners: list[asyncio.Runner] = []
+        self._watchers: list[Watch] = []
 
     def configure(self, on_error: OnError, awaits: int) -> None:
         """Go on with the same instance of the UDF; the caller's threads must be idle."""
@@ -96,9 +105,12 @@ class Caller:
         return self
 
     def close(self) -> None:
-        """End the event loops. The caller's threads must be idle."""
+        """End the event loops and watches. The caller's threads must be idle."""
         with self._lock:
             runners, self._runners = self._runners, []
+            watchers, self._watchers = self._watchers, []
+        for watch in watchers:
+            watch.close()
         for runner in runners:
             runner.close()
         self._local = threading.local()
@@ -142,10 +154,29 @@ class Caller:
                 assert_never(unknown)
 
     def _instance(self) -> Callable[..., Any]:
+        """Return what to call with the columns."""
+        if not self._watches:
+            return self._built(self._local)
+        self._watch().ready(self._built)
+        return self._timed
+
+    def _timed(self, *columns: Any) -> Any:
+        watch = self._watch()
+        return watch.call(watch.ready(self._built), *columns)
+
+    def _watch(self) -> Watch:
+        if not hasattr(self._local, "watch"):
+            assert self._udf.timeout is not None
+            self._local.watch = Watch(self._udf.timeout, self._begin)
+            with self._lock:
+                self._watchers.append(self._local.watch)
+        return self._local.watch  # type: ignore[no-any-return]
+
+    def _built(self, local: Any) -> Callable[..., Any]:
         if self._udf.stateful and self._udf.instances == "thread":
-            if not hasattr(self._local, "instance"):
-                self._local.instance = self._udf.instantiate()
-            return self._local.instance  # type: ignore[no-any-return]
+            if not hasattr(local, "instance"):
+                local.instance = self._udf.instantiate()
+            return local.instance  # type: ignore[no-any-return]
         if self._shared is None:
             with self._lock:
                 if self._shared is None:
@@ -185,7 +216,7 @@ class Caller:
             except _FAILURES as error:
                 row = len(results)
                 repeat = functools.partial(self._kept_anew, batch, row)
-                outcome = self._again(repeat, error, self._retry)
+                outcome = self._again(repeat, error, self._rules)
                 results.append(self._settle(batch, row, outcome, failures))
         return self._applied(batch, results, failures)
 
@@ -230,7 +261,7 @@ class Caller:
                 # Calls under way are left to end, so that the first failing row is the lowest
                 # one and not the quickest one; later rows are not begun.
                 failed = isinstance(outcomes[row], _Failure)
-                stop = stop or bool(fatal) or (failed and self._on_error == "fail")
+                stop = stop or bool(fatal) or (failed and self._stops(outcomes[row]))
                 if stop:
                     return
 
@@ -247,11 +278,10 @@ class Caller:
         row: int,
         whole: asyncio.Task[Any],
     ) -> Any:
-        task = _this_task()
-        waits = self._retry.waits_s()
-        for attempt in range(self._retry.attempts):
+        task, course = _this_task(), Course(self._rules)
+        for attempt in itertools.count(1):
             try:
-                value = self._keep(await call())
+                value = self._keep(await self._in_time(call))
                 if task.cancelling():
                     await asyncio.sleep(0)  # raises here what would strike the next row
                 return value
@@ -260,12 +290,26 @@ class Caller:
             except _FAILURES as error:
                 if whole.cancelling():
                     raise
-                last = attempt >= len(waits) or not isinstance(error, self._retry.on)
-                await _rest(0.0 if last else waits[attempt], task, whole)
-                if last:
-                    return _Failure(error, attempt + 1)
+                step = course.next(error)
+                await _rest(0.0 if isinstance(step, Verdict) else step, task, whole)
+                if isinstance(step, Verdict):
+                    return _Failure(error, attempt, step)
             call = functools.partial(self._call_anew, batch, row)
         raise AssertionError("unreachable: the last attempt returns")
+
+    async def _in_time(self, call: Callable[[], Any]) -> Any:
+        limit_s = self._udf.timeout
+        if limit_s is None:
+            return await call()
+        try:
+            async with asyncio.timeout(limit_s) as limit:
+                return await call()
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise UdfTimeoutError(
+                f"the call did not return within timeout={limit_s:g} s"
+            ) from error
 
     def _runner(self) -> asyncio.Runner:
         if not hasattr(self._local, "runner"):
@@ -281,10 +325,16 @@ class Caller:
         if not isinstance(outcome, _Failure):
             return outcome
         failure = self._row_error(batch, row, outcome)
-        if self._on_error == "fail":
+        if self._stops(outcome):
             raise RowFailed(failure) from outcome.error
         failures.append(failure)
         return None
+
+    def _stops(self, failed: _Failure) -> bool:
+        """Whether a failure ends the job."""
+        if failed.verdict is Verdict.AS_CALLED:
+            return self._on_error == "fail"
+        return failed.verdict is Verdict.FAIL
 
     def _applied(
         self, batch: pa.RecordBatch, results: list[Any], failures: list[RowError]
@@ -295,40 +345,40 @@ class Caller:
             raise self._named(bad, batch) from bad.__cause__
         return Applied(values, tuple(failures))
 
-    def _again(self, call: Callable[[], Any], error: BaseException, retry: Retry) -> Any:
-        """Repeat a call that just failed, as `retry` says; return its value or its failure."""
-        attempts = 1
-        for wait_s in retry.waits_s():
-            if not isinstance(error, retry.on):
-                break
-            time.sleep(wait_s)
-            attempts += 1
+    def _again(self, call: Callable[[], Any], error: BaseException, rules: Sequence[Rule]) -> Any:
+        """Repeat a call that just failed, as the rules say; return its value or its failure."""
+        course = Course(rules)
+        for attempts in itertools.count(1):
+            step = course.next(error)
+            if isinstance(step, Verdict):
+                return _Failure(error, attempts, step)
+            time.sleep(step)
             try:
                 return call()
             except MemoryError:
                 raise
             except _FAILURES as again:
                 error = again
-        return _Failure(error, attempts)
+        raise AssertionError("unreachable: rules do not repeat for ever")
 
     # -- arrays -------------------------------------------------------------------------------
 
     def _arrays(self, batch: pa.RecordBatch, *, halves: bool) -> Applied:
-        outcome = self._on_slice(batch, 0, batch.num_rows, self._retry)
+        outcome = self._on_slice(batch, 0, batch.num_rows, self._rules)
         if not isinstance(outcome, _Failure):
             return Applied(outcome)
         if halves and of_full_device(outcome.error):
             # The frames hold what fills the device, and the exception, in a circle, the frames.
             traceback.clear_frames(outcome.error.__traceback__)
             raise DeviceFull
-        if self._on_error == "fail":
-            raise self._blame(batch, outcome)
+        if self._stops(outcome):
+            raise self._blame(batch, 0, batch.num_rows, outcome)
         parts: list[pa.Array] = []
         failures: list[RowError] = []
         self._halve(batch, 0, batch.num_rows, outcome, parts, failures)
         return Applied(pa.concat_arrays(parts), tuple(failures))
 
-    def _on_slice(self, batch: pa.RecordBatch, start: int, rows: int, retry: Retry) -> Any:
+    def _on_slice(self, batch: pa.RecordBatch, start: int, rows: int, rules: Sequence[Rule]) -> Any:
         """Call the UDF on some rows; return an array or a failure, raise for a bad result."""
         part = batch.slice(start, rows)
         call = self._instance()
@@ -341,7 +391,7 @@ class Caller:
         except MemoryError:
             raise
         except _FAILURES as error:
-            values = self._again(attempt, error, retry)
+            values = self._again(attempt, error, rules)
             if isinstance(values, _Failure):
                 return values
         try:
@@ -365,46 +415,51 @@ class Caller:
             return
         left = rows // 2
         for first, count in ((start, left), (start + left, rows - left)):
-            outcome = self._on_slice(batch, first, count, self._retry)
+            outcome = self._on_slice(batch, first, count, self._rules)
             if isinstance(outcome, _Failure):
+                if self._stops(outcome):
+                    raise self._blame(batch, first, count, outcome)
                 self._halve(batch, first, count, outcome, parts, failures)
             else:
                 parts.append(outcome)
 
-    def _blame(self, batch: pa.RecordBatch, failed: _Failure) -> RowFailed:
+    def _blame(self, batch: pa.RecordBatch, start: int, rows: int, failed: _Failure) -> RowFailed:
         """Find one row that fails alone, in at most ``log2(rows) + 2`` calls without retries."""
-        start, rows, last = 0, batch.num_rows, failed
-        known = True
+        first, count, last, known = start, rows, failed, True
         while rows > 1:
             left = rows // 2
             outcome = self._quietly(batch, start, left)
             # When the left half is fine, the right half is taken to be the bad one unasked: a
             # call may cost seconds, and the row that is left at the end is tried alone anyway.
-            known = isinstance(outcome, _Failure)
-            if isinstance(outcome, _Failure):
+            known = outcome is not None
+            if outcome is not None:
                 rows, last = left, outcome
             else:
                 start, rows = start + left, rows - left
         if not known:
             outcome = self._quietly(batch, start, 1)
-            known = isinstance(outcome, _Failure)
-            last = outcome if isinstance(outcome, _Failure) else last
+            known = outcome is not None
+            last = outcome or last
         if known:
             alone = self._row_error(batch, start, _Failure(last.error, failed.attempts))
             return _caused(RowFailed(alone), last.error)
-        whole = self._row_error(batch, 0, failed)
-        note = f"{whole.message} (no row fails alone: the batch of {batch.num_rows} rows does)"
+        whole = self._row_error(batch, first, failed)
+        note = f"{whole.message} (no row fails alone: the batch of {count} rows does)"
         return _caused(
-            RowFailed(RowError(0, whole.error, note, whole.traceback, whole.attempts, whole.input)),
+            RowFailed(
+                RowError(first, whole.error, note, whole.traceback, whole.attempts, whole.input)
+            ),
             failed.error,
         )
 
-    def _quietly(self, batch: pa.RecordBatch, start: int, rows: int) -> Any:
-        """Call without retries while looking for a row; a bad result is no failure here."""
+    def _quietly(self, batch: pa.RecordBatch, start: int, rows: int) -> _Failure | None:
+        """Call without retries; return a failure that stops the job. A bad result is none."""
+        once = [rule for rule in self._rules if not isinstance(rule, Retry)]
         try:
-            return self._on_slice(batch, start, rows, _ONCE)
+            outcome = self._on_slice(batch, start, rows, once)
         except BadResult:
             return None
+        return outcome if isinstance(outcome, _Failure) and self._stops(outcome) else None
 
     def _named(self, bad: BadResult, batch: pa.RecordBatch, start: int = 0) -> BadResult:
         """Add UDF, row and input to a result that cannot be stored."""

@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, Protocol, cast, overload
 
 import pyarrow as pa
@@ -13,8 +14,8 @@ import pyarrow as pa
 from geneva.errors import UdfError
 from geneva.udf import pickling
 from geneva.udf.definition import UDF, Instances
-from geneva.udf.retry import Retry
-from geneva.udf.settings import check_settings
+from geneva.udf.retry import Retry, Rule, checked_rules
+from geneva.udf.settings import check_settings, seconds_of
 from geneva.udf.signature import Signature, UdfKind, column_signature, read_signature
 
 
@@ -91,6 +92,8 @@ def udf(
     resources: Mapping[str, float] | None = ...,
     runtime_env: Mapping[str, Any] | None = ...,
     retry: Retry | None = ...,
+    on_error: Sequence[Rule] | Rule | None = ...,
+    timeout: float | timedelta | None = ...,
     instances: Instances = ...,
     version: str | None = ...,
     params: Mapping[str, Any] | None = ...,
@@ -111,6 +114,8 @@ def udf(
     resources: Mapping[str, float] | None = None,
     runtime_env: Mapping[str, Any] | None = None,
     retry: Retry | None = None,
+    on_error: Sequence[Rule] | Rule | None = None,
+    timeout: float | timedelta | None = None,
     instances: Instances = "applier",
     version: str | None = None,
     params: Mapping[str, Any] | None = None,
@@ -134,7 +139,15 @@ def udf(
     num_cpus, num_gpus, memory, resources, runtime_env
         What one applier reserves, in Ray's terms (`memory` in bytes; `resources` by their names).
     retry
-        Whether to repeat failing calls.
+        Whether to repeat failing calls; short for ``on_error=[Retry(...)]``.
+    on_error
+        Rules for calls that fail, `Retry`, `Skip` and `Fail`, tried in order: the first that is
+        about the error decides. A `Retry` without attempts left leaves it to the next rule; what
+        no rule is about follows the backfill's ``on_error``.
+    timeout
+        Seconds, or a timedelta, after which a call (of one row, or of one batch) counts as
+        failed with `UdfTimeoutError`. An async call is cancelled; any other goes on in a thread
+        that is left behind, because Python cannot end it.
     instances
         One object of a stateful UDF per ``"applier"`` process, or per ``"thread"``.
     version
@@ -264,6 +277,8 @@ def _make(target: Any, settings: Mapping[str, Any], signature: Signature, *, sta
         params = {**signature.settings, **params}
     data_type = _check_type(name, settings.pop("data_type", None), signature)
     settings.pop("name", None)
+    rules = settings.pop("on_error", None)
+    timeout = seconds_of(settings.pop("timeout", None))
     return UDF(
         target=target,
         name=name,
@@ -272,6 +287,8 @@ def _make(target: Any, settings: Mapping[str, Any], signature: Signature, *, sta
         data_type=data_type,
         input_columns=columns,
         stateful=stateful,
+        on_error=() if rules is None else checked_rules(rules),
+        timeout=timeout,
         defaults=signature.defaults if given is None else {},
         **settings | {"params": params},
     )

@@ -16,7 +16,7 @@ from geneva.errors import SettingError
 from geneva.udf import digest as _digest
 from geneva.udf import pickling
 from geneva.udf.build import BUILDING, import_ahead
-from geneva.udf.retry import Retry
+from geneva.udf.retry import Retry, Rule, Skip
 from geneva.udf.signature import Container, UdfKind
 
 Instances = Literal["applier", "thread"]
@@ -48,6 +48,8 @@ class UDF:
         Rows per call, or ``None`` to let the engine choose.
     num_cpus, num_gpus, memory, resources, runtime_env
         Resources of one applier, in Ray's units (`memory` in bytes).
+    on_error, timeout
+        Rules for calls that fail, in order; seconds that one call may take.
     params
         Declared parameters: keyword arguments of a function, constructor arguments of a class.
     field_metadata
@@ -71,6 +73,8 @@ class UDF:
     resources: Mapping[str, float] | None = None
     runtime_env: Mapping[str, Any] | None = None
     retry: Retry | None = None
+    on_error: tuple[Rule, ...] = ()
+    timeout: float | None = None
     instances: Instances = "applier"
     version: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -138,6 +142,16 @@ class UDF:
             self._digests.clear()
             self.__dict__["_bound"] = hashlib.sha256(self.dumps()).hexdigest()
         return self
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """What is to be done about calls that fail: `on_error`, or `retry` as its short form."""
+        return self.on_error or ((self.retry,) if self.retry else ())
+
+    @property
+    def skips(self) -> bool:
+        """Whether rows may fail and be null, whatever the backfill's ``on_error``."""
+        return any(isinstance(rule, Skip) for rule in self.rules)
 
     @property
     def reference(self) -> str | None:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 from geneva.errors import SettingError
-from geneva.udf.retry import Retry
+from geneva.udf.retry import Retry, checked_rules
+
+
+def seconds_of(length: Any) -> float | None:
+    """Return a length of time above 0 in seconds; ``None`` for anything else."""
+    value = length.total_seconds() if isinstance(length, timedelta) else length
+    return float(value) if _is_number(value, int | float) and value > 0 else None
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -27,6 +34,16 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     )
     _require(settings, "instances", '"applier" or "thread"', lambda v: v in ("applier", "thread"))
     _require(settings, "retry", "a Retry(...)", lambda v: isinstance(v, Retry))
+    if settings["on_error"] is not None:
+        checked_rules(settings["on_error"])
+        if settings["retry"] is not None:
+            raise SettingError("@udf(retry=) is short for on_error=[Retry(...)]; give one of them")
+    _require(
+        settings,
+        "timeout",
+        "a number of seconds above 0, or a timedelta",
+        lambda v: seconds_of(v) is not None,
+    )
     for key in ("params", "runtime_env"):
         _require(settings, key, "a mapping", lambda v: isinstance(v, Mapping))
     _require(
