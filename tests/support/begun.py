@@ -90,7 +90,8 @@ class MortalStorage(FaultyStorage):
 class Begun:
     """One table, its model, and what is done to them, by chance."""
 
-    def __init__(self, path: Path, seed: int) -> None:
+    def __init__(self, path: Path, seed: int, *, cleans: bool = True) -> None:
+        self.cleans = cleans  # whether old versions may be cleaned up
         self.chance = chance = random.Random(seed)
         self.text = [f"seed {seed}"]
         fragments = chance.choice([2, 3, 6])
@@ -188,7 +189,7 @@ class Begun:
             self.free[c] -= gone
 
     def act(self) -> None:
-        name = self.chance.choice(list(STEPS))
+        name = self.chance.choice([n for n in STEPS if self.cleans or n != "clean_up"])
         self.text.append(name)
         self.told[name] += 1
         STEPS[name](self)
@@ -348,9 +349,9 @@ STEPS: dict[str, Callable[[Begun], None]] = {
 } | {"compact again": Begun.compact, "compact more": Begun.compact}
 
 
-def histories(path: Path, seeds: range) -> Iterator[Begun]:
+def histories(path: Path, seeds: range, *, cleans: bool = True) -> Iterator[Begun]:
     """Do one history for every seed."""
     for seed in seeds:
-        world = Begun(path / str(seed), seed)
+        world = Begun(path / str(seed), seed, cleans=cleans)
         world.go(world.chance.randint(1, 3))
         yield world
