@@ -33,7 +33,7 @@ from geneva.storage.lance import Snapshot, TableStorage, blob_type
 from geneva.storage.snapshot import is_blob
 from geneva.storage.values import CommitConflict
 from geneva.types import BLOB, DECLARED_BLOB, is_blob_v2
-from geneva.udf import UDF, UdfKind, as_udf, unstorable, with_columns
+from geneva.udf import UDF, UdfKind, as_udf, for_rows, holds_lists, unstorable, with_columns
 
 _BIND_TRIES = 20
 _RESERVED = {
@@ -77,7 +77,24 @@ def _settled(udf: UDF, schema: pa.Schema, fills: Sequence[str]) -> UDF:
         computed_ones = {*bindings_of(schema), *fills}
         return with_columns(udf, [n for n in schema.names if n not in computed_ones])
     known = {*schema.names, *fills}
-    return udf.without([name for name in udf.defaults if name not in known])
+    udf = udf.without([name for name in udf.defaults if name not in known])
+    lists = [c for c in udf.input_columns if holds_lists(_type_of(schema, c))]
+    before = next((b for n, b in bindings_of(schema).items() if n in fills), None)
+    if udf.kind is UdfKind.BATCH and before is not None and before.digest == udf.digest:
+        lists = []  # bound as a batch UDF once, it stays one
+    return for_rows(udf, lists)
+
+
+def _type_of(schema: pa.Schema, path: str) -> pa.DataType:
+    """Return the type of a column or of a field within it; null where there is none."""
+    if path in schema.names:
+        return schema.field(path).type
+    head, *rest = path.split(".")
+    kind = schema.field(head).type if head in schema.names else pa.null()
+    for part in rest:
+        known = pa.types.is_struct(kind) and kind.get_field_index(part) >= 0
+        kind = kind.field(part).type if known else pa.null()
+    return kind
 
 
 def _checked_order(

@@ -2,10 +2,10 @@
 
 from geneva.udf.call import Applied, Caller
 from geneva.udf.convert import to_arrow
-from geneva.udf.declare import UdfFactory, as_udf, from_reference, udf, with_columns
+from geneva.udf.declare import UdfFactory, as_udf, for_rows, from_reference, udf, with_columns
 from geneva.udf.definition import UDF
 from geneva.udf.failures import BadResult, DeviceFull, RowError, RowFailed
-from geneva.udf.families import unstorable
+from geneva.udf.families import holds_lists, unstorable
 from geneva.udf.infer import arrow_type
 from geneva.udf.retry import Fail, Retry, Skip
 from geneva.udf.signature import Container, UdfKind
@@ -26,7 +26,9 @@ __all__ = [
     "UdfKind",
     "arrow_type",
     "as_udf",
+    "for_rows",
     "from_reference",
+    "holds_lists",
     "to_arrow",
     "udf",
     "unstorable",

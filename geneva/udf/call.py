@@ -186,7 +186,7 @@ class Caller:
     # -- rows ---------------------------------------------------------------------------------
 
     def _rows(self, batch: pa.RecordBatch) -> Applied:
-        call, columns = row_call(self._instance(), batch)
+        call, columns = row_call(self._instance(), batch, self._udf.row_arrays)
         results: list[Any] = []
         failures: list[RowError] = []
         pending = map(call, *columns)
@@ -222,7 +222,7 @@ class Caller:
 
     def _call_anew(self, batch: pa.RecordBatch, row: int) -> Any:
         """Call the UDF with a row's inputs made anew: what failed may have changed its own."""
-        call, columns = row_call(self._instance(), batch.slice(row, 1))
+        call, columns = row_call(self._instance(), batch.slice(row, 1), self._udf.row_arrays)
         return call(*(column[0] for column in columns))
 
     def _kept_anew(self, batch: pa.RecordBatch, row: int) -> Any:
@@ -241,7 +241,7 @@ class Caller:
         return self._applied(batch, results, failures)
 
     async def _await_all(self, batch: pa.RecordBatch) -> tuple[list[Any], list[BaseException]]:
-        call, columns = row_call(self._instance(), batch)
+        call, columns = row_call(self._instance(), batch, self._udf.row_arrays)
         outcomes: list[Any] = [_UNDONE] * batch.num_rows
         # Taken out of the loop as values: raised inside, they would leave its tasks half done.
         fatal: list[BaseException] = []

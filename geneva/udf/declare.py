@@ -290,7 +290,43 @@ def _make(target: Any, settings: Mapping[str, Any], signature: Signature, *, sta
         on_error=() if rules is None else checked_rules(rules),
         timeout=timeout,
         defaults=signature.defaults if given is None else {},
+        row_arrays=_positions(signature, columns),
         **settings | {"params": params},
+    )
+
+
+def _positions(signature: Signature, columns: Sequence[str]) -> frozenset[str]:
+    """Return the columns, by parameter, that may come as one row's array."""
+    pairs = zip(signature.columns, columns, strict=False)
+    return frozenset(column for parameter, column in pairs if parameter in signature.row_arrays)
+
+
+def for_rows(made: UDF, lists: Collection[str]) -> UDF:
+    """Return a UDF that takes its arrays as what they are: one row's list, or a column's batch.
+
+    Parameters
+    ----------
+    lists
+        Those of its input columns that hold lists or vectors.
+
+    Raises
+    ------
+    UdfError
+        Its result is one value, and its array is no list.
+    """
+    if not made.row_arrays:
+        return made
+    if made.row_arrays <= set(lists):
+        if made.kind is not UdfKind.BATCH:
+            return made
+        return replace(made, kind=UdfKind.SCALAR, _digests={}, _reference=None)
+    if made.kind is UdfKind.BATCH:
+        return replace(made, row_arrays=frozenset())
+    plain = ", ".join(sorted(made.row_arrays - set(lists)))
+    raise UdfError(
+        f"UDF {made.name!r} takes {plain} as an array, which is a batch of rows where the column "
+        "holds no lists, so it must return one value per row; hint its result np.ndarray, or the "
+        "parameter by what one row holds"
     )
 
 

@@ -52,6 +52,9 @@ class UDF:
         Rules for calls that fail, in order; seconds that one call may take.
     params
         Declared parameters: keyword arguments of a function, constructor arguments of a class.
+    row_arrays
+        Parameters that take one row's list as a NumPy array; of a batch UDF, if their columns are
+        lists.
     field_metadata
         Metadata of the column that the UDF's results make.
     stateful
@@ -82,6 +85,7 @@ class UDF:
     reads_own_output: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
     field_metadata: Mapping[str, str] | None = None
+    row_arrays: frozenset[str] = frozenset()
     _digests: dict[str, str] = field(default_factory=dict)
     _reference: str | None = _UNSET
 

@@ -107,6 +107,11 @@ def held_type(kind: pa.DataType) -> pa.DataType:
     return pa.struct([f.with_type(held_type(f.type)) for f in fields])
 
 
+def holds_lists(kind: pa.DataType) -> bool:
+    """Whether values are lists or vectors, under whatever name."""
+    return is_listlike(kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind)
+
+
 def is_na(value: Any) -> bool:
     """Whether it is pandas' NA or NaT; pandas itself is not imported for that."""
     return value is None or type(value).__name__ in {"NAType", "NaTType"}

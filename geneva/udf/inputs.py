@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, assert_never
 
@@ -22,26 +22,31 @@ class _Unreadable:
 
 
 def row_call(
-    call: Callable[..., Any], batch: pa.RecordBatch
+    call: Callable[..., Any], batch: pa.RecordBatch, arrays: Collection[str] = ()
 ) -> tuple[Callable[..., Any], list[list[Any]]]:
     """Return what to call with the values of a row, and each column as Python values.
+
+    The columns ``arrays`` hold lists, and each comes as a NumPy array.
 
     A value that Python cannot hold, as a date after the year 9999, is a failure of its row only.
     """
     try:
-        return call, python_columns(batch)
+        return call, [
+            _row_arrays(column) if name in arrays else to_python(column)
+            for name, column in zip(batch.schema.names, batch.columns, strict=True)
+        ]
     except (ValueError, OverflowError):
         names = batch.schema.names
         cells = [
-            [_cell(name, column.slice(k, 1)) for k in range(batch.num_rows)]
+            [_cell(name, column.slice(k, 1), name in arrays) for k in range(batch.num_rows)]
             for name, column in zip(names, batch.columns, strict=True)
         ]
         return _refusing(call), cells
 
 
-def _cell(name: str, one: pa.Array) -> Any:
+def _cell(name: str, one: pa.Array, as_array: bool) -> Any:
     try:
-        return to_python(one)[0]
+        return _row_arrays(one)[0] if as_array else to_python(one)[0]
     except (ValueError, OverflowError) as error:
         return _Unreadable(
             f"column {name!r} holds a {one.type} that Python cannot hold ({error}); "
@@ -57,6 +62,32 @@ def _refusing(call: Callable[..., Any]) -> Callable[..., Any]:
         return call(*values)
 
     return refusing
+
+
+def _row_arrays(column: pa.Array) -> list[np.ndarray[Any, Any] | None]:
+    """Return each row's list as an array of its own; what is null within is NaN, or ``None``.
+
+    Raises
+    ------
+    ValueError
+        Beside a null, an integer beyond 2**53 would become another number.
+    """
+    storage = column.storage if isinstance(column, pa.ExtensionArray) else column
+    lengths = pc.fill_null(pc.list_value_length(storage), 0).to_numpy(zero_copy_only=False)
+    ends = np.cumsum(lengths)
+    flat = storage.flatten()
+    if not flat.null_count and pa.types.is_primitive(flat.type):
+        rows = np.split(np.array(flat.to_numpy(zero_copy_only=False)), ends[:-1])
+    else:  # row by row: whether a row holds a null must not change the others' type
+        parts = [flat.slice(int(e - n), int(n)) for e, n in zip(ends, lengths, strict=True)]
+        try:
+            for part in parts:
+                _check_exact(part, holes=False)
+        except pa.ArrowInvalid as error:
+            raise ValueError(f"integers beside nulls that are no exact floats: {error}") from error
+        rows = [part.to_numpy(zero_copy_only=False) for part in parts]
+    valid = storage.is_valid().to_pylist()
+    return [row if there else None for row, there in zip(rows, valid, strict=True)]
 
 
 def python_columns(batch: pa.RecordBatch) -> list[list[Any]]:

@@ -36,7 +36,9 @@ class Signature:
     """What was read from a callable; `data_type` is ``None`` where the hints do not tell.
 
     `least` and `most` bound how many columns the callable takes (``None``: any number). `defaults`
-    are those of its columns; `settings`, those of parameters that cannot be columns.
+    are those of its columns; `settings`, those of parameters that cannot be columns. `row_arrays`
+    are the parameters that take one row's list as a NumPy array; of a batch UDF they may yet do so:
+    the types of its columns decide.
     """
 
     kind: UdfKind
@@ -48,6 +50,7 @@ class Signature:
     type_problem: str
     defaults: Mapping[str, Any]
     settings: Mapping[str, Any]
+    row_arrays: frozenset[str] = frozenset()
 
 
 def read_signature(
@@ -69,9 +72,15 @@ def read_signature(
     parameters = _column_parameters(name, call, params)
     hints = _hints(call, scope)
     parameters, settings = _apart(name, parameters, hints)
-    containers = [_container(name, p.name, hints.get(p.name, _UNKNOWN)) for p in parameters]
-    kind, container = _kind(name, call, containers, hints.get("return", _UNKNOWN))
-    data_type, problem = _data_type(name, kind, hints.get("return", _UNKNOWN))
+    returns = hints.get("return", _UNKNOWN)
+    forms = {p.name: _container(name, p.name, hints.get(p.name, _UNKNOWN)) for p in parameters}
+    arrays = _row_arrays(name, forms, returns)
+    if arrays and returns is not _UNKNOWN:
+        is_async = inspect.iscoroutinefunction(call)
+        kind, container = UdfKind.ASYNC if is_async else UdfKind.SCALAR, typing.cast(Any, "numpy")
+    else:
+        kind, container = _kind(name, call, list(forms.values()), returns)
+    data_type, problem = _data_type(name, kind, returns)
     return replace(
         column_signature(name, call, {*params, *settings}),
         kind=kind,
@@ -79,7 +88,21 @@ def read_signature(
         data_type=data_type,
         type_problem=problem,
         settings=settings,
+        row_arrays=arrays,
     )
+
+
+def _row_arrays(name: str, forms: Mapping[str, str | None], returns: Any) -> frozenset[str]:
+    """Return the parameters that may be one row's list as a NumPy array.
+
+    They may where nothing says that the result is an array, which it is of a batch.
+    """
+    arrays = frozenset(p for p, form in forms.items() if form == "numpy")
+    plain = set(forms.values()) <= {"numpy", "python", None}
+    if returns is _UNKNOWN:  # a batch UDF's, too: the types of the columns decide
+        return arrays if set(forms.values()) == {"numpy"} else frozenset()
+    one = _container(name, "return", returns) == "python" and _is_one_value(returns)
+    return arrays if plain and one else frozenset()
 
 
 def column_signature(name: str, call: Callable[..., Any], params: Collection[str]) -> Signature:

@@ -765,3 +765,88 @@ def test_hint_gives_a_column_that_its_values_do_not_fit(
     plain = list(made.items()) if hint == dict[str, int] else plain
     plain = made.item() if isinstance(made, np.generic) else plain
     assert column(table, "y") == [plain] * 24
+
+
+LISTS = {"list": pa.list_(pa.float64()), "vector": pa.list_(pa.float64(), 2)}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_array_of_a_list_column_is_one_rows_list_where_the_result_is_one_value(
+    tmp_path: Path, executor: str, kind: str
+) -> None:
+    values = [None if k % 5 == 4 else [k / 2, 1.0] for k in range(24)]
+    table = numbers(tmp_path, v=pa.array(values, LISTS[kind]))
+
+    @geneva.udf(num_cpus=CPUS, version="1")
+    def total(v: np.ndarray, x: int) -> float | None:
+        assert v is None or (type(v) is np.ndarray and v.shape == (2,))
+        return None if v is None else float(v.sum()) + x
+
+    @geneva.udf(num_cpus=CPUS, version="1", data_type=LISTS["vector"])
+    def twice(v: np.ndarray):  # type: ignore[no-untyped-def]
+        if v is None:
+            return None
+        v *= 2  # its own: nobody else sees this
+        return v
+
+    table.add_columns({"total": total, "twice": twice})
+    run(table, ["total", "twice"], executor)
+    assert column(table, "total") == [
+        None if v is None else sum(v) + k for k, v in enumerate(values)
+    ]
+    assert column(table, "twice") == [None if v is None else [k, 2.0] for k, v in enumerate(values)]
+    assert column(table, "v") == values
+
+
+def test_array_of_a_plain_column_is_a_batch(tmp_path: Path) -> None:
+    table = numbers(tmp_path)
+
+    @geneva.udf(data_type=pa.int64())
+    def twice(x: np.ndarray):  # type: ignore[no-untyped-def]
+        return 2 * x
+
+    @geneva.udf
+    def most(x: np.ndarray) -> int:
+        return int(x.max())
+
+    table.add_columns({"twice": twice})
+    run(table, "twice", "local")
+    assert column(table, "twice") == [2 * k for k in range(24)]
+    with pytest.raises(UdfError, match="must return one value per row"):
+        table.add_columns({"most": most})
+
+
+def test_array_udf_that_was_bound_as_a_batch_stays_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = [[float(k), 1.0] for k in range(24)]
+    table = numbers(tmp_path, v=pa.array(values, LISTS["vector"]))
+
+    @geneva.udf(data_type=pa.float64())
+    def total(v: np.ndarray):  # type: ignore[no-untyped-def]
+        return v.sum(axis=1)
+
+    with monkeypatch.context() as patch:  # as it was bound before rows were told apart
+        patch.setattr("geneva.bind.for_rows", lambda udf, lists: udf)
+        table.add_columns({"total": total})
+    run(table, "total", "local")
+    table.add_columns({"total": total})
+    assert not run(table, "total", "local").rows_computed
+    table.alter_columns({"path": "total", "udf": total})
+    assert not run(table, "total", "local").rows_computed
+    table.add([{"x": 100, "v": [5.0, 6.0]}])
+    run(table, "total", "local")
+    assert column(table, "total") == [k + 1.0 for k in range(24)] + [11.0]
+
+
+def test_null_within_a_row_does_not_change_other_rows_arrays(tmp_path: Path) -> None:
+    rows = [[1, 2], [3, None], [2**53 + 1], []] * 6
+    table = numbers(tmp_path, v=pa.array(rows, pa.list_(pa.int64())))
+
+    @geneva.udf
+    def kind(v: np.ndarray) -> str:
+        return f"{v.dtype} {len(v)}"
+
+    table.add_columns({"kind": kind})
+    run(table, "kind", "local")
+    assert column(table, "kind") == ["int64 2", "float64 2", "int64 1", "int64 0"] * 6
