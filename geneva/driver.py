@@ -32,6 +32,7 @@ from geneva.execute.outcome import died
 from geneva.execute.state import Schedule
 from geneva.jobs.claims import Claims
 from geneva.jobs.control import Control, Wanted
+from geneva.jobs.pace import Pace
 from geneva.plan.decision import Action, FragmentPlan
 from geneva.plan.spans import split
 from geneva.result import BackfillResult
@@ -97,6 +98,8 @@ class Driver:
         self._estate: dict[str, set[str]] = {}
         self._error: GenevaError | None = None
         self._live = Workers(0, 0, 0)
+        self._physical = self._looked_at = 0  # rows of the round's tasks; of those that are done
+        self._pace = Pace()
         self._rows_seen = 0  # done or checkpointed; what was said is not taken back
         self.paused = False
         self.committed: list[ColumnFile] = []  # by the last round
@@ -136,6 +139,8 @@ class Driver:
             if any(p.action is Action.FILTER for p in plans)
             else sum(p.rows_compute for p in plans[:limit]) + self.tally.counts.computed
         )
+        self._physical = sum(p.task.rows for p in plans if p.task is not None)
+        self._looked_at = 0
         self._fragments_total = len(plans[:limit]) + len(self.tally.committed)
         self.tally.left = len(self._unfinished)
         plans = [p for p in plans if p.fragment_id in self.claims.holds]
@@ -289,6 +294,7 @@ class Driver:
                     self._logs.note(event.fragment_id, event.logs)
                 self._turn.done(event)
                 schedule.done(event)
+                self._looked_at += event.stop - event.start
                 self.tally.saw_peak(event.peak_bytes)
                 self._check_failures()
             case TaskStopped():
@@ -505,13 +511,19 @@ class Driver:
         here = self._live.rows_done - self._schedule.rows_twice
         seen = max(counts.computed, here + self.tally.counts.computed, self._rows_seen)
         self._rows_seen = seen if self._rows_total is None else min(seen, self._rows_total)
+        replayed = max(counts.replayed, self._live.rows_replayed + self.tally.counts.replayed)
+        working = state is JobState.RUNNING and self._live.ready > 0
+        self._pace.see(self.seconds, self._rows_seen - replayed, working=working)
+        pace, total = self._pace, self._rows_total
+        rows = counts.computed if state in _DONE else self._rows_seen
+        estimated = total is None and state not in _DONE
         progress = Progress(
             job_id=self._control.job_id,
             columns=self._target.columns,
             state=state,
             reason=self.waits_for or self._live.waiting_for,
-            rows_total=self._rows_total,
-            rows_computed=counts.computed if state in _DONE else self._rows_seen,
+            rows_total=self._estimated_total() if estimated else rows if total is None else total,
+            rows_computed=rows,
             rows_replayed=counts.replayed,
             rows_failed=counts.failed,
             fragments_total=self._fragments_total,
@@ -520,9 +532,18 @@ class Driver:
             appliers_ready=self._live.ready,
             appliers_wanted=self._live.wanted,
             seconds=self.seconds,
+            total_estimated=estimated,
+            rate=pace.mean_rows_per_s if state.ended else pace.rows_per_s,
         )
         self._control.report(progress)
         self._observe(progress)
+
+    def _estimated_total(self) -> int | None:
+        """Return how many rows a filter selects, by those of which it is known."""
+        if not self._looked_at or self._options.num_frags is not None:
+            return None
+        selected = self._schedule.counts.computed * self._physical // self._looked_at
+        return max(self.tally.counts.computed + selected, self._rows_seen)
 
     def how_to_continue(self, what: str) -> str:
         """Return the message of a job that was stopped."""

@@ -135,7 +135,8 @@ def _rows(progress: Progress) -> str:
         return f"{done} rows"
     # Only the end is called 100 %, not 99.96 % of a billion rows.
     share = 100 if progress.rows_computed >= total else int(100 * progress.rows_computed / total)
-    return f"{done}/{total:,} rows {share}%"
+    about = "about " if progress.total_estimated else ""
+    return f"{done}/{about}{total:,} rows {share}%"
 
 
 def _speed(progress: Progress) -> list[str]:

@@ -78,13 +78,17 @@ class Progress:
     Attributes
     ----------
     rows_total
-        Rows that the plan computes; ``None`` while a filter is still being evaluated.
+        Rows that the plan computes; ``None`` while nothing is known of how many a filter selects.
+    total_estimated
+        Whether that is by what the filter selected of the rows that were looked at so far.
     rows_computed, rows_failed
         Rows done by this job, replayed checkpoints included; failed rows are part of them.
     rows_replayed
         Rows taken from the checkpoints of an earlier attempt instead of being computed.
     appliers_ready, appliers_wanted
         Worker processes that work, and that the job asked for.
+    rate
+        Rows computed per second lately, while appliers worked; ``None`` if nobody measured it.
     """
 
     job_id: str
@@ -101,18 +105,23 @@ class Progress:
     appliers_ready: int = 0
     appliers_wanted: int = 0
     seconds: float = 0.0
+    total_estimated: bool = False
+    rate: float | None = None
 
     @property
     def rows_per_s(self) -> float:
-        """Rows computed per second since the job began."""
-        return self.rows_computed / self.seconds if self.seconds > 0 else 0.0
+        """Rows computed per second, without those from checkpoints; lately, where measured."""
+        if self.rate is not None:
+            return self.rate
+        return (self.rows_computed - self.rows_replayed) / self.seconds if self.seconds else 0.0
 
     @property
     def eta_s(self) -> float | None:
         """Seconds until the end at the present rate, or ``None`` when nobody can tell."""
-        if self.rows_total is None or not self.rows_computed:
+        if self.rows_total is None:
             return None
-        return max(self.rows_total - self.rows_computed, 0) / self.rows_per_s
+        left = max(self.rows_total - self.rows_computed, 0)
+        return left / self.rows_per_s if self.rows_per_s > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -494,3 +503,12 @@ class Workers:
     wanted: int
     rows_done: int
     waiting_for: str = ""
+    rows_replayed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RowsDone:
+    """Rows that an applier did in a job, and how many of them it found in checkpoints."""
+
+    rows: int = 0
+    replayed: int = 0

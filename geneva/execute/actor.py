@@ -17,7 +17,7 @@ from geneva.execute.memory import give_back_large
 from geneva.execute.output import Part, keep_prints
 from geneva.execute.probe import sees_probe
 from geneva.storage.lance import TableStorage
-from geneva.types import JobSettings, Task, TaskEvent
+from geneva.types import JobSettings, RowsDone, Task, TaskEvent
 from geneva.udf import UDF
 
 TASKS_AT_ONCE = 2  # of an applier: the UDF threads find work where tasks meet
@@ -86,13 +86,15 @@ class RayApplier:
                 "disk that all nodes mount at the same path, or on an object store"
             )
 
-    def run(self, job: int, tasks: Sequence[Task], heard: int) -> tuple[list[TaskEvent], int, Part]:
+    def run(
+        self, job: int, tasks: Sequence[Task], heard: int
+    ) -> tuple[list[TaskEvent], RowsDone, Part]:
         """Carry out tasks that go together; return what `progress` does as well."""
         if job != self._job:
             raise RuntimeError(f"an applier that serves job {self._job} got a task of job {job}")
         return self._applier.carry_out(tasks), *self.progress(heard)
 
-    def progress(self, heard: int) -> tuple[int, Part]:
+    def progress(self, heard: int) -> tuple[RowsDone, Part]:
         """Return the rows done since `begin`, and what was printed and not heard yet."""
         return self._applier.progress(), self._applier.output.take(heard)
 

@@ -36,7 +36,16 @@ from geneva.rows import IntArray
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.secrets import hider
 from geneva.storage.values import size_of
-from geneva.types import ColumnFile, Counts, Failure, JobSettings, Task, TaskDone, stored_type
+from geneva.types import (
+    ColumnFile,
+    Counts,
+    Failure,
+    JobSettings,
+    RowsDone,
+    Task,
+    TaskDone,
+    stored_type,
+)
 from geneva.udf import UDF, Applied, Caller, DeviceFull, RowError, RowFailed, UdfKind
 
 _CAREFUL_ROWS = 1024
@@ -68,7 +77,7 @@ class Applier:
         self._caller = Caller(udf, hide=hider(storage.options), begin=threads.bind)
         self._sizer = BatchSizer(None)
         self._cancelled = threading.Event()
-        self._rows_done, self._counting = 0, threading.Lock()
+        self._rows_done, self._counting = RowsDone(), threading.Lock()
         self.turns = Turns()
         self._settings: JobSettings | None = None
         self._threads = threads
@@ -91,9 +100,9 @@ class Applier:
         self._settings = settings
         self._snapshots.clear()  # another table may lie at the same path by now
         self._cancelled.clear()
-        self._rows_done = 0
+        self._rows_done = RowsDone()
 
-    def progress(self) -> int:
+    def progress(self) -> RowsDone:
         """Return the rows done since `begin`, of unfinished tasks too."""
         return self._rows_done
 
@@ -221,10 +230,11 @@ class Applier:
         """That call the UDF."""
         return self._threads.count
 
-    def add_progress(self, rows: int) -> None:
+    def add_progress(self, rows: int, replayed: int = 0) -> None:
         """Count rows that were computed, or that an earlier attempt had computed."""
         with self._counting:
-            self._rows_done += rows
+            done = self._rows_done
+            self._rows_done = RowsDone(done.rows + rows, done.replayed + replayed)
 
 
 class TaskRun:
@@ -288,7 +298,7 @@ class TaskRun:
         self.begin(snapshot)
         adopted = adopt(self._storage, snapshot, self._settings.target, task, self._earlier)
         if adopted is not None:
-            self._applier.add_progress(adopted.counts.computed)
+            self._applier.add_progress(adopted.counts.computed, adopted.counts.computed)
             return adopted
         if task.attempt and self._settings.on_error == "null":
             self._earlier = self._skip_deadly(self._earlier)
@@ -412,7 +422,7 @@ class TaskRun:
         ]
         counts = Counts(computed=len(rows), replayed=len(rows), failed=len(failed))
         values = earlier.values(positions) if self._task.assemble else []
-        self._applier.add_progress(len(rows))
+        self._applier.add_progress(len(rows), len(rows))
         size = sum(map(size_of, values))
         at = np.array(failed, np.int64)
         self._in_flight.add_replayed(Computed(rows, values, at, tuple(failures), counts, size))

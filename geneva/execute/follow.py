@@ -26,7 +26,7 @@ from geneva.execute.pools import Pools
 from geneva.execute.threads import UdfThreads
 from geneva.rows import IntArray
 from geneva.storage.lance import TableStorage
-from geneva.types import Counts, Followed, JobSettings, Task, TaskDone, TaskEvent
+from geneva.types import Counts, Followed, JobSettings, RowsDone, Task, TaskDone, TaskEvent
 from geneva.udf import UDF
 
 _LOG = logging.getLogger("geneva")
@@ -126,9 +126,9 @@ class SharedApplier:
                     _LOG.info("a column does not follow, its UDF could not start: %s", error)
             return self._followers[column]
 
-    def progress(self) -> int:
+    def progress(self) -> RowsDone:
         """Return the lead's rows done since `begin`, of unfinished tasks too."""
-        return 0 if self._lead is None else self._lead.progress()
+        return RowsDone() if self._lead is None else self._lead.progress()
 
     def cancel(self) -> None:
         """Let the running task stop at the next batch boundary, all its batches checkpointed."""

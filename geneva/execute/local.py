@@ -126,7 +126,9 @@ class LocalExecutor:
     def workers(self) -> Workers:
         """All threads are ready at once."""
         n = len(self._threads)
-        return Workers(n, n, sum(a.progress() for a in self._appliers))
+        done = [a.progress() for a in self._appliers]
+        rows, replayed = sum(d.rows for d in done), sum(d.replayed for d in done)
+        return Workers(n, n, rows, rows_replayed=replayed)
 
     def cancel(self) -> None:
         """Stop at the next batch boundary."""

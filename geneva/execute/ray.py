@@ -53,6 +53,7 @@ from geneva.types import (
     ExecutorEvent,
     JobSettings,
     Printed,
+    RowsDone,
     Task,
     TaskDone,
     TaskEvent,
@@ -131,7 +132,7 @@ class RayExecutor:
         self._actors = POOL.take(self._key, appliers)
         self._job = next(_JOBS)  # drawn by who holds the actors: theirs only ever grow
         for number, actor in enumerate(self._actors):
-            actor.number, actor.ready, actor.rows_done = number, False, 0
+            actor.number, actor.ready, actor.rows_done = number, False, RowsDone()
             actor.beginning = self._begin(actor)
         self._reference = ray.put({self._names[column]: data for column, data in pickled.items()})
         # What cannot fit now is asked for once it is clear that the job lasts.
@@ -371,7 +372,9 @@ class RayExecutor:
             f"waiting for resources: {self._missing}" if self._missing else "appliers are starting"
         )
         waiting = "" if ready else starting
-        return Workers(ready, self._wanted, sum(a.rows_done for a in self._actors), waiting)
+        rows = sum(a.rows_done.rows for a in self._actors)
+        replayed = sum(a.rows_done.replayed for a in self._actors)
+        return Workers(ready, self._wanted, rows, waiting, replayed)
 
     # --- stopping ----------------------------------------------------------------------
 

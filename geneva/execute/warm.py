@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError
 
 from geneva.execute.cluster import draining_nodes, others_wait
 from geneva.execute.output import Heard
-from geneva.types import Task
+from geneva.types import RowsDone, Task
 
 IDLE_S = 60.0
 _REAP_S = 3.0
@@ -51,7 +51,7 @@ class Actor:
     beginning: Any = None
     tasks: dict[Any, tuple[Task, ...]] = field(default_factory=dict)
     progress: Any = None
-    rows_done: int = 0
+    rows_done: RowsDone = field(default_factory=RowsDone)
     heard: Heard = field(default_factory=Heard)
     idle_since: float = 0.0
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from geneva.errors import JobStateError, NoSuchJobError
-from geneva.jobs.states import may_follow, run_state
-from geneva.store.models import Event, Job, Run
+from geneva.jobs.records import TaskState
+from geneva.jobs.states import ACTIVE, may_follow, run_state
+from geneva.store.models import Event, Job, Run, Task
 from geneva.types import JobState
 
 
@@ -101,8 +102,20 @@ def move(session: Session, run: Run, job: Job, state: JobState, reason: str, now
         job.started_s = now_s
     if state.ended:
         job.ended_s, job.owner, job.lease_until_s = now_s, None, None
+    if old in ACTIVE and (state not in ACTIVE or state is JobState.RECOVERING):
+        _stop_tasks(session, job)
     note(session, run, job, now_s, "state", reason, {"from": old.value, "to": state.value})
     settle(session, run, now_s)
+
+
+def _stop_tasks(session: Session, job: Job) -> None:
+    """Note that nobody works any more on what a driver had begun."""
+    session.execute(
+        update(Task)
+        .where(Task.job_id == job.id, Task.state == TaskState.RUNNING.value)
+        .values(state=TaskState.STOPPED.value)
+        .execution_options(synchronize_session=False)
+    )
 
 
 def settle(session: Session, run: Run, now_s: float) -> None:
