@@ -13,7 +13,7 @@ import math
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from geneva.column.binding import (
     Binding,
@@ -25,6 +25,7 @@ from geneva.column.binding import (
 )
 from geneva.column.ledger import Ledger, entry_key
 from geneva.column.lost import as_readable, files_gone
+from geneva.column.marks import group_subtree, supplier
 from geneva.column.pickles import load
 from geneva.column.provenance import History
 from geneva.commit.publish import check_target, drop_lost
@@ -93,9 +94,12 @@ def check(
     RequestError
         Whatever is wrong with it.
     """
-    snapshot = storage.open()
-    _binding(snapshot, column).check_params(params)
-    return _checked(storage, snapshot, column, options, None)[0]
+
+    def work(latest: Snapshot) -> Target:
+        _binding(latest, column).check_params(params)
+        return _checked(storage, latest, column, options, None)[0]
+
+    return storage.on_latest(work)
 
 
 def _checked(
@@ -141,7 +145,7 @@ def _checked_where(storage: TableStorage, snapshot: Snapshot, text: str | None) 
     where = parse_where(text, snapshot.schema)
     try:
         storage.check_filter(snapshot, where.sql)
-    except (OSError, ValueError) as error:
+    except WhereError as error:
         raise WhereError(f"LanceDB refuses where={text[:500]!r}: {str(error)[:500]}") from None
     return where
 
@@ -166,13 +170,39 @@ def plan(
     RequestError
         Whatever is wrong with the request.
     """
-    snapshot = storage.open()
-    target, where = _checked(storage, snapshot, column, options, params)
+    looked_at = _LookedAt()
+
+    def work(latest: Snapshot) -> Plan:
+        return _plan(storage, latest, column, options, params, within_s, looked_at)
+
+    return storage.on_latest(work)
+
+
+@dataclass(frozen=True, slots=True)
+class _LookedAt:
+    """What is known of a plan for which one version was too short-lived; the next goes on."""
+
+    ledgers: dict[str, Ledger] = field(default_factory=dict)
+    counted: dict[str, FragmentPlan] = field(default_factory=dict)
+
+
+def _plan(
+    storage: TableStorage,
+    latest: Snapshot,
+    column: str,
+    options: Options,
+    params: dict[str, object] | None,
+    within_s: float,
+    looked_at: _LookedAt,
+) -> Plan:
+    target, where = _checked(storage, latest, column, options, params)
     token = ForceToken(storage, target, where, options)
-    force = token.find(snapshot) if options.force else None
+    force = token.find(latest) if options.force else None
     read = [*target.columns, *(where.columns if where else ())]
-    snapshot = as_readable(storage, snapshot, read)
-    history = History(storage, snapshot, Ledger.load(storage, target.incarnation))
+    snapshot = as_readable(storage, latest, read)
+    if target.incarnation not in looked_at.ledgers:
+        looked_at.ledgers[target.incarnation] = Ledger.load(storage, target.incarnation)
+    history = History(storage, snapshot, looked_at.ledgers[target.incarnation])
     planner = Planner(storage, history, target, where, options, force)
     chosen = in_order(snapshot.fragments, options)
     plans = [planner.plan(snapshot.fragments[i]) for i in chosen]
@@ -183,7 +213,9 @@ def plan(
     for k in filtered:
         if time.monotonic() > deadline:
             break
-        plans[k] = planner.counted(plans[k])
+        if (work := plans[k].work) not in looked_at.counted:
+            looked_at.counted[work] = planner.counted(plans[k])
+        plans[k] = looked_at.counted[work]
     return Plan(target.columns, snapshot.version, tuple(plans), options.where, options.num_frags)
 
 
@@ -269,6 +301,16 @@ class _Patience:
         self._lost = version
 
 
+def _filled_meanwhile(latest: Snapshot, plans: Sequence[FragmentPlan], target: Target) -> bool:
+    """Whether another driver filled what was planned and let it go, before it was claimed here."""
+    subtree = group_subtree(latest, target.columns[0])
+    for task in (p.task for p in plans if p.task):
+        fragment = latest.fragments.get(task.fragment_id)
+        if fragment is not None and supplier(fragment, subtree) != (task.target_file or ""):
+            return True
+    return False
+
+
 class _Job:
     """One job while it runs: its plans, and what is recorded of them."""
 
@@ -319,9 +361,10 @@ class _Job:
             return self._drop_lost(plans)
         self._first = self._first or plans
         if self._claim(plans) and not self._storage.is_latest(snapshot):
-            # Another driver may have filled them and let them go since they were planned.
-            self._driver.again = set(self._driver.claims.holds)
-            return self._to_plan_again(self._open())
+            latest = self._open()
+            if _filled_meanwhile(latest, plans, self._target):
+                self._driver.again = set(self._driver.claims.holds)
+                return self._to_plan_again(latest)
         if any(p.task for p in plans):
             self._storage.check_commits()
         self._control.recorder.planned(self._target.columns, snapshot.version, plans)

@@ -18,6 +18,7 @@ from geneva.request import Request
 from geneva.result import BackfillResult, combined
 from geneva.sharing import Sharing, Turn
 from geneva.storage.lance import Snapshot, TableStorage
+from geneva.storage.objects import storage_errors
 from geneva.types import Options
 
 
@@ -79,7 +80,7 @@ class Call:
     def _request_again(self, name: str) -> Request:
         """Check a later column again: it may have been dropped or bound anew meanwhile."""
         try:
-            return self._request(name, self.storage.open())
+            return self.storage.on_latest(lambda latest: self._request(name, latest))
         except ColumnError as error:
             raise TableChangedError(
                 f"column {name!r} was changed while the columns before it were computed: {error}"
@@ -102,8 +103,11 @@ class Call:
         """Compute one column after the other."""
         results: list[BackfillResult] = []
         try:
-            for turn in self._turns():
-                results.append(backfill(self.storage, turn, self._executor, self.control, observe))
+            with storage_errors(self.storage.uri):
+                for turn in self._turns():
+                    results.append(
+                        backfill(self.storage, turn, self._executor, self.control, observe)
+                    )
         except BaseException:
             with suppress(Exception):  # of a table that is gone: it must not hide why the job ended
                 self._refresh()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,10 @@ import pyarrow as pa
 from geneva.errors import GenevaError, TableError
 from geneva.hosted import JobsPlace, jobs, sql_jobs
 from geneva.interrupts import uninterrupted
+from geneva.storage.door import LanceErrors, is_fault
 from geneva.storage.lance import TableStorage
 from geneva.storage.objects import storage_errors
-from geneva.storage.remote import check_uri, is_fault, store_faults
+from geneva.storage.remote import check_uri
 from geneva.table import Table
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def connect(
         with uninterrupted():
             import lancedb
 
-        with storage_errors(str(uri)), store_faults(known):
+        with storage_errors(str(uri)), LanceErrors(known):
             return lancedb.connect(uri, storage_options=known, **options)
 
     place = JobsPlace(jobs) if jobs else None
@@ -165,10 +166,12 @@ class Connection:
             if table is not None:
                 return table
         known = self._options_of(options)
-        with storage_errors(self.uri), store_faults(known):
+        with storage_errors(self.uri):
             try:
-                return self._wrap(self._inner.open_table(name, **options), options)
-            except (FileNotFoundError, ValueError, RuntimeError) as error:
+                storage = TableStorage(f"{self.uri}/{name}.lance", known)
+                opened = storage.opened(partial(self._inner.open_table, name, **options))
+                return self._wrap(opened, options)
+            except OSError as error:
                 if "invalid table name" in str(error).lower():
                     raise TableError(str(error)) from error
                 if is_fault(error) or "not found" not in str(error).lower():

@@ -73,11 +73,18 @@ def coverage(
     ledger
         What is known already, and learns what is found; by default what the table keeps.
     """
-    snapshot = snapshot or storage.open()
-    storage.check_no_wal(snapshot)
-    target = target_of(snapshot, binding, binding.digest)
-    snapshot = as_readable(storage, snapshot, target.columns)
     known = ledger or Ledger.load(storage, binding.incarnation)
+    if snapshot is not None:
+        return _counted(storage, column, binding, snapshot, known)
+    return storage.on_latest(lambda latest: _counted(storage, column, binding, latest, known))
+
+
+def _counted(
+    storage: TableStorage, column: str, binding: Binding, version: Snapshot, known: Ledger
+) -> Coverage:
+    storage.check_no_wal(version)
+    target = target_of(version, binding, binding.digest)
+    snapshot = as_readable(storage, version, target.columns)
     planner = Planner(storage, History(storage, snapshot, known), target, None, Options())
     counted, lost = [], list[str]()
     for fragment in snapshot.fragments.values():

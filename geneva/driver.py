@@ -101,6 +101,7 @@ class Driver:
         self._physical = self._looked_at = 0  # rows of the round's tasks; of those that are done
         self._pace = Pace()
         self._rows_seen = 0  # done or checkpointed; what was said is not taken back
+        self._rows_done = 0  # the same, without a limit
         self.paused = False
         self.committed: list[ColumnFile] = []  # by the last round
         self._forestalled = 0  # files that it left to the next run
@@ -116,8 +117,8 @@ class Driver:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """What was done so far: rows, and fragments that were committed."""
-        return self._rows_seen, len(self.tally.committed)
+        """What was done so far, also what nobody can use any more: rows, and fragments."""
+        return self._rows_done, len(self.tally.committed)
 
     def run_round(self, snapshot: Snapshot, all_plans: list[FragmentPlan]) -> None:
         """Run the tasks of one round to their end, whatever that is."""
@@ -327,12 +328,13 @@ class Driver:
                     event,
                 )
             case "table":
-                # The version that the plan was made from is being cleaned up: plan again.
+                # The version that the plan was made from is being cleaned up: plan again. Only
+                # where it is still the latest, that is of no use.
                 schedule.dropped(task)
-                self._fault(event, TableChangedError)
+                self._fault(event, f"{task.key} {task.version}", TableChangedError)
             case "storage":
                 schedule.dropped(task)
-                self._fault(event, StorageError)
+                self._fault(event, task.key, StorageError)
             case "setup":
                 schedule.stopped(TaskStopped(task))
                 self._fail(
@@ -343,8 +345,8 @@ class Driver:
                     event,
                 )
 
-    def _fault(self, event: TaskFailed, error: type[GenevaError]) -> None:
-        key = event.task.key
+    def _fault(self, event: TaskFailed, key: str, error: type[GenevaError]) -> None:
+        """Plan a task again that failed, unless the same ``key`` failed too often."""
         if event.task.fragment_id in self.again:
             return  # another span of it said so already
         self.again.add(event.task.fragment_id)
@@ -502,7 +504,8 @@ class Driver:
             row_bytes = bytes_per_row(self._storage, snapshot, columns, fragments)
             self._turn.row_bytes = row_bytes
         rows, readahead = read_rows(row_bytes)
-        return self._request.settings(self._control.job_id, rows, 1 if blobs else readahead)
+        settings = self._request.settings(self._control.job_id, rows, 1 if blobs else readahead)
+        return replace(settings, planned=snapshot.manifest)
 
     def report(self, state: JobState) -> None:
         """Tell whoever watches how the job stands."""
@@ -510,6 +513,7 @@ class Driver:
         counts = self.tally.counts + self._schedule.counts
         here = self._live.rows_done - self._schedule.rows_twice
         seen = max(counts.computed, here + self.tally.counts.computed, self._rows_seen)
+        self._rows_done = max(self._rows_done, seen)
         self._rows_seen = seen if self._rows_total is None else min(seen, self._rows_total)
         replayed = max(counts.replayed, self._live.rows_replayed + self.tally.counts.replayed)
         working = state is JobState.RUNNING and self._live.ready > 0

@@ -38,7 +38,6 @@ from geneva.progress import observer_for
 from geneva.result import BackfillResult
 from geneva.storage.lance import TableStorage
 from geneva.storage.objects import storage_errors
-from geneva.storage.remote import store_faults
 from geneva.types import BLOB, DECLARED_BLOB
 from geneva.udf import UDF, as_udf
 
@@ -129,8 +128,8 @@ class Table:
     def refresh(self) -> None:
         """Look at the latest version from now on."""
         if "_inner" in vars(self):
-            with storage_errors(self._storage.uri), store_faults(self._storage.options):
-                self._inner.checkout_latest()
+            with storage_errors(self._storage.uri):
+                self._storage.opened(self._inner.checkout_latest)
 
     def __len__(self) -> int:
         return int(self._inner.count_rows())
@@ -401,12 +400,15 @@ class Table:
     ) -> Call:
         options, storage = checked_options(arguments), self.storage
         with storage_errors(storage.uri):
-            snapshot = storage.open()
-            names = tuple(groups_in(storage, snapshot, columns))
+            names = tuple(groups_in(storage, storage.open(), columns))
             runner = chosen_executor(executor, options, self._ray)
             control = Control(job_id, names, options.timeout)
             chosen = dict(params or {})
-            return Call(storage, snapshot, names, options, chosen, runner, control, self.refresh)
+            return storage.on_latest(
+                lambda latest: Call(
+                    storage, latest, names, options, chosen, runner, control, self.refresh
+                )
+            )
 
 
 def _as_declared(field: pa.Field) -> pa.Field:

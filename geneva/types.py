@@ -6,7 +6,7 @@ Nothing here does any work: a stage takes these, a stage returns these.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from operator import attrgetter
 from typing import Literal
@@ -407,6 +407,8 @@ class JobSettings:
     ----------
     followers
         The same for the columns that may be computed from what this job reads.
+    planned
+        What the version that the tasks were planned on is opened from once it was cleaned up.
     """
 
     job_id: str
@@ -420,6 +422,7 @@ class JobSettings:
     readahead: int | None
     retry_failed: bool = False
     followers: tuple[JobSettings, ...] = ()
+    planned: bytes = field(default=b"", repr=False)
 
     @property
     def adaptive(self) -> bool:

@@ -23,6 +23,7 @@ import pyarrow as pa
 from geneva.checkpoint.journal import Journal, Replay, replay
 from geneva.checkpoint.key import log_path, new_attempt
 from geneva.column.file import ColumnFileBuilder
+from geneva.errors import VersionGoneError
 from geneva.execute.adopt import adopt
 from geneva.execute.batches import MAX_ROWS, READ_BYTES, BatchSizer, unit_bytes
 from geneva.execute.inflight import InFlight
@@ -222,7 +223,13 @@ class Applier:
     def snapshot(self, version: int) -> Snapshot:
         """Return a version of the table, opened once for all tasks that read it."""
         if version not in self._snapshots:
-            self._snapshots[version] = self.storage.open(version)
+            try:
+                self._snapshots[version] = self.storage.open(version)
+            except VersionGoneError:
+                planned = self.storage.open_planned(self.settings.planned)
+                if planned.version != version:
+                    raise
+                self._snapshots[version] = planned
         return self._snapshots[version]
 
     @property

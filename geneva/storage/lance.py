@@ -10,11 +10,11 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlparse
 from uuid import uuid4
 
@@ -26,20 +26,14 @@ from geneva.errors import (
     TableChangedError,
     TableError,
     VersionGoneError,
+    WhereError,
 )
 from geneva.rows import IntArray
 from geneva.storage import local as disk
 from geneva.storage.blobs import as_written
+from geneva.storage.door import LanceErrors, is_fault
 from geneva.storage.objects import LocalObjects, Objects, each, sync_directory, sync_file
-from geneva.storage.remote import (
-    FLUSH_S,
-    RemoteObjects,
-    is_fault,
-    is_missing,
-    persist,
-    store_faults,
-    with_defaults,
-)
+from geneva.storage.remote import FLUSH_S, RemoteObjects, persist, with_defaults
 from geneva.storage.snapshot import DataFileInfo, name_in_file
 from geneva.storage.snapshot import FragmentInfo as FragmentInfo
 from geneva.storage.snapshot import Snapshot as Snapshot
@@ -63,7 +57,9 @@ from lance.fragment import DataFile
 
 PROBES = "probes"  # tables that were made to try a bucket out
 _CHECKED: set[str] = set()  # buckets of which this process knows that they keep commits apart
-_FILE_GONE = re.compile(r"not found: .*/(data|_deletions)/", re.IGNORECASE | re.DOTALL)
+# For which the latest version may vanish again and again, while it is opened and worked on.
+_OPEN_S, _WORK_S = 10.0, 60.0
+T = TypeVar("T")
 _FILTER_OF_PLAN = re.compile(r"full_filter=(.*), refine_filter=", re.DOTALL)
 _NEWEST_FORMAT: Literal["2.2"] = "2.2"  # holds every type that a table may have
 TOMBSTONE = -2  # Lance's mark for a field that a data file no longer supplies
@@ -152,20 +148,80 @@ class TableStorage:
         CorruptFileError
             A power failure tore the newest version.
         """
-        with self._faults():
+        try:
+            return self._open(version) if version else self.opened(partial(self._open, None))
+        except FileNotFoundError as error:
+            if version is not None:
+                what = f"version {version} of table {self.uri}"
+                raise VersionGoneError(f"{what} is gone: {error}") from error
+            raise TableChangedError(f"table {self.uri} is gone: {error}") from error
+
+    def opened(self, latest: Callable[[], T]) -> T:
+        """Return what opens the latest version; again, while a cleanup takes it meanwhile.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no version of the table.
+        """
+        deadline = time.monotonic() + _OPEN_S
+        while True:
             try:
+                with self._errors():
+                    return latest()
+            except FileNotFoundError:
+                # It was cleaned up because a newer one was made, if there is one.
+                if not self._has_versions() or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.001)
+
+    def _open(self, version: int | None) -> Snapshot:
+        try:
+            with self._errors():
                 dataset = lance.dataset(self.uri, version=version, storage_options=self._options)
-                if not dataset.version:  # what Lance makes of a manifest of zeros
-                    self.check_manifests()
-            except (ValueError, OSError) as error:
-                self.check_manifests(version)
-                if is_missing(error):
-                    if version is None:
-                        raise TableChangedError(f"table {self.uri} is gone: {error}") from error
-                    what = f"version {version} of table {self.uri}"
-                    raise VersionGoneError(f"{what} is gone: {error}") from error
-                raise
-            return Snapshot(dataset)
+        except OSError:
+            self.check_manifests(version)
+            raise
+        if not dataset.version:  # what Lance makes of a manifest of zeros
+            self.check_manifests()
+        return Snapshot(dataset)
+
+    def on_latest(self, work: Callable[[Snapshot], T]) -> T:
+        """Return what some work on the latest version returns; on the next, if that is cleaned up.
+
+        Raises
+        ------
+        VersionGoneError
+            Files of a version are gone, and nobody made another one; or each version vanished
+            before the work on it was done, for a minute.
+        """
+        lost, deadline = 0, time.monotonic() + _WORK_S
+        while True:
+            snapshot = self.open()
+            try:
+                return work(snapshot)
+            except VersionGoneError:
+                # The first time, it may be a version before this one that was looked at.
+                if snapshot.version == lost or time.monotonic() > deadline:
+                    raise
+                lost = snapshot.version
+
+    def open_planned(self, planned: bytes) -> Snapshot:
+        """Open what `Snapshot.manifest` returned, also when that version was cleaned up.
+
+        Files that later versions name as well are still there.
+        """
+        with self._errors():
+            dataset = lance.LanceDataset(
+                self.uri, storage_options=self._options, serialized_manifest=planned
+            )
+        return Snapshot(dataset)
+
+    def _has_versions(self) -> bool:
+        """Whether there is a version that can be opened, or could a moment ago."""
+        if self.local:
+            return disk.has_manifests(self.path)
+        return any(n.endswith(disk.SUFFIX) for n in self._names("_versions"))
 
     def origins(self) -> Iterator[TableStorage]:
         """Yield the tables of which this one is a shallow clone, as it names them."""
@@ -175,7 +231,7 @@ class TableStorage:
 
     def is_latest(self, snapshot: Snapshot) -> bool:
         """Whether nothing was committed since a snapshot was opened."""
-        with self._faults():
+        with self._errors():
             return int(snapshot.dataset.latest_version) == snapshot.version
 
     def check_manifests(self, version: int | None = None) -> None:
@@ -230,24 +286,21 @@ class TableStorage:
             options |= {"batch_readahead": readahead, "io_buffer_size": 64 << 20}
         if where is not None:
             options |= {"filter": where}
-        with self._faults():
-            scanner = snapshot.dataset.scanner(
-                **options, with_row_address=True, batch_size=batch_rows, scan_in_order=True
-            )
-            try:
+        try:
+            with self._reading(snapshot):
+                scanner = snapshot.dataset.scanner(
+                    **options, with_row_address=True, batch_size=batch_rows, scan_in_order=True
+                )
                 yield from scanner.to_batches()
-            except (OSError, pa.ArrowInvalid) as error:
-                if _FILE_GONE.search(str(error)):
-                    what = f"files of version {snapshot.version} of {self.uri}"
-                    raise VersionGoneError(f"{what} are gone: {error}") from error
-                if self.local:
-                    files = [f for i in ids for f in snapshot.fragments[i].files]
-                    disk.check_sizes(self.path, {f.path: f.size_bytes for f in files})
-                raise
+        except OSError:
+            if self.local:
+                files = [f for i in ids for f in snapshot.fragments[i].files]
+                disk.check_sizes(self.path, {f.path: f.size_bytes for f in files})
+            raise
 
     def read_blobs(self, snapshot: Snapshot, column: str, addresses: IntArray) -> pa.Array:
         """Return the blobs of some live rows, given by row address, in that order."""
-        with self._faults():
+        with self._reading(snapshot):
             found = snapshot.dataset.read_blobs(
                 column, addresses=pa.array(addresses, pa.uint64()), preserve_order=True
             )
@@ -257,7 +310,7 @@ class TableStorage:
         """Return the bytes on disk of each field of a fragment, from the footers of its files."""
         sizes: dict[int, int] = {}
         for file in snapshot.dataset.get_fragment(fragment_id).metadata.files:
-            with self._faults():
+            with self._reading(snapshot):
                 columns = self._file(file).file_statistics().columns
             for i, c in zip(file.fields, file.column_indices, strict=True):
                 if i != TOMBSTONE and c >= 0:
@@ -273,11 +326,15 @@ class TableStorage:
             return None
         for file in metadata.files:
             if field_id in file.fields:
-                with self._faults():
+                with self._reading(snapshot):
                     schema = self._file(file).metadata().schema
                     name = name_in_file(schema, file.fields, field_id)
                     reader = None if name is None else self._file(file, name)
-                return None if reader is None else ColumnReader(reader, self._faults)
+                return (
+                    None
+                    if reader is None
+                    else ColumnReader(reader, partial(self._reading, snapshot))
+                )
         return None
 
     def _file(self, file: Any, *columns: str) -> Any:
@@ -287,19 +344,28 @@ class TableStorage:
         )
 
     def check_filter(self, snapshot: Snapshot, where: str) -> None:
-        """Let Lance plan a filter; ``ValueError`` or ``OSError`` when it cannot."""
-        with self._faults():
-            snapshot.dataset.scanner(filter=where).explain_plan()
+        """Let Lance plan a filter.
+
+        Raises
+        ------
+        WhereError
+            It cannot.
+        """
+        try:
+            with self._reading(snapshot):
+                snapshot.dataset.scanner(filter=where).explain_plan()
+        except OSError as error:
+            if is_fault(error):
+                raise
+            raise WhereError(str(error)) from error
 
     def change(self, snapshot: Snapshot, version: int) -> Change | None:
         """Return what made a version, or ``None`` if that is no longer known."""
-        with self._faults():
-            try:
+        try:
+            with self._errors():
                 transaction = snapshot.dataset.read_transaction(version)
-            except (OSError, ValueError) as error:
-                if is_missing(error):
-                    return None
-                raise  # a passing fault must not become a lasting "nobody knows"
+        except FileNotFoundError:
+            return None  # a passing fault must not become a lasting "nobody knows"
         if transaction is None:
             return None
         return Change.of(version, transaction.operation)
@@ -310,14 +376,14 @@ class TableStorage:
         """Start a data file; it is invisible to everyone until it is committed."""
         check = partial(disk.check_there, self.path if self.local else None, name)
         check()
-        with self._faults():
+        with self._errors():
             writer = LanceFileWriter(
                 f"{self.uri}/data/{name}",
                 as_written(schema),
                 version=snapshot.storage_version,
                 storage_options=self._options,
             )
-        return ColumnWriter(writer, schema, self._faults, check)
+        return ColumnWriter(writer, schema, self._errors, check)
 
     def read_footer(self, name: str) -> Footer:
         """Read a data file's footer.
@@ -329,26 +395,23 @@ class TableStorage:
         CorruptFileError
             It is not a Lance file.
         """
-        with self._faults():
-            try:
+        try:
+            with self._errors():
                 reader = LanceFileReader(f"{self.uri}/data/{name}", storage_options=self._options)
                 meta = reader.metadata()
-            except BaseException as error:
-                # Of an empty file Lance panics, and that is not an Exception.
-                panic = type(error).__name__ == "PanicException"
-                if not panic and not isinstance(error, OSError | ValueError | RuntimeError):
-                    raise
-                if is_missing(error):
-                    raise FileNotFoundError(name) from error
-                if is_fault(error):
-                    raise
-                raise CorruptFileError(f"data file {name} cannot be read: {error}") from error
+        except FileNotFoundError as error:
+            raise FileNotFoundError(name) from error
+        except OSError as error:
+            if is_fault(error) or error.errno:
+                raise
+            # Of an empty file Lance panics.
+            raise CorruptFileError(f"data file {name} cannot be read: {error}") from error
         raw = meta.schema.metadata or {}
         return Footer(meta.num_rows, meta.schema, {k.decode(): v.decode() for k, v in raw.items()})
 
     def read_rows(self, name: str, rows: Sequence[int]) -> pa.Table:
         """Read some rows of a data file, ascending, whether a version refers to it or not."""
-        with self._faults():
+        with self._errors():
             reader = LanceFileReader(f"{self.uri}/data/{name}", storage_options=self._options)
             return reader.take_rows(list(rows)).to_table()
 
@@ -393,12 +456,10 @@ class TableStorage:
             folder = disk.DataFolder(self.path)
             folder.look()
             return lambda file: folder.has(file.path, file.size_bytes)
-        session = self._session("data")
-        with self._faults():
-            names = frozenset(session.list())
+        session, names = self._session("data"), frozenset(self._names("data"))
 
         def has(file: DataFileInfo) -> bool:
-            with self._faults():
+            with self._errors():
                 return file.path in names or session.contains(file.path)
 
         return has
@@ -414,7 +475,7 @@ class TableStorage:
         session = self._session("data")
 
         def there(name: str) -> bool:
-            with self._faults():
+            with self._errors():
                 return bool(session.contains(name))
 
         found = each(there, [*files], self.objects.at_once)
@@ -444,7 +505,7 @@ class TableStorage:
             One is not of these columns.
         """
         ids = [i for c in columns for i in snapshot.fields[c].subtree]
-        with self._faults():
+        with self._errors():
             like = self._data_file(snapshot, replacements[0], None) if self.local else None
             moved = partial(self._replaced, snapshot, ids, like)
             updated = each(moved, replacements, self.objects.at_once)
@@ -491,7 +552,7 @@ class TableStorage:
         transaction = lance.Transaction(
             snapshot.version, operation, str(uuid4()), transaction_properties=dict(properties or {})
         )
-        with self._faults():
+        with self._reading(snapshot):  # Lance reads that version once more
             try:
                 dataset = lance.LanceDataset.commit(
                     self.uri, transaction, storage_options=self._options, max_retries=0
@@ -522,12 +583,8 @@ class TableStorage:
             return DataFile(new.path, *f, like.file_minor_version, size)
         if self.local and new.size_bytes and size != new.size_bytes:
             raise FileNotFoundError(f"{new.path} is not whole")
-        try:
+        with self._errors():
             return DataFile.create(snapshot.dataset, new.path)
-        except (OSError, ValueError) as error:
-            if is_missing(error):
-                raise FileNotFoundError(new.path) from error
-            raise
 
     def sync_version(self, snapshot: Snapshot) -> None:
         """Make a version survive a power failure (object stores already do)."""
@@ -536,24 +593,23 @@ class TableStorage:
 
     def add_columns(self, fields: Sequence[pa.Field]) -> Snapshot:
         """Add columns that read as null; metadata only."""
-        dataset = self.open().dataset
-        with self._faults():
-            try:
-                dataset.add_columns(list(fields))
-            except lance.commit.CommitConflictError as error:
-                raise CommitConflict(str(error), retryable=True) from error
-            return Snapshot(dataset)
+        return self._alter(lambda dataset: dataset.add_columns(list(fields)))
 
     def set_field_metadata(self, metadata: Mapping[str, Mapping[str, str]]) -> Snapshot:
         """Set metadata of top-level fields by name, other keys kept."""
-        dataset = self.open().dataset
         known = {name: dict(values) for name, values in metadata.items()}
-        with self._faults():
-            try:
-                dataset.update_field_metadata(known)
-            except lance.commit.CommitConflictError as error:
-                raise CommitConflict(str(error), retryable=True) from error
-            return Snapshot(dataset)
+        return self._alter(lambda dataset: dataset.update_field_metadata(known))
+
+    def _alter(self, change: Callable[[Any], object]) -> Snapshot:
+        def attempt(latest: Snapshot) -> Snapshot:
+            with self._reading(latest):
+                try:
+                    change(latest.dataset)
+                except lance.commit.CommitConflictError as error:
+                    raise CommitConflict(str(error), retryable=True) from error
+                return Snapshot(latest.dataset)
+
+        return self.on_latest(attempt)
 
     def check_no_wal(self, snapshot: Snapshot) -> None:
         """Refuse a table whose rows may lie in a write-ahead log.
@@ -599,7 +655,7 @@ class TableStorage:
         path = f"{PROBES}/{int(time.time())}-{uuid4().hex}.lance"
         uri, schema = f"{self.uri}/_backfill/{path}", pa.schema([("x", pa.int8())])
         replace = LanceOperation.Overwrite(schema, [])
-        with self._faults():
+        with self._errors():
             try:
                 lance.write_dataset(schema.empty_table(), uri, storage_options=self._options)
                 for _ in range(2):
@@ -631,11 +687,25 @@ class TableStorage:
             return dict(self.options) if self.options else None
         return with_defaults(self.options)
 
+    def _names(self, folder: str) -> list[str]:
+        with self._errors():
+            return list(self._session(folder).list())
+
     def _session(self, folder: str) -> Any:
         return _session(f"{self.uri}/{folder}", tuple((self._options or {}).items()))
 
-    def _faults(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.local else store_faults(self.options)
+    def _errors(self) -> LanceErrors:
+        return LanceErrors(self.options)
+
+    @contextmanager
+    def _reading(self, snapshot: Snapshot) -> Iterator[None]:
+        """Tell what a version lacks from what else may fail."""
+        try:
+            with self._errors():
+                yield
+        except FileNotFoundError as error:
+            what = f"files of version {snapshot.version} of {self.uri}"
+            raise VersionGoneError(f"{what} are gone: {error}") from error
 
 
 def blob_type() -> pa.DataType:

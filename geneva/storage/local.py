@@ -17,7 +17,7 @@ from geneva.errors import CorruptFileError, TableChangedError
 from geneva.storage.objects import sync_directory, sync_file
 
 _FOLDER = "_versions"
-_SUFFIX = ".manifest"
+SUFFIX = ".manifest"
 _MAGIC = b"LANC"
 _LAST = 2**64 - 1  # Lance names manifests by what is left to it, so that the newest sorts first
 _DIGITS = len(str(_LAST))
@@ -35,7 +35,7 @@ def sync_version(table: Path, version: int) -> None:
     folder = table / _FOLDER
     for name in (f"{_LAST - version:0{_DIGITS}}", str(version)):
         with suppress(FileNotFoundError):  # of the other naming, or cleaned up meanwhile
-            sync_file(folder / f"{name}{_SUFFIX}")
+            sync_file(folder / f"{name}{SUFFIX}")
     sync_directory(folder)
 
 
@@ -160,15 +160,23 @@ def _what_to_do(table: Path, version: int, path: Path) -> str:
     )
 
 
+def has_manifests(table: Path) -> bool:
+    """Whether a table has a version."""
+    return bool(_manifests(table))
+
+
 def _torn(path: Path) -> bool:
-    return not path.read_bytes().endswith(_MAGIC)
+    try:
+        return not path.read_bytes().endswith(_MAGIC)
+    except FileNotFoundError:
+        return False  # cleaned up meanwhile
 
 
 def _manifests(table: Path) -> dict[int, Path]:
     """Return manifests by version; names that are not Lance's are left out."""
     found = {}
-    for path in (table / _FOLDER).glob(f"*{_SUFFIX}"):
-        name = path.name.removesuffix(_SUFFIX)
+    for path in (table / _FOLDER).glob(f"*{SUFFIX}"):
+        name = path.name.removesuffix(SUFFIX)
         if name.isdecimal():
             found[_LAST - int(name) if len(name) == _DIGITS else int(name)] = path
     return found

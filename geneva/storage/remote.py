@@ -1,8 +1,7 @@
-"""Object stores: the engine's own files as objects, and what a store's failures become.
+"""Object stores: the engine's own files as objects.
 
 Lance's client carries out every request, with the table's storage options, and repeats what was
-throttled (503, 429), timed out or cut off. What it gives up on becomes an ``OSError`` here, by
-whatever name it was raised, so that the engine knows one kind of passing fault.
+throttled (503, 429), timed out or cut off.
 """
 
 from __future__ import annotations
@@ -10,27 +9,20 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from geneva.errors import SettingError
+from geneva.storage.door import LanceErrors, is_fault
 from geneva.storage.objects import SYNC_BYTES, Log
-from geneva.storage.secrets import hidden
 
 FLUSH_S = 10.0
 # Lance's own three retries are over within two seconds; a throttled prefix needs half a minute.
 _DEFAULTS = {"client_max_retries": "8"}
 _WAITS_S = (0.1, 0.5, 2.0)
-_FAULT = re.compile(
-    r"Generic (?!LocalFileSystem)\S+ error|RetryError"
-    r"|lacked the necessary privileges|valid authentication"
-    r"|Unable to (?:open|read) .*\(os error (?!2\))"  # of a disk; 2: the file is missing
-)
-_SOURCE = re.compile(r", /\S+\.rs:\d+:\d+")  # where in Lance's sources it was raised
 _PART = re.compile(r"\d{6}-(\d+)")
 
 
@@ -64,39 +56,6 @@ def with_defaults(options: Mapping[str, str] | None) -> dict[str, str]:
     given = dict(options or {})
     names = {k.lower() for k in given}
     return {k: v for k, v in _DEFAULTS.items() if k not in names} | given
-
-
-@contextmanager
-def store_faults(options: Mapping[str, str] | None) -> Iterator[None]:
-    """Turn what Lance raises when an object store fails into one kind of error.
-
-    Raises
-    ------
-    OSError
-        In place of the ``RuntimeError``, ``ValueError`` or ``ArrowInvalid`` that Lance raised,
-        depending on the call. It holds no secret.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError, ValueError) as error:
-        text = str(error)
-        shown = _SOURCE.sub("", hidden(text, options))
-        if is_fault(error):
-            raise OSError(shown) from None  # the cause would show what was hidden
-        if hidden(text, options) != text:
-            raise type(error)(shown) from None
-        raise
-
-
-def is_fault(error: BaseException) -> bool:
-    """Whether the store failed, rather than that what was asked for is missing or damaged."""
-    return _FAULT.search(str(error)) is not None
-
-
-def is_missing(error: BaseException) -> bool:
-    """Whether Lance says that a file or a table is not there, and not that the store failed."""
-    missing = re.search("not found|does not exist", str(error), re.IGNORECASE)
-    return missing is not None and not is_fault(error)
 
 
 def persist(attempt: Callable[[], None]) -> None:
@@ -181,14 +140,14 @@ class RemoteObjects:
 
     def put(self, path: str, data: bytes, *, durable: bool = True) -> None:
         """Upload one object; a PUT is atomic and durable."""
-        with tempfile.TemporaryDirectory(prefix="geneva-") as folder, store_faults(self._options):
+        with tempfile.TemporaryDirectory(prefix="geneva-") as folder, LanceErrors(self._options):
             local = Path(folder) / uuid4().hex
             local.write_bytes(data)
             self._session.upload_file(str(local), path)
 
     def get(self, path: str) -> bytes:
         """Download one object."""
-        with tempfile.TemporaryDirectory(prefix="geneva-") as folder, store_faults(self._options):
+        with tempfile.TemporaryDirectory(prefix="geneva-") as folder, LanceErrors(self._options):
             local = Path(folder) / uuid4().hex
             try:
                 self._session.download_file(path, str(local))
@@ -224,7 +183,7 @@ class RemoteObjects:
             persist(partial(self._delete, name))
 
     def _delete(self, name: str) -> None:
-        with store_faults(self._options):
+        with LanceErrors(self._options):
             try:
                 self._session.delete_file(name)
             except (OSError, RuntimeError) as error:
@@ -247,6 +206,6 @@ class RemoteObjects:
         return sorted(n for n in self._names(path) if n.startswith(f"{path}/"))
 
     def _names(self, folder: str | None) -> Sequence[str]:
-        with store_faults(self._options):
+        with LanceErrors(self._options):
             names: Sequence[str] = self._session.list(folder)
             return names

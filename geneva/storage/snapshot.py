@@ -76,6 +76,12 @@ class Snapshot:
         self._fields: dict[str, Field] | None = None
 
     @property
+    def manifest(self) -> bytes:
+        """What another process opens this very version from, see `TableStorage.open_planned`."""
+        # Lance hands it out to its own pickling only, which would take the storage options along.
+        return bytes(self.dataset._ds.serialized_manifest())  # noqa: SLF001
+
+    @property
     def fragments(self) -> Mapping[int, FragmentInfo]:
         """Fragments by id, in table order."""
         return _Fragments(self.dataset, self._lost)

@@ -228,10 +228,10 @@ def test_command_that_shows_a_secret(bucket: Bucket, calls: CallLog) -> None:
 
 
 def test_shared_access_signature_in_an_error() -> None:
-    from geneva.storage.remote import store_faults
+    from geneva.storage.door import LanceErrors
 
     options = {"azure_storage_sas_token": "sv=2024&sig=abc%2Fdef%3D%3Dxyz"}
-    with pytest.raises(OSError, match="GET") as error, store_faults(options):
+    with pytest.raises(OSError, match="GET") as error, LanceErrors(options):
         raise RuntimeError(
             "Generic MicrosoftAzure error: GET https://a/b?sv=2024&sig=abc%2Fdef%3D%3Dxyz"
         )
