@@ -348,19 +348,19 @@ class _Writer:
                 return f"outside:{_qualified(value)}"
             self._numbers[id(value)] = number = len(self._numbers)
             self._alive.append(value)
-            text = self._class(value) if isinstance(value, type) else self._function(value)[0]
+            text = self._class(value) if isinstance(value, type) else self._function(value)
             self._lines.append(f"#{number} {text}")
         return f"#{self._numbers[id(value)]}"
 
-    def _function(self, function: types.FunctionType) -> tuple[str, source.Names]:
-        """Write a function with all that it names; return the names too."""
+    def _function(self, function: types.FunctionType) -> str:
+        """Write a function with all that it names."""
         code, scope = function.__code__, _Scope(_cells(function), function.__globals__)
         wrapped = getattr(function, "__wrapped__", None)
         inner = self.value(wrapped) if isinstance(wrapped, types.FunctionType) else ""
         if _is_foreign_wrapper(function):  # another package's: what it does is its own affair
             registry = getattr(function, "registry", None)  # functools.singledispatch
             known = self.value(dict(registry)) if isinstance(registry, Mapping) else ""
-            return f"wrapped({code.co_qualname},{inner},{known})", source.Names(*[frozenset()] * 2)
+            return f"wrapped({code.co_qualname},{inner},{known})"
         node = source.function_tree(function)
         names = source.names_of(code, node)
         if node is None:
@@ -371,20 +371,20 @@ class _Writer:
         defaults = [self.value(v) for v in function.__defaults__ or ()]
         defaults += [f"{k}={self.value(v)}" for k, v in (function.__kwdefaults__ or {}).items()]
         used = self._outside(names, scope)
-        return f"{body} defaults={defaults} wraps={inner} uses={used}", names
+        return f"{body} defaults={defaults} wraps={inner} uses={used}"
 
     def _class(self, cls: type) -> str:
         functions = list(source.own_functions(cls))
         bases = [self.value(base) for base in cls.__bases__]
-        written = [self._function(function) for function in functions]
         node = source.class_tree(cls)
         if not isinstance(node, ast.ClassDef):
             self.without_source |= {cls.__qualname__} if functions else set()
+            written = [self._function(function) for function in functions]
             made = [] if functions else [f"{n}={self.value(v)}" for n, v in _made_of(cls)]
-            return f"class bases={bases} {[text for text, _ in written]} {made}"
+            return f"class bases={bases} {written} {made}"
         cells = {n: c for f in functions for n, c in _cells(f).items() if n != "__class__"}
         scope = _Scope(cells, _module_names(cls, functions))
-        names = source.names_of_class(node, [names for _, names in written])
+        names = source.names_of_class(node)
         bound = _bound_in_function(cls, node, scope)
         bases += [f"{n}={self.value(v)}" for n, v in bound]
         text = source.text_of(node, self.value, lambda d: not _is_udf_decorator(d, scope))

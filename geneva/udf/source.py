@@ -11,7 +11,7 @@ import linecache
 import math
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.machinery import SourceFileLoader
 from typing import Any
@@ -109,18 +109,30 @@ def names_of(code: types.CodeType, node: Node | None) -> Names:
     return _names(chains, node)
 
 
-def names_of_class(node: ast.ClassDef, functions: Iterable[Names]) -> Names:
-    """Return the names that a class takes from outside: its functions', and its body's."""
-    chains = {chain for names in functions for chain in names.chains}
-    pending: list[ast.AST] = [*node.bases, *node.decorator_list, *node.body]
-    while pending:
-        part = pending.pop()
-        if isinstance(part, ast.Attribute | ast.Name) and (chain := _chain(part)):
-            chains.add(chain)
-        pending += (
-            part.decorator_list if isinstance(part, _FUNCTIONS) else ast.iter_child_nodes(part)
-        )
-    return _names(chains, node)
+def names_of_class(node: ast.ClassDef) -> Names:
+    """Return the names that a class takes from outside, its methods' and its body's.
+
+    By the tree, since a method that a decorator has replaced leaves no bytecode here.
+    """
+    return _names(set(_read(node, frozenset())), node)
+
+
+def _read(node: ast.AST, local: frozenset[str]) -> Iterator[tuple[str, ...]]:
+    """Yield the dotted names that a tree reads and that are no local variables of its functions."""
+    if isinstance(node, ast.Attribute | ast.Name) and (chain := _chain(node)):
+        yield from () if chain[0] in local else (chain,)
+        return
+    if isinstance(node, (*_FUNCTIONS, ast.Lambda)):
+        for outer in getattr(node, "decorator_list", []):
+            yield from _read(outer, local)
+        inside = list(ast.walk(node))
+        made = {n.id for n in inside if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+        made |= {n.arg for n in inside if isinstance(n, ast.arg)}
+        local |= made - {x for n in inside if isinstance(n, ast.Global) for x in n.names}
+    hint = getattr(node, "returns", None)  # hints of functions do nothing
+    for inner in ast.iter_child_nodes(node):
+        if inner is not hint and not isinstance(inner, ast.arg):
+            yield from _read(inner, local)
 
 
 def _names(chains: set[tuple[str, ...]], node: Node | None) -> Names:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 
+@dataclass(frozen=True)
 class CallLog:
-    """Counts calls by key in a file that any process appends to; picklable."""
+    """Counts calls by key in a file that any process appends to; picklable, and seen by digests."""
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = str(path)
+    path: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", str(self.path))
 
     def __call__(self, *keys: object) -> None:
         data = "".join(f"{k}\n" for k in keys).encode()
