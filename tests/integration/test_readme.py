@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from geneva.cli import app
+from geneva.cli.commands import app
 
 pytestmark = pytest.mark.disk(reason="the pages make their tables on a disk")
 
