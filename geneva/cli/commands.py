@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from geneva.clean import clean as clean_table
 from geneva.cli import service
@@ -63,8 +64,31 @@ from geneva.errors import TableError
 from geneva.plan.report import plan_facts
 from geneva.table import Table
 
+
+class _Commands(TyperGroup):
+    """The commands; an interrupt outside of what a command answers is told, too.
+
+    Typer would end with the exit code of an interrupt and without a word.
+    """
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Read the arguments."""
+        try:
+            return super().make_context(*args, **options)
+        except KeyboardInterrupt:
+            raise typer.Abort from None
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run what was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Abort from None
+
+
 app = typer.Typer(
     name="geneva",
+    cls=_Commands,
     help="Backfill computed columns of LanceDB tables, resumably and at scale.",
     epilog=EXIT_CODES,
     no_args_is_help=True,

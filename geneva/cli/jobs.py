@@ -190,7 +190,8 @@ def show(
 
 
 def _job(job: JobRecord) -> str:
-    total = "?" if job.rows_total is None else f"{job.rows_total:,}"
+    about = "about " if job.total_estimated else ""
+    total = "?" if job.rows_total is None else f"{about}{job.rows_total:,}"
     text = (
         f"  job {job.id} {job.state.value}: {job.rows_computed:,} of {total} rows, "
         f"{job.fragments_committed:,} of {job.fragments_total:,} fragments visible"

@@ -15,11 +15,14 @@ from tests.support.calls import CallLog
 CPUS = 0.5  # of one applier: few enough fit at once that warm ones of earlier tests must go
 
 
+@dataclass(frozen=True)
 class Gate:
-    """Blocks UDF calls, in whatever process, until a test opens it; picklable."""
+    """Blocks UDF calls, in whatever process, until a test opens it; picklable, seen by digests."""
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = str(path)
+    path: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", str(self.path))
 
     @property
     def is_open(self) -> bool:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 import geneva
 from geneva import errors
 from geneva.clean import clean
-from geneva.cli import answers
+from geneva.cli import answers, main
 from geneva.cli.answers import answering
 from geneva.cli.commands import app
 from geneva.cli.options import duration_s
@@ -153,6 +153,23 @@ def test_every_error_of_the_tree_has_its_own_exit_code(capsys: pytest.CaptureFix
         if ended.value.exit_code == 4:  # type: ignore[attr-defined]
             assert issubclass(leaf, errors.OperatorError)
     capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "place", ["geneva.cli.commands.answering", "typer.core.TyperGroup.parse_args"]
+)
+def test_interrupt_outside_of_an_answer_is_told_in_one_line(
+    place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, interrupted)
+    monkeypatch.setattr("sys.argv", ["geneva", "backfill", "t", "y", "--db", "nowhere"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "geneva: interrupted\n"
 
 
 def test_multi_line_error_that_is_no_paragraph(capsys: pytest.CaptureFixture[str]):
