@@ -234,10 +234,12 @@ def _progress(job: JobRecord, run: RunRecord) -> Progress:
         "rows_replayed",
         "rows_failed",
         "fragments_total",
+        "total_estimated",
     )
     names += ("fragments_done", "fragments_committed", "appliers_ready", "appliers_wanted")
     counts = {n: getattr(job, n) for n in names}
-    return Progress(run.id, job.columns, job.state, job.reason, **counts, seconds=job.seconds)
+    counts |= {"seconds": job.seconds, "rate": job.rows_per_s}
+    return Progress(run.id, job.columns, job.state, job.reason, **counts)
 
 
 def _result(job: JobRecord, run: RunRecord) -> BackfillResult:

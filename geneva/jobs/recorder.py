@@ -24,6 +24,10 @@ class PlannedFragment(Protocol):
         """Rows to compute, at most."""
 
     @property
+    def exact(self) -> bool:
+        """Whether it is so many, as no filter is still to be evaluated."""
+
+    @property
     def task(self) -> Task | None:
         """What is to be done, if anything is."""
 

@@ -82,6 +82,10 @@ class JobRecord:
         The job of which this one is the retry.
     epoch
         How many times a driver was started for it.
+    rows_per_s, eta_s
+        Rows computed lately per second of work, and the seconds that the rest takes so.
+    total_estimated
+        Whether ``rows_total`` is by what a filter selected of the rows that were looked at so far.
     params, outputs, metrics, artifacts
         What went in and what came out, for queries over past jobs.
     """
@@ -123,6 +127,7 @@ class JobRecord:
     artifacts: Sequence[Any]
     error: str
     error_type: str
+    total_estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,11 +281,15 @@ class StageRecord:
         Their number by state.
     seconds
         By stage (read, udf, checkpoint, write, commit), summed over threads and appliers.
+    rows_failed, fragments_with_failures
+        Rows that the UDF failed on, and the fragments that hold them, whatever their state.
     """
 
     column: str
     fragments: Mapping[TaskState, int]
     seconds: Mapping[str, float]
+    rows_failed: int = 0
+    fragments_with_failures: int = 0
 
 
 @dataclass(frozen=True, slots=True)

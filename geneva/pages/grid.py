@@ -28,7 +28,8 @@ def grid(job_id: str, column: _Column, store: Store, browser: Browser) -> Respon
     """Return all fragments and their states, run-length encoded.
 
     ``ids`` are ``[first, length]`` of consecutive numbers; ``states`` are ``[name's place in
-    names, length]``. 10,000 fragments are a few hundred bytes to some 60 KB.
+    names, length]``, ``failed`` are ``[failed rows, length]``. 10,000 fragments are a few hundred
+    bytes, or some 150 KB where rows failed in each.
     """
     ended = store.job(job_id).state.ended  # before the states, so that the last look sees the end
     found = browser.fragments(job_id, column)
@@ -37,6 +38,7 @@ def grid(job_id: str, column: _Column, store: Store, browser: Browser) -> Respon
         "names": [s.value for s in _STATES],
         "ids": consecutive(found.ids),
         "states": encoded(places[s] for s in found.states),
+        "failed": encoded(found.failed),
         "ended": ended,
     }
     return JSONResponse(answer)

@@ -46,3 +46,8 @@ class FragmentPlan:
     work: str = ""
     task: Task | None = None
     lost: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether the number of rows to compute is known, and no upper bound."""
+        return self.action is not Action.FILTER

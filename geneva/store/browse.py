@@ -76,10 +76,11 @@ class JobSpan:
 
 @dataclass(frozen=True, slots=True)
 class Fragments:
-    """The fragments of one column of a job in order, with their states."""
+    """The fragments of one column of a job in order, with their states and their failed rows."""
 
     ids: Sequence[int]
     states: Sequence[TaskState]
+    failed: Sequence[int]
 
 
 class Browser:
@@ -130,12 +131,13 @@ class Browser:
 
     def fragments(self, job_id: str, column: str) -> Fragments:
         """Return the fragments of one column of a job."""
-        wanted = select(Task.fragment_id, Task.state)
+        wanted = select(Task.fragment_id, Task.state, Task.rows_failed)
         wanted = wanted.where(Task.job_id == job_id, Task.column == column)
         with self._database.read() as session:
             found = session.execute(wanted.order_by(Task.fragment_id)).all()
         names = {s.value: s for s in TaskState}
-        return Fragments([i for i, _ in found], [names[state] for _, state in found])
+        ids, states, failed = zip(*found, strict=True) if found else ((), (), ())
+        return Fragments(ids, [names[state] for state in states], failed)
 
     def fragment(self, job_id: str, column: str, fragment_id: int) -> TaskRecord:
         """Return one fragment of a job.

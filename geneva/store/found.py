@@ -34,11 +34,11 @@ _OF_JOB = (
     *("reason", "epoch", "rows_total", "rows_computed", "rows_replayed", "rows_failed"),
     *("fragments_total", "fragments_done", "fragments_committed", "appliers_ready"),
     *("appliers_wanted", "seconds", "params", "outputs", "metrics", "artifacts", "error"),
-    "error_type",
+    *("error_type", "total_estimated"),
 )  # as they are in a record
 _JOB = (
     *_OF_JOB,
-    *("rows_before", "advanced", "mode", "columns", "state", "wanted", "owner"),
+    *("rows_before", "advanced", "rate", "mode", "columns", "state", "wanted", "owner"),
     *("created_s", "started_s", "ended_s"),
 )
 _OF_RUN = ("id", "name", "kind", "cause", "db", "table", "priority", "max_active")
@@ -81,11 +81,12 @@ def job_record(job: _Row) -> JobRecord:
     """Return a job."""
     found = _values(job, _job)
     facts = dict(zip(_OF_JOB, found, strict=False))
-    rows_before, advanced, mode, columns, told, wanted, owner, *moments = found[len(_OF_JOB) :][:10]
-    created_s, started_s, ended_s = moments
+    rows_before, advanced, rate, mode, columns, *found = found[len(_OF_JOB) :]
+    told, wanted, owner, created_s, started_s, ended_s = found[:6]
     computed, total, seconds = facts["rows_computed"], facts["rows_total"], facts["seconds"]
-    here = computed - rows_before if advanced else 0  # by the present driver
-    rate = here / seconds if seconds > 0 else 0.0
+    if rate is None:  # nobody measured it
+        here = computed - rows_before if advanced else 0  # by the present driver
+        rate = here / seconds if seconds > 0 else 0.0
     state = JobState(told)
     known = not state.ended and total is not None and rate > 0
     return JobRecord(

@@ -272,13 +272,14 @@ def _progress(progress: Progress, *, exact: bool = False) -> dict[str, Any]:
     What was shown stays until a driver that takes a job over is as far as the one before, whose
     checkpoints it finds again; at the end, that it came to is ``exact``.
     """
-    names: tuple[str, ...] = ("appliers_ready", "appliers_wanted", "seconds")
+    names: tuple[str, ...] = ("appliers_ready", "appliers_wanted", "seconds", "rate")
     facts: dict[str, Any] = {n: getattr(progress, n) for n in names}
     total = progress.rows_total
     if total is None and not (progress.fragments_total or progress.rows_computed):
         return facts  # nothing was planned yet
     facts |= {
         "rows_total": None if total is None else Job.rows_before + total,
+        "total_estimated": progress.total_estimated,
         "fragments_total": Job.fragments_before + progress.fragments_total,
         "advanced": progress.rows_computed > progress.rows_replayed,
         "rows_replayed": progress.rows_replayed,

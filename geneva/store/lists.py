@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, Select, func, select, tuple_
+from sqlalchemy import Row, Select, case, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from geneva.errors import JobStateError, NoSuchJobError, SettingError
@@ -99,17 +99,24 @@ class Lists:
     def stages(self, job_id: str) -> list[StageRecord]:
         """Return what the fragments of each column of a job add up to."""
         sums = [func.sum(getattr(Task, f"seconds_{s}")) for s in STAGES]
+        holding = func.sum(case((Task.rows_failed > 0, 1), else_=0))
+        sums = [func.sum(Task.rows_failed), holding, *sums]
         wanted = select(Task.column, Task.state, func.count(), *sums)
         wanted = wanted.where(Task.job_id == job_id).group_by(Task.column, Task.state)
         fragments: dict[str, dict[TaskState, int]] = defaultdict(dict)
         seconds: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(STAGES, 0.0))
+        failures: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
         with self.database.read() as session:
             _known(session, job_id)
-            for column, state, number, *spent in session.execute(wanted.order_by(Task.column)):
+            for column, state, number, failed, held, *spent in session.execute(
+                wanted.order_by(Task.column)
+            ):
                 fragments[column][TaskState(state)] = number
+                rows, holders = failures[column]
+                failures[column] = (rows + int(failed), holders + int(held))
                 for stage, sum_s in zip(STAGES, spent, strict=True):
                     seconds[column][stage] += sum_s
-        return [StageRecord(c, fragments[c], seconds[c]) for c in fragments]
+        return [StageRecord(c, fragments[c], seconds[c], *failures[c]) for c in fragments]
 
     def failures(
         self, job_id: str, limit: int = 100, cursor: str | None = None

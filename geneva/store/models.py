@@ -95,6 +95,8 @@ class Job(Base):
         Committed by earlier drivers, and of earlier columns; part of ``rows_computed`` and so on.
     not_before_s
         It is not started again before.
+    rate
+        Rows per second of work, as the present driver measured it; null if none did.
     stopped
         The owner stopped because that was wanted, and is about to exit.
     """
@@ -135,6 +137,7 @@ class Job(Base):
     rows_before: Mapped[int] = mapped_column(BigInteger, default=0)
     fragments_before: Mapped[int] = mapped_column(default=0)
     rows_total: Mapped[int | None] = mapped_column(BigInteger)
+    total_estimated: Mapped[bool] = mapped_column(default=False)
     rows_computed: Mapped[int] = mapped_column(BigInteger, default=0)
     rows_replayed: Mapped[int] = mapped_column(BigInteger, default=0)
     rows_failed: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -144,6 +147,7 @@ class Job(Base):
     appliers_ready: Mapped[int] = mapped_column(default=0)
     appliers_wanted: Mapped[int] = mapped_column(default=0)
     seconds: Mapped[float] = mapped_column(default=0.0)
+    rate: Mapped[float | None]
     params: Mapped[dict[str, Any]] = mapped_column(default=dict)
     outputs: Mapped[dict[str, Any]] = mapped_column(default=dict)
     metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)

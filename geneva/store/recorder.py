@@ -70,6 +70,7 @@ class StoreRecorder(Recorder):
         self._news = News()
         self._tasks: dict[tuple[str, int], dict[str, Any]] = {}
         self._changed: set[tuple[str, int]] = set()
+        self._open: set[tuple[str, int]] = set()  # of which rows a filter selects nobody knows
         self._followed: dict[str, Counts] = {}  # by the key of work whose turn is to come
         self._column = ""
         self._wanted = Wanted.RUN
@@ -91,8 +92,11 @@ class StoreRecorder(Recorder):
         before, self._column = self._column, ", ".join(columns)
         to_do = [p for p in plans if p.task is not None]
         rows = sum(p.rows_compute for p in to_do)
-        message = f"{rows:,} rows in {len(to_do):,} of {len(plans):,} fragments"
+        exact = all(p.exact for p in to_do)
+        most = "" if exact else "at most "
+        message = f"{most}{rows:,} rows in {most}{len(to_do):,} of {len(plans):,} fragments"
         facts = {"version": version, "rows": rows, "fragments": len(to_do), "column": self._column}
+        facts["exact"] = exact
         with self._lock:
             self._news.events.append(("planned", message, facts))
             self._news.first_plan = self._news.first_plan or self._column != before
@@ -103,6 +107,8 @@ class StoreRecorder(Recorder):
                     self._news.skipped.append(fresh)
                 else:
                     self._tasks[self._column, plan.fragment_id] = fresh
+                    if not plan.exact:
+                        self._open.add((self._column, plan.fragment_id))
                     self._changed.add((self._column, plan.fragment_id))
 
     def _fresh(self, plan: PlannedFragment, state: TaskState) -> dict[str, Any]:
@@ -165,17 +171,19 @@ class StoreRecorder(Recorder):
             facts["applier"] = event.applier
             for stage in _STAGES:
                 facts[f"seconds_{stage}"] += getattr(event.counts, f"seconds_{stage}")
+            # Of spans until the whole is assembled, which may not come to pass: failed rows are
+            # to be seen while the rest is still to come.
+            facts["rows_computed"] += event.counts.computed
+            facts["rows_failed"] += event.counts.failed
             self._changed.add((self._column, event.fragment_id))
         whole = event.file is not None or (event.start == 0 and event.stop >= facts["rows"])
         if whole:
             counts = event.counts
             done = TaskState.DONE if event.file is not None else TaskState.SKIPPED
-            self._change(
-                event.fragment_id,
-                state=done.value,
-                rows_computed=counts.computed,
-                rows_failed=counts.failed,
-            )
+            known = {"rows_computed": counts.computed, "rows_failed": counts.failed}
+            if (self._column, event.fragment_id) in self._open:
+                known["rows_planned"] = counts.computed
+            self._change(event.fragment_id, state=done.value, **known)
 
     def _failures(self, failures: Sequence[Failure]) -> None:
         with self._lock:

@@ -246,6 +246,24 @@ def test_grid_holds_every_fragment(web: TestClient, jobs: Store):
     assert web.get(f"/jobs/{job}/fragment?column=y&id=9000").status_code == 404
 
 
+def test_fragments_with_failed_rows_are_told_from_others(web: TestClient, jobs: Store):
+    run = submit(jobs)
+    job = jobs.run(run).jobs[0].id
+    failed = [0, 0, 3, 3, 0, 1]
+    facts = {"job_id": job, "column": "y", "state": "COMMITTED"}
+    tasks = [facts | {"fragment_id": i, "rows_failed": n} for i, n in enumerate(failed)]
+    with jobs.database.write() as session:
+        session.execute(insert(Task), tasks)
+    found = web.get(f"/jobs/{job}/grid?column=y").json()
+    assert found["failed"] == [[0, 2], [3, 2], [0, 1], [1, 1]]
+    page = web.get(f"/runs/{run}").text
+    assert "With failed rows <strong>3</strong>" in page
+    assert "7 rows</a>" in page
+    assert 'data-swatch="PARTIAL"' in page
+    assert "3 rows failed" in web.get(f"/jobs/{job}/fragment?column=y&id=2").text
+    assert "1 row failed" in web.get(f"/jobs/{job}/fragment?column=y&id=5").text
+
+
 def test_logs_of_a_job_and_of_one_that_has_none(web: TestClient, jobs: Store, tmp_path: Path):
     run = submit(jobs)
     job = jobs.run(run).jobs[0].id

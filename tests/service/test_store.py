@@ -12,6 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
+from geneva import hosted
 from geneva.errors import (
     JobStateError,
     LeaseLostError,
@@ -329,7 +330,9 @@ def test_rows_of_a_job_that_ends_before_its_first_report_count_once(jobs: Store)
     recorder = StoreRecorder(jobs, claimed, pause_ends=True)
     task = SimpleNamespace(key="k", fragment_id=0)
     for column in ("y", "z"):
-        plan = SimpleNamespace(fragment_id=0, rows=10, rows_compute=10, task=task, reason="")
+        plan = SimpleNamespace(
+            fragment_id=0, rows=10, rows_compute=10, exact=True, task=task, reason=""
+        )
         recorder.planned((column,), 1, [plan])
         file = SimpleNamespace()
         recorder.took(TaskDone("k", 0, 0, 10, file, Counts(computed=10)))
@@ -339,6 +342,62 @@ def test_rows_of_a_job_that_ends_before_its_first_report_count_once(jobs: Store)
     assert jobs.run(run.id).jobs[0].rows_computed == 20
     seconds = [t.seconds_commit for t in Lists(jobs.database).tasks(claimed.job_id).items]
     assert seconds == [0.1, 0.1]
+
+
+def test_failed_rows_are_in_the_record_while_their_fragment_is_computed(jobs: Store):
+    _, claimed = running(jobs)
+    recorder = StoreRecorder(jobs, claimed, pause_ends=True)
+    task = SimpleNamespace(key="k", fragment_id=0)
+    facts = {"rows": 10, "rows_compute": 10, "exact": True, "reason": ""}
+    plans = [SimpleNamespace(fragment_id=i, task=task, **facts) for i in (0, 1)]
+    recorder.planned(("y",), 1, plans)
+
+    def failed() -> tuple[list[int], int, int]:
+        recorder._flush()
+        found = Lists(jobs.database)
+        [stage] = found.stages(claimed.job_id)
+        tasks = [t.rows_failed for t in found.tasks(claimed.job_id).items]
+        return tasks, stage.rows_failed, stage.fragments_with_failures
+
+    assert failed() == ([0, 0], 0, 0)
+    recorder.took(TaskDone("k", 0, 0, 4, None, Counts(computed=4, failed=1)))
+    recorder.took(TaskDone("k", 0, 4, 8, None, Counts(computed=4, failed=2)))
+    assert failed() == ([3, 0], 3, 1)
+    file = SimpleNamespace()
+    recorder.took(TaskDone("k", 0, 0, 10, file, Counts(computed=10, replayed=8, failed=3)))
+    recorder.took(TaskDone("k", 1, 0, 10, file, Counts(computed=10, failed=1)))
+    assert failed() == ([3, 1], 4, 2)
+
+
+def test_plan_of_a_filter_says_at_most_and_is_known_when_it_was_evaluated(jobs: Store):
+    run, claimed = running(jobs)
+    recorder = StoreRecorder(jobs, claimed, pause_ends=True)
+    task = SimpleNamespace(key="k", fragment_id=0)
+    plan = FragmentPlan(0, 10, Action.FILTER, "missing", 10, task=task)  # type: ignore[arg-type]
+    recorder.planned(("y",), 1, [plan])
+    recorder.took(TaskDone("k", 0, 0, 10, SimpleNamespace(), Counts(computed=3)))
+    recorder.close()
+    [event] = [e for e in jobs.events(run.id).items if e.kind == "planned"]
+    assert event.message == "at most 10 rows in at most 1 of 1 fragments"
+    assert event.data["exact"] is False
+    [found] = Lists(jobs.database).tasks(claimed.job_id).items
+    assert (found.rows_planned, found.rows_computed) == (3, 3)
+
+
+def test_rate_and_estimate_are_the_same_at_every_door(jobs: Store):
+    leases = Leases(jobs.database)
+    run, claimed = running(jobs)
+    told = progress(rows_total=100, rows_computed=20, rows_replayed=10, fragments_total=4)
+    told = replace(told, seconds=60.0, rate=40.0, total_estimated=True)
+    leases.beat(claimed, told, 30)
+    kept = jobs.run(run.id)
+    [job] = kept.jobs
+    assert (job.rows_per_s, job.eta_s, job.total_estimated) == (40, 2, True)
+    shown = hosted._progress(job, kept)
+    assert (shown.rows_per_s, shown.eta_s) == (told.rows_per_s, told.eta_s)
+    assert shown.total_estimated
+    leases.beat(claimed, replace(progress(JobState.STARTING), rate=0.0), 30)  # of the next driver
+    assert jobs.run(run.id).jobs[0].eta_s is None
 
 
 def test_progress_of_a_job_that_is_taken_over_never_goes_backwards(jobs: Store):

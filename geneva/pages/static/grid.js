@@ -4,8 +4,9 @@
 
 const TONES = {
   PLANNED: "grey", SKIPPED: "grey", RUNNING: "blue", DONE: "green", COMMITTED: "green",
-  STOPPED: "amber", FAILED: "red",
+  STOPPED: "amber", FAILED: "red", PARTIAL: "orange",
 };
+const PARTIAL = "PARTIAL"; // look of a fragment that was computed and holds rows that failed
 const LARGEST = 24;
 const SMALLEST = 5;
 const HEIGHT = 300;
@@ -52,7 +53,10 @@ function drawCell(pen, state, colour, x, y, size) {
     pen.fillRect(x + side - bar, y, bar, side);
   } else {
     pen.fillRect(x, y, side, side);
-    if (state === "FAILED" && side >= 5) {
+    if (state === PARTIAL) { // a hole, of any size that a cell can have
+      const bar = Math.max(1, Math.round(side / 4));
+      pen.clearRect(x + side / 4, y + (side - bar) / 2, side / 2, bar);
+    } else if (state === "FAILED" && side >= 5) {
       pen.strokeStyle = "#fff";
       pen.lineWidth = Math.max(1, side / 8);
       const inset = side * 0.27;
@@ -86,6 +90,7 @@ class Grid {
     this.at = root.querySelector(".at");
     this.ids = [];
     this.states = [];
+    this.failed = [];
     this.cursor = -1;
     this.text = "";
     this.canvas.addEventListener("keydown", (event) => this.press(event));
@@ -129,6 +134,7 @@ class Grid {
   take(payload) {
     this.ids = payload.ids.flatMap(([first, n]) => Array.from({ length: n }, (_, i) => first + i));
     this.states = payload.states.flatMap(([place, n]) => Array(n).fill(payload.names[place]));
+    this.failed = payload.failed.flatMap(([rows, n]) => Array(n).fill(rows));
     this.draw();
     this.root.dataset.drawn = this.ids.length;
   }
@@ -143,7 +149,8 @@ class Grid {
     const pen = penOf(this.canvas, this.columns * this.size, rows() * this.size);
     const colours = {};
     for (const [state, tone] of Object.entries(TONES)) colours[state] = colourOf(tone);
-    this.states.forEach((state, i) => {
+    this.states.forEach((_, i) => {
+      const state = this.lookOf(i);
       const [x, y] = this.place(i);
       drawCell(pen, state, colours[state], x, y, this.size);
     });
@@ -160,6 +167,11 @@ class Grid {
     return [(i % this.columns) * this.size, Math.floor(i / this.columns) * this.size];
   }
 
+  /** Returns how a fragment looks: rows that failed in it stand out from its state. */
+  lookOf(i) {
+    return this.failed[i] && this.states[i] !== "FAILED" ? PARTIAL : this.states[i];
+  }
+
   under(event) {
     const column = Math.floor(event.offsetX / this.size);
     const i = Math.floor(event.offsetY / this.size) * this.columns + column;
@@ -171,8 +183,10 @@ class Grid {
     this.tip.hidden = i < 0;
     if (i < 0) return;
     const [x, y] = this.place(i);
-    const state = this.states[i].toLowerCase();
-    this.tip.textContent = `Fragment ${this.ids[i]} · ${state}`;
+    const failed = this.failed[i];
+    const words = [`Fragment ${this.ids[i]}`, this.states[i].toLowerCase()];
+    if (failed) words.push(`${failed.toLocaleString("en")} ${failed === 1 ? "row" : "rows"} failed`);
+    this.tip.textContent = words.join(" · ");
     const right = x > (this.columns * this.size) / 2;
     this.tip.style.left = right ? "auto" : `${x + this.size}px`;
     this.tip.style.right = right ? `${this.columns * this.size - x}px` : "auto";
@@ -209,8 +223,9 @@ class Grid {
       event.preventDefault();
       this.move(Math.min(Math.max(this.cursor + by, 0), last));
     } else if (event.key === "f" && !event.ctrlKey && !event.metaKey) {
-      const next = this.states.indexOf("FAILED", this.cursor + 1);
-      this.move(next >= 0 ? next : this.states.indexOf("FAILED"));
+      const bad = (state, i) => state === "FAILED" || this.failed[i] > 0;
+      const next = this.states.findIndex((state, i) => i > this.cursor && bad(state, i));
+      this.move(next >= 0 ? next : this.states.findIndex(bad));
     }
   }
 }
