@@ -33,7 +33,16 @@ from geneva.storage.lance import Snapshot, TableStorage, blob_type
 from geneva.storage.snapshot import is_blob
 from geneva.storage.values import CommitConflict
 from geneva.types import BLOB, DECLARED_BLOB, is_blob_v2
-from geneva.udf import UDF, UdfKind, as_udf, for_rows, holds_lists, unstorable, with_columns
+from geneva.udf import (
+    UDF,
+    UdfKind,
+    as_udf,
+    for_rows,
+    holds_bytes,
+    holds_lists,
+    unstorable,
+    with_columns,
+)
 
 _BIND_TRIES = 20
 _RESERVED = {
@@ -78,6 +87,13 @@ def _settled(udf: UDF, schema: pa.Schema, fills: Sequence[str]) -> UDF:
         return with_columns(udf, [n for n in schema.names if n not in computed_ones])
     known = {*schema.names, *fills}
     udf = udf.without([name for name in udf.defaults if name not in known])
+    for column in sorted(udf.files):
+        kind = _type_of(schema, column)
+        if kind != pa.null() and not holds_bytes(kind):
+            raise UdfError(
+                f"UDF {udf.name!r} takes {column!r} as a file, but the column is {kind}; files are "
+                "made of bytes and blobs"
+            )
     lists = [c for c in udf.input_columns if holds_lists(_type_of(schema, c))]
     before = next((b for n, b in bindings_of(schema).items() if n in fills), None)
     if udf.kind is UdfKind.BATCH and before is not None and before.digest == udf.digest:

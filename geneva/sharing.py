@@ -84,6 +84,7 @@ def _fit_one_applier(one: Request, other: Request) -> bool:
         set(one.target.inputs) == set(other.target.inputs)
         and (a.num_cpus, a.runtime_env) == (b.num_cpus, b.runtime_env)
         and not any(u.num_gpus or u.memory or u.resources for u in (a, b))
+        and not (a.files or b.files)  # they leave unread what others read
         # An async UDF has one thread with many awaits, any other has many threads.
         and (a.kind is UdfKind.ASYNC) == (b.kind is UdfKind.ASYNC)
     )

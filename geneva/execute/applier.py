@@ -29,7 +29,7 @@ from geneva.execute.batches import MAX_ROWS, READ_BYTES, BatchSizer, unit_bytes
 from geneva.execute.inflight import InFlight
 from geneva.execute.outcome import TaskCancelledError, TaskRowError
 from geneva.execute.pools import Pools
-from geneva.execute.reader import Tap, read, row_id
+from geneva.execute.reader import Files, Tap, files_of, read, row_id
 from geneva.execute.record import Computed, Recorder, error_text, joined
 from geneva.execute.threads import Turns, UdfThreads
 from geneva.execute.units import Unit, Units, all_checkpointed, emptied, split
@@ -83,6 +83,7 @@ class Applier:
         self._settings: JobSettings | None = None
         self._threads = threads
         self._snapshots: dict[int, Snapshot] = {}
+        self._files: dict[int, Files] = {}
 
     def begin(self, settings: JobSettings) -> None:
         """Prepare for a job's tasks: build the UDF's instance, start threads."""
@@ -100,6 +101,7 @@ class Applier:
             self._sizer.resume(earlier)
         self._settings = settings
         self._snapshots.clear()  # another table may lie at the same path by now
+        self._files.clear()
         self._cancelled.clear()
         self._rows_done = RowsDone()
 
@@ -232,6 +234,14 @@ class Applier:
                 self._snapshots[version] = planned
         return self._snapshots[version]
 
+    def read(self, snapshot: Snapshot, task: Task) -> Iterator[tuple[IntArray, pa.RecordBatch]]:
+        """Yield (physical rows, inputs) of a task, in ascending order."""
+        # Kept for as long as the job: Arrow does not keep what a column's type opens files with.
+        files = self._files.setdefault(
+            snapshot.version, files_of(self.storage, snapshot, self.settings.target, self._udf)
+        )
+        return read(self.storage, snapshot, task, self.settings, files)
+
     @property
     def threads(self) -> int:
         """That call the UDF."""
@@ -344,7 +354,7 @@ class TaskRun:
         if there is not None:
             self._replay_all(there)
             return
-        batches = read(self._storage, snapshot, self._task, self._settings)
+        batches = self._applier.read(snapshot, self._task)
         # Wide rows are not read before their turn: two tasks' worth may be too much to hold.
         started = time.perf_counter()
         ahead = deque(() if self._settings.readahead else itertools.islice(batches, 1))

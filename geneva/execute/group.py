@@ -18,7 +18,7 @@ from geneva.checkpoint.journal import Journal
 from geneva.checkpoint.key import new_attempt, shared_log_path
 from geneva.execute.applier import Applier, TaskRun
 from geneva.execute.outcome import event_of
-from geneva.execute.reader import read, read_together
+from geneva.execute.reader import read_together
 from geneva.rows import IntArray
 from geneva.types import ColumnFile, Task, TaskEvent, TaskReturned, TaskStopped
 
@@ -84,8 +84,7 @@ class Group:
                 run.add_seconds(read=self._read_s)
                 run.feed_all(inputs[task.fragment_id])
             else:
-                applier = self._applier
-                run.feed_all(read(applier.storage, self._snapshot, task, applier.settings))
+                run.feed_all(self._applier.read(self._snapshot, task))
         except BaseException as error:
             self._failed(task, run, error)
             return None

@@ -8,8 +8,10 @@ that know each size, and what takes much room in this fragment's files.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +25,10 @@ from geneva.rows import IntArray
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.snapshot import blob_columns
 from geneva.storage.values import flags, integers
-from geneva.types import JobSettings, Task
+from geneva.types import JobSettings, Target, Task
+from geneva.udf import UDF, FilePlaces
+
+Files = Mapping[str, FilePlaces]  # by the name of the column
 
 _HELD_BYTES = 2 * READ_BYTES  # of rows that are read at once
 _OFFSET = 0xFFFFFFFF  # the low half of a row address is the physical row in its fragment
@@ -40,14 +45,20 @@ class Tap(Protocol):
 
 
 def read(
-    storage: TableStorage, snapshot: Snapshot, task: Task, settings: JobSettings
+    storage: TableStorage,
+    snapshot: Snapshot,
+    task: Task,
+    settings: JobSettings,
+    files: Files = MappingProxyType({}),
 ) -> Iterator[tuple[IntArray, pa.RecordBatch]]:
     """Yield (physical rows, inputs) in ascending order.
+
+    Of the columns ``files`` only the places of their blobs.
 
     Live rows only; those that the filter does not select, or that the plan says are done, are
     left out.
     """
-    sources = _sources(storage, snapshot, task, settings)
+    sources = _sources(storage, snapshot, task, settings, files)
     found = _read_needed(storage, snapshot, task, settings, sources)
     if not sources.apart:
         yield from found
@@ -175,7 +186,11 @@ class _Sources:
 
 
 def _sources(
-    storage: TableStorage, snapshot: Snapshot, task: Task, settings: JobSettings
+    storage: TableStorage,
+    snapshot: Snapshot,
+    task: Task,
+    settings: JobSettings,
+    files: Files = MappingProxyType({}),
 ) -> _Sources:
     """Find the inputs that are large in this fragment; the job's figures are of a few others.
 
@@ -183,17 +198,17 @@ def _sources(
     the footers are asked what each column takes.
     """
     names = settings.target.inputs
-    blobs = blob_columns(snapshot.schema, names)
+    blobs = [n for n in blob_columns(snapshot.schema, names) if n not in files]
     apart: dict[str, Callable[[IntArray], pa.Array]] = {
         n: _blob_reader(storage, snapshot, task.fragment_id, n) for n in blobs
-    }
-    fields = {n: snapshot.fields[top_level(snapshot.schema, n)] for n in names if n not in blobs}
+    } | {n: _file_places(t, task.fragment_id) for n, t in files.items()}
+    fields = {n: snapshot.fields[top_level(snapshot.schema, n)] for n in names if n not in apart}
     ids = {i for f in fields.values() for i in f.subtree}
-    files = [f for f in snapshot.fragments[task.fragment_id].files if not f.fields.isdisjoint(ids)]
-    total = sum(f.size_bytes for f in files)
+    stored = [f for f in snapshot.fragments[task.fragment_id].files if not f.fields.isdisjoint(ids)]
+    total = sum(f.size_bytes for f in stored)
     held = total * min(settings.read_rows, task.rows) / max(task.rows, 1)
     narrow = total <= max(WIDE_ROW_BYTES * task.rows, READ_BYTES)
-    if all(f.size_bytes for f in files) and narrow and held <= _HELD_BYTES:
+    if all(f.size_bytes for f in stored) and narrow and held <= _HELD_BYTES:
         return _Sources(blobs, apart, 0.0, settings.read_rows, settings.readahead, total)
     sizes = storage.column_bytes(snapshot, task.fragment_id)
     wide = 0
@@ -216,6 +231,19 @@ def _blob_reader(
     storage: TableStorage, snapshot: Snapshot, fragment_id: int, name: str
 ) -> Callable[[IntArray], pa.Array]:
     return lambda rows: storage.read_blobs(snapshot, name, rows + (fragment_id << 32))
+
+
+def _file_places(places: FilePlaces, fragment_id: int) -> Callable[[IntArray], pa.Array]:
+    return lambda rows: places.column(rows + (fragment_id << 32))
+
+
+def files_of(storage: TableStorage, snapshot: Snapshot, target: Target, udf: UDF) -> Files:
+    """Return the columns of blobs that a UDF takes as files, and how they are opened."""
+    wanted = {n for u, n in zip(udf.input_columns, target.inputs, strict=False) if u in udf.files}
+    return {
+        n: FilePlaces(partial(storage.open_blobs, snapshot, n))
+        for n in blob_columns(snapshot.schema, sorted(wanted))
+    }
 
 
 def _packs(batch: pa.RecordBatch, sources: _Sources) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar, cast
 from urllib.parse import urlparse
 from uuid import uuid4
 
@@ -305,6 +305,17 @@ class TableStorage:
                 column, addresses=pa.array(addresses, pa.uint64()), preserve_order=True
             )
             return pa.array([value for _, value in found], pa.large_binary())
+
+    def open_blobs(
+        self, snapshot: Snapshot, column: str, addresses: pa.Array
+    ) -> list[BinaryIO | None]:
+        """Return files of the blobs of some live rows, given by row address, in that order.
+
+        Nothing is read yet; a null is ``None``.
+        """
+        with self._reading(snapshot):
+            found = snapshot.dataset.take_blobs(column, addresses=addresses)
+            return [None if blob is None else cast(BinaryIO, _Blob(blob)) for blob in found]
 
     def column_bytes(self, snapshot: Snapshot, fragment_id: int) -> dict[int, int]:
         """Return the bytes on disk of each field of a fragment, from the footers of its files."""
@@ -706,6 +717,23 @@ class TableStorage:
         except FileNotFoundError as error:
             what = f"files of version {snapshot.version} of {self.uri}"
             raise VersionGoneError(f"{what} are gone: {error}") from error
+
+
+class _Blob(lance.BlobFile):
+    """A blob as a file in which, as in `io.BytesIO`, what lies before the start is the start.
+
+    Lance raises there what no library expects of a file: one looks 22 bytes before the end.
+    """
+
+    def __init__(self, blob: Any) -> None:
+        super().__init__(blob.inner)
+        self._blob = blob  # it closes both once nobody refers to it
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence in {os.SEEK_CUR, os.SEEK_END}:
+            base = self.tell() if whence == os.SEEK_CUR else self.size()
+            offset, whence = max(0, base + offset), os.SEEK_SET
+        return int(super().seek(offset, whence))
 
 
 def blob_type() -> pa.DataType:

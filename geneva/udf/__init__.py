@@ -5,7 +5,8 @@ from geneva.udf.convert import to_arrow
 from geneva.udf.declare import UdfFactory, as_udf, for_rows, from_reference, udf, with_columns
 from geneva.udf.definition import UDF
 from geneva.udf.failures import BadResult, DeviceFull, RowError, RowFailed
-from geneva.udf.families import holds_lists, unstorable
+from geneva.udf.families import holds_bytes, holds_lists, unstorable
+from geneva.udf.files import FilePlaces
 from geneva.udf.infer import arrow_type
 from geneva.udf.retry import Fail, Retry, Skip
 from geneva.udf.signature import Container, UdfKind
@@ -18,6 +19,7 @@ __all__ = [
     "Container",
     "DeviceFull",
     "Fail",
+    "FilePlaces",
     "Retry",
     "RowError",
     "RowFailed",
@@ -28,6 +30,7 @@ __all__ = [
     "as_udf",
     "for_rows",
     "from_reference",
+    "holds_bytes",
     "holds_lists",
     "to_arrow",
     "udf",

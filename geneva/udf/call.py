@@ -186,7 +186,7 @@ class Caller:
     # -- rows ---------------------------------------------------------------------------------
 
     def _rows(self, batch: pa.RecordBatch) -> Applied:
-        call, columns = row_call(self._instance(), batch, self._udf.row_arrays)
+        call, columns = self._row_call(batch)
         results: list[Any] = []
         failures: list[RowError] = []
         pending = map(call, *columns)
@@ -220,9 +220,13 @@ class Caller:
                 results.append(self._settle(batch, row, outcome, failures))
         return self._applied(batch, results, failures)
 
+    def _row_call(self, batch: pa.RecordBatch) -> tuple[Callable[..., Any], list[list[Any]]]:
+        udf = self._udf
+        return row_call(self._instance(), batch, udf.kind, udf.row_arrays, udf.files)
+
     def _call_anew(self, batch: pa.RecordBatch, row: int) -> Any:
         """Call the UDF with a row's inputs made anew: what failed may have changed its own."""
-        call, columns = row_call(self._instance(), batch.slice(row, 1), self._udf.row_arrays)
+        call, columns = self._row_call(batch.slice(row, 1))
         return call(*(column[0] for column in columns))
 
     def _kept_anew(self, batch: pa.RecordBatch, row: int) -> Any:
@@ -241,7 +245,7 @@ class Caller:
         return self._applied(batch, results, failures)
 
     async def _await_all(self, batch: pa.RecordBatch) -> tuple[list[Any], list[BaseException]]:
-        call, columns = row_call(self._instance(), batch, self._udf.row_arrays)
+        call, columns = self._row_call(batch)
         outcomes: list[Any] = [_UNDONE] * batch.num_rows
         # Taken out of the loop as values: raised inside, they would leave its tasks half done.
         fatal: list[BaseException] = []

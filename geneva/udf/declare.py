@@ -219,7 +219,15 @@ def with_columns(made: UDF, columns: Sequence[str]) -> UDF:
     names = _columns(made.name, columns, signature)
     # What the module's name leads to reads other columns.
     digests = {"code": made.code_digest}
-    return replace(made, input_columns=names, defaults={}, _digests=digests, _reference=None)
+    return replace(
+        made,
+        input_columns=names,
+        defaults={},
+        row_arrays=_among(made.name, made.input_columns, names, made.row_arrays),
+        files=_among(made.name, made.input_columns, names, made.files),
+        _digests=digests,
+        _reference=None,
+    )
 
 
 def from_reference(reference: str, params: Mapping[str, Any] | None = None) -> UDF:
@@ -290,15 +298,30 @@ def _make(target: Any, settings: Mapping[str, Any], signature: Signature, *, sta
         on_error=() if rules is None else checked_rules(rules),
         timeout=timeout,
         defaults=signature.defaults if given is None else {},
-        row_arrays=_positions(signature, columns),
+        row_arrays=_among(name, signature.columns, columns, signature.row_arrays),
+        files=_among(name, signature.columns, columns, signature.files),
         **settings | {"params": params},
     )
 
 
-def _positions(signature: Signature, columns: Sequence[str]) -> frozenset[str]:
-    """Return the columns, by parameter, that may come as one row's array."""
-    pairs = zip(signature.columns, columns, strict=False)
-    return frozenset(column for parameter, column in pairs if parameter in signature.row_arrays)
+def _among(
+    name: str, before: Sequence[str], columns: Sequence[str], special: Collection[str]
+) -> frozenset[str]:
+    """Return the columns that come in place of some parameters or columns.
+
+    Raises
+    ------
+    UdfError
+        A column comes in two forms.
+    """
+    found = {c for b, c in zip(before, columns, strict=False) if b in special}
+    others = {c for k, c in enumerate(columns) if k >= len(before) or before[k] not in special}
+    if both := found & others:
+        raise UdfError(
+            f"UDF {name!r} reads {', '.join(map(repr, sorted(both)))} twice, in two forms; hint "
+            "both parameters alike"
+        )
+    return frozenset(found)
 
 
 def for_rows(made: UDF, lists: Collection[str]) -> UDF:

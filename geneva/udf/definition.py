@@ -55,6 +55,8 @@ class UDF:
     row_arrays
         Parameters that take one row's list as a NumPy array; of a batch UDF, if their columns are
         lists.
+    files
+        Columns of bytes that come as files.
     field_metadata
         Metadata of the column that the UDF's results make.
     stateful
@@ -86,6 +88,7 @@ class UDF:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     field_metadata: Mapping[str, str] | None = None
     row_arrays: frozenset[str] = frozenset()
+    files: frozenset[str] = frozenset()
     _digests: dict[str, str] = field(default_factory=dict)
     _reference: str | None = _UNSET
 

@@ -112,6 +112,11 @@ def holds_lists(kind: pa.DataType) -> bool:
     return is_listlike(kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind)
 
 
+def holds_bytes(kind: pa.DataType) -> bool:
+    """Whether values are bytes or blobs."""
+    return is_blob_v2(kind) or _is_bytes(kind)
+
+
 def is_na(value: Any) -> bool:
     """Whether it is pandas' NA or NaT; pandas itself is not imported for that."""
     return value is None or type(value).__name__ in {"NAType", "NaTType"}

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from geneva.udf.files import closing, closing_async, opened
 from geneva.udf.recast import to_python
 from geneva.udf.signature import Container, UdfKind
 
@@ -22,31 +23,45 @@ class _Unreadable:
 
 
 def row_call(
-    call: Callable[..., Any], batch: pa.RecordBatch, arrays: Collection[str] = ()
+    call: Callable[..., Any],
+    batch: pa.RecordBatch,
+    kind: UdfKind = UdfKind.SCALAR,
+    arrays: Collection[str] = (),
+    files: Collection[str] = (),
 ) -> tuple[Callable[..., Any], list[list[Any]]]:
     """Return what to call with the values of a row, and each column as Python values.
 
-    The columns ``arrays`` hold lists, and each comes as a NumPy array.
+    The columns ``arrays`` hold lists, and each comes as a NumPy array. The columns ``files`` hold
+    bytes, and each comes as a file that is closed when the call ends.
 
     A value that Python cannot hold, as a date after the year 9999, is a failure of its row only.
     """
+    names = batch.schema.names
+    takes = [_form(name, arrays, files) for name in names]
+    if at := [k for k, name in enumerate(names) if name in files]:
+        call = closing_async(call, at) if kind is UdfKind.ASYNC else closing(call, at)
     try:
-        return call, [
-            _row_arrays(column) if name in arrays else to_python(column)
-            for name, column in zip(batch.schema.names, batch.columns, strict=True)
-        ]
+        return call, [take(column) for take, column in zip(takes, batch.columns, strict=True)]
     except (ValueError, OverflowError):
-        names = batch.schema.names
         cells = [
-            [_cell(name, column.slice(k, 1), name in arrays) for k in range(batch.num_rows)]
-            for name, column in zip(names, batch.columns, strict=True)
+            [_cell(name, column.slice(k, 1), take) for k in range(batch.num_rows)]
+            for name, column, take in zip(names, batch.columns, takes, strict=True)
         ]
         return _refusing(call), cells
 
 
-def _cell(name: str, one: pa.Array, as_array: bool) -> Any:
+def _form(
+    name: str, arrays: Collection[str], files: Collection[str]
+) -> Callable[[pa.Array], list[Any]]:
+    """Return what makes a column the values that the UDF takes."""
+    if name in files:
+        return opened
+    return _row_arrays if name in arrays else to_python
+
+
+def _cell(name: str, one: pa.Array, take: Callable[[pa.Array], list[Any]]) -> Any:
     try:
-        return _row_arrays(one)[0] if as_array else to_python(one)[0]
+        return take(one)[0]
     except (ValueError, OverflowError) as error:
         return _Unreadable(
             f"column {name!r} holds a {one.type} that Python cannot hold ({error}); "

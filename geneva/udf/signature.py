@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from geneva.errors import UdfError
+from geneva.udf.files import is_file
 from geneva.udf.infer import arrow_type, element_type
 
 Container = Literal["python", "arrow", "numpy", "pandas"]
@@ -38,7 +39,7 @@ class Signature:
     `least` and `most` bound how many columns the callable takes (``None``: any number). `defaults`
     are those of its columns; `settings`, those of parameters that cannot be columns. `row_arrays`
     are the parameters that take one row's list as a NumPy array; of a batch UDF they may yet do so:
-    the types of its columns decide.
+    the types of its columns decide. `files` are those that take bytes as a file.
     """
 
     kind: UdfKind
@@ -51,6 +52,7 @@ class Signature:
     defaults: Mapping[str, Any]
     settings: Mapping[str, Any]
     row_arrays: frozenset[str] = frozenset()
+    files: frozenset[str] = frozenset()
 
 
 def read_signature(
@@ -89,6 +91,7 @@ def read_signature(
         type_problem=problem,
         settings=settings,
         row_arrays=arrays,
+        files=frozenset(p.name for p in parameters if is_file(hints.get(p.name))),
     )
 
 

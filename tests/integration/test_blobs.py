@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
+import os
 import random
+import threading
+import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO
 
 import lance
 import pyarrow as pa
 import pytest
 
 import geneva
-from geneva.errors import SettingError, UdfError
+from geneva.errors import SettingError, UdfError, UdfFailedError
 from geneva.execute import reader
 from tests.support.backfills import CPUS, run
 from tests.support.calls import CallLog
@@ -321,3 +326,167 @@ def test_metadata_that_a_udf_declares_is_its_columns(tmp_path: Path) -> None:
     assert blobs_of(table)[100] == b"x"
     with pytest.raises(SettingError, match="field_metadata"):
         geneva.udf(field_metadata={"geneva.binding": "x"})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("where", [None, "id % 2 = 0"])
+def test_udf_that_asks_for_a_file_gets_one_per_row_until_its_call_ends(
+    tmp_path: Path, calls: CallLog, executor: str, kind: str, where: str | None
+) -> None:
+    """Null is ``None``, an empty value an empty file; a file that is kept is closed."""
+    values = [content(k) for k in range(40)]
+    table = blob_table(tmp_path, kind, values)
+    table.delete("id in (1, 7, 25)")
+
+    kept: dict[int, BinaryIO] = {}
+
+    @geneva.udf(num_cpus=CPUS, version="1")
+    def y(id: int, b: BinaryIO | None) -> str | None:
+        calls(id)
+        before = kept.pop(threading.get_ident(), None)
+        if before is not None:
+            with pytest.raises(ValueError, match="closed"):
+                before.read(1)
+        if b is None:
+            return None
+        kept[threading.get_ident()] = b
+        assert b.seekable()
+        assert b.tell() == 0
+        size = b.size()  # type: ignore[attr-defined]
+        head = b.read(4)
+        b.seek(-2, 2) if size else None
+        tail = b.read()
+        if id == 8:
+            b.close()  # of no harm
+        return f"{size} {head.hex()} {tail.hex()}"
+
+    table.add_columns({"y": y})
+    run(table, "y", executor, where=where)
+    run(table, "y", executor)
+
+    def shown(v: bytes | None) -> str | None:
+        return None if v is None else f"{len(v)} {v[:4].hex()} {v[-2:].hex()}"
+
+    expected = {k: shown(v) for k, v in enumerate(values) if k not in (1, 7, 25)}
+    assert pairs(table, "id", "y") == expected
+    assert set(calls.counts.values()) == {1}
+    assert_table_invariants(table)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_are_opened_anew_for_each_call_of_a_row_that_fails(tmp_path: Path, kind: str) -> None:
+    values = [content(k) for k in range(12)]
+    table = blob_table(tmp_path, kind, values)
+    tried: set[int] = set()
+
+    @geneva.udf(retry=geneva.Retry(attempts=2, wait=0), version="1")
+    async def y(id: int, b: io.BufferedIOBase | None) -> int | None:
+        if b is None:
+            return None
+        await asyncio.sleep(0)
+        found = zlib.crc32(b.read())
+        if id not in tried or id == 5:
+            tried.add(id)
+            raise OSError("once")
+        return found
+
+    table.add_columns({"y": y})
+    result = run(table, "y", "local", on_error="null")
+    assert result.rows_failed == 1
+    shown = "b=b'" if kind == "plain" else "b=<blob>"
+    assert shown in result.failures["input"].to_pylist()[0]
+    expected = {k: None if k == 5 else checksum(v) for k, v in enumerate(values)}
+    assert pairs(table, "id", "y") == expected
+    with pytest.raises(UdfFailedError, match="once"):
+        run(table, "y", "local", retry_failed=True)
+    assert_table_invariants(table)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_libraries_read_what_they_need_of_a_file(tmp_path: Path, kind: str) -> None:
+    """A library that looks before the start of a short file finds the start."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as made:
+        made.writestr("a.txt", "alpha")
+        made.writestr("b.txt", b"b" * 100_000)
+    table = blob_table(tmp_path, kind, [archive.getvalue(), b"", b"short", None])
+
+    @geneva.udf
+    def y(b: BinaryIO | None) -> str | None:
+        if b is None:
+            return None
+        b.seek(-5, os.SEEK_END)
+        assert b.seek(-100_000_000, os.SEEK_CUR) == 0
+        with zipfile.ZipFile(b) as held:
+            return held.read("a.txt").decode()
+
+    @geneva.udf
+    def lines(b: BinaryIO | None) -> int | None:
+        return None if b is None else len(io.TextIOWrapper(b, encoding="latin-1").read())
+
+    table.add_columns({"y": y, "lines": lines})
+    result = run(table, "y", "local", on_error="null")
+    assert result.failures["error"].to_pylist() == ["BadZipFile"] * 2
+    assert pairs(table, "id", "y") == {0: "alpha", 1: None, 2: None, 3: None}
+    run(table, "lines", "local")
+    assert pairs(table, "id", "lines")[2] == 5
+    assert_table_invariants(table)
+
+
+@pytest.mark.parametrize("kind", ["v1", "v2"])
+def test_file_and_bytes_of_one_column_are_read_in_one_call(tmp_path: Path, kind: str) -> None:
+    values = [content(k) for k in range(20)]
+    table = blob_table(tmp_path, kind, values)
+
+    @geneva.udf
+    def head(video: IO[bytes] | None) -> bytes | None:
+        return None if video is None else video.read(3)
+
+    @geneva.udf
+    def length(b: bytes | None) -> int | None:
+        return None if b is None else len(b)
+
+    assert head(io.BytesIO(b"abcdef")) == b"abc"  # by hand
+    table.add_columns({"head": (head, ["b"]), "length": length})
+    names = ["head", "length"]
+    table.backfill(names, executor="local")
+    table.backfill(names[::-1], executor="local")
+    assert pairs(table, "id", "head") == {k: v and v[:3] for k, v in enumerate(values)}
+    assert pairs(table, "id", "length") == {
+        k: None if v is None else len(v) for k, v in enumerate(values)
+    }
+
+
+def test_a_column_that_holds_no_bytes_is_not_taken_as_a_file(tmp_path: Path) -> None:
+    table = blob_table(tmp_path, "v2", [b"x"])
+
+    @geneva.udf
+    def y(id: BinaryIO) -> int:
+        return id.tell()
+
+    @geneva.udf
+    def z(b: BinaryIO, raw: bytes) -> int:
+        return 0
+
+    with pytest.raises(UdfError, match="'id' as a file, but the column is int64"):
+        table.add_columns({"y": y})
+    with pytest.raises(UdfError, match="twice, in two forms"):
+        table.add_columns({"z": (z, ["b", "b"])})
+
+
+@pytest.mark.parametrize("kind", ["v1", "v2"])
+def test_of_a_file_only_what_is_asked_for_is_read(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blobs' own columns are neither read whole nor scanned."""
+    values: list[bytes | None] = [bytes([k % 251]) * 5_000 for k in range(30)]
+    table = blob_table(tmp_path, kind, values, fragments=3)
+    monkeypatch.setattr(type(table.storage), "read_blobs", None)
+
+    @geneva.udf(version="1")
+    def y(b: BinaryIO) -> bytes:
+        return b.read(10)
+
+    table.add_columns({"y": y})
+    run(table, "y", "local", batch_size=7)
+    assert pairs(table, "id", "y") == {k: (v or b"")[:10] for k, v in enumerate(values)}

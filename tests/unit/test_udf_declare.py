@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import enum
+import io
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NewType, TypedDict
 
+import lance
 import numpy as np
 import numpy.typing as npt
 import pandas
@@ -23,7 +25,7 @@ from lancedb.pydantic import Vector
 
 import geneva.errors
 from geneva.errors import SettingError, UdfError
-from geneva.udf import UDF, UdfKind, arrow_type, as_udf, udf
+from geneva.udf import UDF, UdfKind, arrow_type, as_udf, udf, with_columns
 
 if TYPE_CHECKING:
     import pandas as unloaded
@@ -348,3 +350,37 @@ def test_repr_says_inputs_and_type() -> None:
 
     assert repr(area) == "UDF(area(width, height) -> int64)"
     assert isinstance(area, UDF)
+
+
+@pytest.mark.parametrize(
+    ("hint", "file"),
+    [
+        (typing.BinaryIO, True),
+        (typing.BinaryIO | None, True),
+        (typing.IO[bytes], True),
+        (typing.Annotated[io.IOBase, "video"], True),
+        (io.BufferedIOBase, True),
+        (io.RawIOBase, True),
+        (io.BufferedReader, True),
+        (io.BytesIO, True),
+        (lance.BlobFile, True),
+        ("lance.BlobFile | None", True),
+        ("Optional[t.BinaryIO]", True),
+        (bytes, False),
+        ("bytes", False),
+        (typing.TextIO, False),
+        (typing.IO[str], False),
+        (io.TextIOBase, False),
+        (io.StringIO, False),
+        (str | None, False),
+    ],
+)
+def test_parameter_takes_a_file_if_its_hint_is_one_of_bytes(hint: Any, file: bool) -> None:
+    def size(id: int, video: Any) -> int:
+        return id
+
+    size.__annotations__["video"] = hint
+    made = udf(size)
+    assert made.kind is UdfKind.SCALAR
+    assert made.files == ({"video"} if file else set())
+    assert with_columns(made, ["id", "clip"]).files == ({"clip"} if file else set())
