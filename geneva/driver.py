@@ -97,6 +97,7 @@ class Driver:
         # of which only these know.
         self._estate: dict[str, set[str]] = {}
         self._error: GenevaError | None = None
+        self._stopped_by = ""  # what stopped it, if it was stopped
         self._live = Workers(0, 0, 0)
         self._physical = self._looked_at = 0  # rows of the round's tasks; of those that are done
         self._pace = Pace()
@@ -170,6 +171,8 @@ class Driver:
             self._interrupted()
         finally:
             self._wind_up()
+        if isinstance(self._error, JobCancelledError | JobTimeoutError):
+            self._stop(type(self._error), self._stopped_by)  # with what was done since
         if self._error is not None:
             raise self._error
 
@@ -229,17 +232,21 @@ class Driver:
     def stop_if_wanted(self) -> bool:
         """Note why the job must stop, if it must."""
         if self._error is None and self._control.expired:
-            what = f"stopped by timeout={self._options.timeout} s"
-            self._error = JobTimeoutError(self.how_to_continue(what))
+            self._stop(JobTimeoutError, f"stopped by timeout={self._options.timeout} s")
         elif self._error is None and self._control.wanted is Wanted.CANCEL:
-            self._error = JobCancelledError(self.how_to_continue("cancelled"))
+            self._stop(JobCancelledError, "cancelled")
         # Noted here, because the job may be resumed while it is still winding up.
         self.paused = self.paused or self._control.wanted is Wanted.PAUSE
         return self._error is not None or self.paused
 
     def _interrupted(self) -> None:
         self._control.want(Wanted.CANCEL)
-        self._error = JobCancelledError(self.how_to_continue("interrupted"))
+        self._stop(JobCancelledError, "interrupted")
+
+    def _stop(self, kind: type[JobCancelledError | JobTimeoutError], what: str) -> None:
+        """Have the job end with an error that says what it has come to."""
+        self._stopped_by = what
+        self._error = kind(self.how_to_continue(what))
 
     def raise_if_stopped(self) -> None:
         """Raise what must end the job, if anything must."""
@@ -422,8 +429,6 @@ class Driver:
         for file in files:
             self.again.add(file.fragment_id)  # a job that is only paused takes it up itself
             self.tally.takes_back(file)
-        if isinstance(self._error, JobCancelledError | JobTimeoutError):
-            self._error = None  # it says that all is committed
         self.stop_if_wanted()
 
     def _tidy(self, published: Published) -> None:

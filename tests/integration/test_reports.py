@@ -11,6 +11,7 @@ import pytest
 
 import geneva
 from geneva.errors import JobCancelledError, JobTimeoutError, UdfError, UdfFailedError
+from geneva.progress import _line
 from geneva.types import JobState, Progress
 from tests.support.backfills import CPUS, Gate, run, times, until, xs
 from tests.support.calls import CallLog
@@ -293,6 +294,33 @@ def test_cancelled_job_loses_work_or_goes_on(tmp_path: Path, calls: CallLog, exe
     assert set(calls.counts.values()) == {1}
     assert result.rows_replayed == before - 10 * (before // 10)
     assert_table_invariants(table, DOUBLED)
+
+
+def test_rows_at_an_interrupt_are_those_that_the_next_call_finds(
+    tmp_path: Path, calls: CallLog, executor: str
+) -> None:
+    table = make_table(tmp_path, rows=40, fragments=4)
+    gate = Gate(tmp_path / "gate")
+    table.add_columns({"y": slow(calls, gate)})
+    seen: list[Progress] = []
+
+    def interrupting(progress: Progress) -> None:
+        seen.append(progress)
+        if progress.state == JobState.RUNNING and progress.rows_computed >= 13:
+            raise KeyboardInterrupt
+
+    with pytest.raises(JobCancelledError, match="interrupted after") as caught:
+        table.backfill("y", executor=executor, concurrency=2, progress=interrupting)
+    last = max((p for p in seen if p.state == JobState.CANCELLING), key=lambda p: p.rows_computed)
+    assert f"after {last.rows_computed} rows" in str(caught.value)
+    assert f"{last.rows_computed}/40 rows" in _line(last)
+    kept = len([v for v in column(table, "y") if v is not None])
+    gate.open()
+    result = run_again(table, executor)
+    kept += result.rows_replayed
+    assert last.rows_computed <= kept <= last.rows_computed + 2  # a call of each applier
+    assert len(calls) == kept + result.rows_computed - result.rows_replayed
+    assert set(calls.counts.values()) == {1}
 
 
 def test_cancel_is_lost_while_the_udf_is_loaded(
