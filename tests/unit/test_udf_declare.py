@@ -384,3 +384,11 @@ def test_parameter_takes_a_file_if_its_hint_is_one_of_bytes(hint: Any, file: boo
     assert made.kind is UdfKind.SCALAR
     assert made.files == ({"video"} if file else set())
     assert with_columns(made, ["id", "clip"]).files == ({"clip"} if file else set())
+
+
+def test_column_of_another_name_comes_as_the_same_array() -> None:
+    @udf
+    def norm(vector: np.ndarray) -> float:
+        return float(np.linalg.norm(vector))
+
+    assert with_columns(norm, ["embedding"]).row_arrays == {"embedding"}
