@@ -100,6 +100,7 @@ class Driver:
         self._stopped_by = ""  # what stopped it, if it was stopped
         self._live = Workers(0, 0, 0)
         self._physical = self._looked_at = 0  # rows of the round's tasks; of those that are done
+        self._most: int | None = None  # fragments that this round may fill
         self._pace = Pace()
         self._rows_seen = 0  # done or checkpointed; what was said is not taken back
         self._rows_done = 0  # the same, without a limit
@@ -136,6 +137,7 @@ class Driver:
         limit = self._options.num_frags
         if limit is not None:
             limit -= len(self.tally.committed)
+        self._most = limit
         self._rows_total = (
             None
             if any(p.action is Action.FILTER for p in plans)
@@ -549,9 +551,13 @@ class Driver:
 
     def _estimated_total(self) -> int | None:
         """Return how many rows a filter selects, by those of which it is known."""
-        if not self._looked_at or self._options.num_frags is not None:
+        schedule = self._schedule
+        if not self._looked_at or not schedule.hits:
             return None
-        selected = self._schedule.counts.computed * self._physical // self._looked_at
+        all_in_all = self._physical / self._looked_at
+        if self._most is not None:  # so many fragments that hold any
+            all_in_all = min(all_in_all, max(self._most / schedule.hits, 1))
+        selected = round(schedule.counts.computed * all_in_all)
         return max(self.tally.counts.computed + selected, self._rows_seen)
 
     def how_to_continue(self, what: str) -> str:

@@ -133,8 +133,9 @@ def _rows(progress: Progress) -> str:
     total = progress.rows_total
     if total is None:
         return f"{done} rows"
-    # Only the end is called 100 %, not 99.96 % of a billion rows.
-    share = 100 if progress.rows_computed >= total else int(100 * progress.rows_computed / total)
+    # Only the end is called 100 %, not 99.96 % of a billion rows, or all of an estimate.
+    whole = progress.rows_computed >= total and not progress.total_estimated
+    share = 100 if whole else min(int(100 * progress.rows_computed / max(total, 1)), 99)
     about = "about " if progress.total_estimated else ""
     return f"{done}/{about}{total:,} rows {share}%"
 

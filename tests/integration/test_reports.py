@@ -191,6 +191,37 @@ def test_progress_counts_what_is_not_there(tmp_path: Path, calls: CallLog, execu
     assert_table_invariants(table, DOUBLED)
 
 
+@pytest.mark.parametrize(("num_frags", "total"), [(None, 30), (3, 15)])
+def test_filtered_job_estimates_its_total_from_the_first_fragment_on(
+    tmp_path: Path, calls: CallLog, num_frags: int | None, total: int
+) -> None:
+    table = make_table(tmp_path, rows=60, fragments=6)
+    gate = Gate(tmp_path / "gate")
+
+    @geneva.udf
+    def y(x: int) -> int:
+        if x >= 10:
+            gate.wait()
+        return 2 * x
+
+    table.add_columns({"y": y})
+    seen: list[Progress] = []
+
+    def see(progress: Progress) -> None:
+        seen.append(progress)
+        if progress.rows_total is not None:
+            gate.open()
+
+    settings = {"where": "x % 2 = 0", "num_frags": num_frags, "progress": see}
+    table.backfill("y", executor="local", concurrency=1, **settings)
+    first = next(p for p in seen if p.rows_total is not None)
+    assert (first.rows_total, first.total_estimated) == (total, True)
+    assert f"{first.rows_computed}/about {total} rows" in _line(first)
+    assert (seen[-1].rows_total, seen[-1].total_estimated) == (total, False)
+    assert "100%" in _line(seen[-1])
+    assert not any("100%" in _line(p) for p in seen if p.total_estimated)
+
+
 def test_progress_goes_backwards_or_misses_the_end(tmp_path: Path, calls: CallLog) -> None:
     table = make_table(tmp_path, rows=400, fragments=8)
 
