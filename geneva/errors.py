@@ -28,9 +28,9 @@
     │   ├── MissingExtraError      a package is not installed; the message says what to install
     │   ├── SharedPathError        the workers do not see the driver's directory
     │   └── CorruptFileError       a file is not what its name or checksum says
-    ├── UdfTimeoutError            within a job: one call of the UDF did not return in time
     └── JobError                   the backfill ended before it was complete
         ├── UdfFailedError         the UDF raised, or returned something unusable
+        ├── UdfTimeoutError        one call of the UDF did not return in time
         ├── TooManyFailuresError   more rows failed than ``max_failures`` allows
         ├── WorkerDiedError        the same rows killed several workers
         ├── JobCancelledError      cancelled, or interrupted from the keyboard
@@ -183,7 +183,7 @@ class JobError(GenevaError):
     """The backfill ended before it was complete; finished work is kept."""
 
 
-class UdfTimeoutError(GenevaError, TimeoutError):
+class UdfTimeoutError(JobError, TimeoutError):
     """One call of a UDF did not return within its ``timeout``; rules can name it."""
 
 

@@ -321,7 +321,7 @@ class _Writer:
         if type(value).__name__ == "UdfFactory" and hasattr(value, "target"):
             return self.value(value.target)
         wrapped = getattr(value, "__wrapped__", None)
-        if isinstance(wrapped, types.FunctionType) and callable(value):  # functools.cache
+        if callable(wrapped) and callable(value):  # functools.cache
             return f"wrapped({type(value).__qualname__},{self.value(wrapped)})"
         if (name := self._named(value)) is not None:
             return name

@@ -18,6 +18,9 @@ import pytest
 from geneva.errors import UdfError
 from geneva.udf import UDF, udf
 
+# What travels is asked here, not what a digest sees of it.
+pytestmark = pytest.mark.filterwarnings("ignore:UDF .*digest does not see:UserWarning")
+
 ROOT = Path(__file__).parents[2]
 _NUMBERS = itertools.count()
 RIGHT = "7 7"
