@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping
 from types import TracebackType
 
-from geneva.errors import GenevaError
+from geneva.errors import GenevaError, SettingError
 from geneva.storage.secrets import hidden
 from geneva.storage.values import CommitConflict
 
@@ -30,6 +30,7 @@ _FAULT = re.compile(
 )
 _MISSING = re.compile(r"not found|does not exist|\(os error 2\)", re.IGNORECASE)
 _DAMAGED = re.compile(r"does not appear to be a Lance file|Invalid range .* for object of size")
+_UNKNOWN_SCHEME = "No object store provider found for scheme"  # of a URI, which no retry mends
 _SOURCE = re.compile(r", /\S+\.rs:\d+:\d+")  # where in Lance's sources it was raised
 
 
@@ -71,6 +72,8 @@ class LanceErrors:
         shown = _SOURCE.sub("", hidden(str(error), self._options)) or repr(error)
         if is_panic(error):
             return OSError(f"Lance panicked: {shown}")
+        if _UNKNOWN_SCHEME in shown:
+            return SettingError(f"the database cannot be opened: {shown}")
         if is_missing(error):
             return FileNotFoundError(shown)
         if not is_fault(error) and _DAMAGED.search(shown):

@@ -30,6 +30,7 @@ import pathlib
 import re
 import sys
 import types
+import typing
 import uuid
 import warnings
 from collections import deque
@@ -49,7 +50,7 @@ LARGEST = 64 * 1024 * 1024  # bytes of an array or table; hashing them takes abo
 _TEXTS = (
     *(Decimal, Fraction, pathlib.PurePath, uuid.UUID, range, slice),
     *(dt.date, dt.timedelta, dt.tzinfo),
-    *(pa.DataType, pa.Field, pa.Schema, np.dtype),
+    *(pa.DataType, pa.Field, pa.Schema, np.dtype, types.UnionType, typing.TypeVar),
 )
 _BUILT_IN = (
     types.BuiltinFunctionType,
@@ -147,8 +148,10 @@ def _leaf(value: Any) -> str | None:
             return f"{type(value).__name__}:{value.isoformat()}:{value.fold}:{value.tzinfo}"
         case re.Pattern():
             return f"pattern:{value.flags}:{_leaf(value.pattern)}"
+        case _ if isinstance(value, _TEXTS) or typing.get_origin(value) is not None:
+            return f"{type(value).__name__}:{value}"
         case _:
-            return f"{type(value).__name__}:{value}" if isinstance(value, _TEXTS) else None
+            return None
 
 
 def _number(value: complex) -> str:
