@@ -40,9 +40,9 @@ from geneva.errors import (
     WhereError,
 )
 from geneva.execute.executor import Executor
-from geneva.jobs.control import Control
+from geneva.jobs.control import Control, Wanted
 from geneva.plan.decision import Action, FragmentPlan
-from geneva.plan.force import ForceToken
+from geneva.plan.force import ForceToken, continued
 from geneva.plan.fragments import Force, Planner, in_order
 from geneva.plan.report import Plan
 from geneva.plan.where import Where, parse_where
@@ -216,7 +216,9 @@ def _plan(
         if (work := plans[k].work) not in looked_at.counted:
             looked_at.counted[work] = planner.counted(plans[k])
         plans[k] = looked_at.counted[work]
-    return Plan(target.columns, snapshot.version, tuple(plans), options.where, options.num_frags)
+    notes = (continued(force, plans),) if force is not None and force.continues else ()
+    limit = options.num_frags
+    return Plan(target.columns, snapshot.version, tuple(plans), options.where, limit, notes)
 
 
 def backfill(
@@ -237,8 +239,9 @@ def backfill(
     """
     driver = Driver(storage, turn, executor, control, observe)
     try:
-        return _Job(storage, turn.request, control, driver).run()
+        return _Job(storage, turn, control, driver).run()
     except KeyboardInterrupt:
+        control.want(Wanted.CANCEL)
         driver.report(JobState.CANCELLED)
         raise JobCancelledError(driver.how_to_continue("interrupted")) from None
     except JobCancelledError:
@@ -314,12 +317,12 @@ def _filled_meanwhile(latest: Snapshot, plans: Sequence[FragmentPlan], target: T
 class _Job:
     """One job while it runs: its plans, and what is recorded of them."""
 
-    def __init__(
-        self, storage: TableStorage, request: Request, control: Control, driver: Driver
-    ) -> None:
+    def __init__(self, storage: TableStorage, turn: Turn, control: Control, driver: Driver) -> None:
+        request = turn.request
         self._storage, self._request = storage, request
         self._control, self._driver = control, driver
         self._target, self._options = request.target, request.options
+        self._turn = turn
         self._token = ForceToken(storage, request.target, request.where, request.options)
         self._force: Force | None = None
         # Columns of which files may be gone, and whose values are then missing.
@@ -333,7 +336,7 @@ class _Job:
         """Plan and run rounds until nothing is left to do, or nothing gets done any more."""
         self._driver.report(JobState.STARTING)
         snapshot = self._open()
-        self._begin_force(snapshot)
+        self._force = self._turn.begin(self._request, snapshot)
         self._known = set(snapshot.fragments)
         work: _Work | None = _Work(snapshot, in_order(snapshot.fragments, self._options))
         while work is None or work.chosen or self._left_to_others:
@@ -348,8 +351,8 @@ class _Job:
             except VersionGoneError as error:
                 self._patience.lost(self._version, error)
                 work = None
-        if self._force is not None and not self._driver.tally.left:
-            self._token.end()
+        if self._force is not None:
+            self._end_force(self._force)
         return self._driver.result(self._first or [])
 
     def _round(self, work: _Work) -> _Work:
@@ -473,10 +476,13 @@ class _Job:
             self._storage, history, request.target, request.where, request.options, self._force
         )
 
-    def _begin_force(self, snapshot: Snapshot) -> None:
-        if self._options.force:
-            self._force = self._token.find(snapshot)
-            self._token.begin(self._force)
+    def _end_force(self, force: Force) -> None:
+        """Say what was done before, and forget the run if it is complete."""
+        tally = self._driver.tally
+        if force.continues and not self._turn.began(force):
+            tally.notes.append(continued(force, self._first or []))
+        if not tally.left:
+            self._token.end()
 
     def _record(self, snapshot: Snapshot) -> None:
         """Write down what was proven, so that the next plan reads nothing."""

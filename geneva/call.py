@@ -10,9 +10,11 @@ from typing import Any
 from geneva.backfill import backfill, check, plan, prepare
 from geneva.column.unbound import groups_in
 from geneva.driver import Observer
-from geneva.errors import ColumnError, GenevaError, TableChangedError
+from geneva.errors import ColumnError, GenevaError, JobCancelledError, TableChangedError
 from geneva.execute.executor import Executor
 from geneva.jobs.control import Control
+from geneva.jobs.presence import Presence
+from geneva.plan.force import ForceToken
 from geneva.plan.report import Plan
 from geneva.request import Request
 from geneva.result import BackfillResult, combined
@@ -70,6 +72,7 @@ class Call:
         self.storage, self.names, self.control = storage, names, control
         self._options, self._params = options, params
         self._executor, self._refresh = executor, refresh
+        self._presence = Presence(storage.objects)
         # All requests are checked before the first row is computed.
         self._requests = [self._request(n, snapshot) for n in names]
         self.fills = tuple(c for r in self._requests for c in r.target.columns)
@@ -88,7 +91,7 @@ class Call:
 
     def _turns(self) -> Iterator[Turn]:
         """Yield one column after the other; they may follow each other's reads."""
-        sharing = Sharing(self.storage)
+        sharing = Sharing(self.storage, self._presence)
         request, *later = self._requests
         yield sharing.turn(request, later)
         for k, name in enumerate(self.names[1:], 1):
@@ -108,12 +111,24 @@ class Call:
                     results.append(
                         backfill(self.storage, turn, self._executor, self.control, observe)
                     )
-        except BaseException:
+        except BaseException as error:
             with suppress(Exception):  # of a table that is gone: it must not hide why the job ended
+                self._forget(error)
+            with suppress(Exception):
                 self._refresh()
             raise
+        finally:
+            self._presence.end()
         self._refresh()
         result = combined(results)
         if result.state is not self.control.progress.state:  # a column before the last had failures
             self.control.report(replace(self.control.progress, state=result.state))
         return result
+
+    def _forget(self, error: BaseException) -> None:
+        """Let forced runs begin anew if a person ended this one; whatever else did, they go on."""
+        interrupted = isinstance(error, KeyboardInterrupt)
+        cancelled = isinstance(error, JobCancelledError) and self.control.given_up
+        for request in self._requests if interrupted or cancelled else ():
+            if request.options.force:
+                ForceToken(self.storage, request.target, request.where, request.options).end()

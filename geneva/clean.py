@@ -1,16 +1,21 @@
 """Remove what abandoned work left under a table: checkpoints, column files, torn writes.
 
 Nothing that a reader can see is touched. What a running job may still need is told by its age, and
-by the claim of its driver on the column. What is recorded of a column, and its UDF, stays as long
+by what its driver says: of a column that is being filled, everything stays, whatever age is asked
+for. What is recorded of a column, and its UDF, stays as long
 as any version has the column: it may be restored.
 
 A job may commit while this runs, also a file that an abandoned one left, so the order counts:
 
 1. list the old files, and read every version's manifest;
-2. delete the old checkpoints: who has not read them by now adopts no file that they name;
-3. look which columns are being filled: who has read them before is among those, or has ended;
+2. delete the old checkpoints, but those of columns that are being filled by now: who has not read
+   them yet adopts no file that they name;
+3. look again which columns are being filled: who has read them before is among those, or has ended;
 4. read the manifests of the versions that came since;
 5. delete what is listed, not named, and of no such column.
+
+A half-written data file does not tell its column: all of them stay while any column is being
+filled. Small files are written within moments, so half of one counts as torn after an hour.
 
 A UDF is stored before the version that names it is made, without a claim: one that was written
 within the hour stays, whatever is asked for, and its age is looked at again right before its end.
@@ -30,13 +35,16 @@ from typing import Any
 from geneva.column.binding import PICKLES, bindings_of
 from geneva.column.name import ColumnFileName
 from geneva.errors import TableChangedError
-from geneva.jobs.claims import FOLDER, being_filled
+from geneva.jobs.claims import FOLDER
+from geneva.jobs.presence import FOLDER as PRESENCES
+from geneva.jobs.presence import being_filled, columns_of
 from geneva.storage.lance import PROBES, TableStorage
 from geneva.storage.local import check_all_manifests
 from geneva.storage.objects import storage_errors
 
 WEEK_S = 7 * 24 * 3600.0
 _BINDING_S = 3600.0  # at most between the writing of a UDF and the version that names it
+_WRITING_S = 3600.0  # at most for a small file
 _TEMPORARY = ".tmp"
 _TAIL_BYTES = 64 << 10  # the frame that names a finished column file is a log's last
 _NAME = re.compile(rb"gv\.[0-9a-f]{8}\.[0-9a-f]{16}\.[am]\.\d+\.[0-9a-f]{32}\.lance")
@@ -164,7 +172,7 @@ def clean(storage: TableStorage, older_than_s: float = WEEK_S, *, dry_run: bool 
     older_than_s
         Seconds since a file was last written; on an object store, since the writing of a column
         file began. 0 takes everything but what belongs to columns on which a backfill is at
-        work, and UDFs that were stored within the hour.
+        work, paused ones included, and UDFs and torn small files of the last hour.
     dry_run
         Only count.
 
@@ -183,15 +191,19 @@ def _clean(storage: TableStorage, before: float, *, dry_run: bool) -> Cleaned:
     busy = being_filled(storage.objects)
     logs, young = _split(all_logs, before, busy)
     data, _ = _split(all_data, before)
-    leftovers = [f for f in data if f.name.startswith(_TEMPORARY)]
+    leftovers = [f for f in data if f.name.startswith(_TEMPORARY) and not busy]
     files = [f for f in data if ColumnFileName.parse(f.name) is not None]
     records, named = _old_records(storage, before, busy), _Named()
     kept = _finished_files(storage, young) if files else set()
     if files or records:
         named.look(storage)
-    old_torn, _ = _split(all_torn, before)
-    claims, _ = _split(_claims(storage), before, busy)
+    old_torn, _ = _split(all_torn, min(before, time.time() - _WRITING_S))
+    claims, _ = _split(_claims(storage), before)
+    claims = [c for c in claims if not columns_of(storage.objects, c.name)]
     if not dry_run:
+        busy |= being_filled(storage.objects)
+        logs, begun = _split(logs, before, busy)
+        young += begun
         for small in [*logs, *claims]:
             storage.objects.delete(small.name)
     if files or records:
@@ -242,7 +254,7 @@ def _logs(storage: TableStorage) -> list[_File]:
 
 
 def _claims(storage: TableStorage) -> list[_File]:
-    return _small(storage, FOLDER)
+    return [*_small(storage, FOLDER), *_small(storage, PRESENCES)]
 
 
 def _old_records(

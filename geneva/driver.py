@@ -180,6 +180,7 @@ class Driver:
 
     def _resumed(self, snapshot: Snapshot, tasks: list[Task]) -> list[Task]:
         """Return tasks that know the checkpoints of their work."""
+        self._turn.show()  # before any log is looked for: what is found must not be cleaned up
         logs = find_logs(self._storage.objects, self._target.incarnation)
         planned = {p.task.key: p.task for p in self._plans if p.task is not None}
         found = inherit(self._storage, snapshot, self._target, logs, tasks, tuple(planned.values()))
@@ -562,11 +563,13 @@ class Driver:
 
     def how_to_continue(self, what: str) -> str:
         """Return the message of a job that was stopped."""
+        goes_on = "every finished batch is checkpointed: the same command continues there"
+        if self._options.force and self._control.given_up:
+            goes_on = "the forced run is over: the same command begins another one"
         but = f" but {n} (other writers were always first)" if (n := self._forestalled) else ""
         return (
             f"backfill of {self._target.name!r} was {what} after {self._rows_seen:,} rows; "
-            f"finished fragments are committed{but} and every finished batch is checkpointed: the "
-            "same command continues there"
+            f"finished fragments are committed{but} and {goes_on}"
         )
 
     def result(self, first: Sequence[FragmentPlan]) -> BackfillResult:

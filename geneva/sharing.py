@@ -25,8 +25,9 @@ from geneva.column.provenance import History
 from geneva.commit.publish import check_target
 from geneva.commit.remap import inherit
 from geneva.errors import GenevaError
+from geneva.jobs.presence import Presence
 from geneva.plan.force import ForceToken
-from geneva.plan.fragments import Planner, in_order
+from geneva.plan.fragments import Force, Planner, in_order
 from geneva.request import Request
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.types import Counts, JobSettings, Task, TaskDone, TaskLost
@@ -58,10 +59,17 @@ class _Record:
 
 
 class Sharing:
-    """The columns of one call, as their turns come."""
+    """The columns of one call, as their turns come.
 
-    def __init__(self, storage: TableStorage) -> None:
-        self._storage = storage
+    Parameters
+    ----------
+    presence
+        Tells others on which columns the call is at work.
+    """
+
+    def __init__(self, storage: TableStorage, presence: Presence) -> None:
+        self._storage, self._presence = storage, presence
+        self._begun: set[str] = set()  # tokens of forced runs
         self._past: list[Request] = []
         self._records: dict[str, _Record] = {}  # by task key
         self._row_bytes: dict[frozenset[str], float] = {}
@@ -74,7 +82,8 @@ class Sharing:
         pending = {c for r in (request, *later) for c in r.target.columns}
         followers = [r for r in later if r in group] if _settled(request, pending) else []
         udfs = {r.target.incarnation: r.udf for r in group}
-        return Turn(self._storage, request, followers, udfs, self._records, self._row_bytes)
+        shared = (self._presence, self._begun, self._records, self._row_bytes)
+        return Turn(self._storage, request, followers, udfs, *shared)
 
 
 def _fit_one_applier(one: Request, other: Request) -> bool:
@@ -117,6 +126,8 @@ class Turn:
         request: Request,
         followers: Sequence[Request],
         udfs: Mapping[str, UDF],
+        presence: Presence,
+        begun: set[str],
         records: dict[str, _Record],
         row_bytes: dict[frozenset[str], float],
     ) -> None:
@@ -124,10 +135,32 @@ class Turn:
         self.request = request
         self.udfs = udfs
         self._followers = {r.target.incarnation: r for r in followers}
+        self._presence, self._begun = presence, begun
         self._records, self._row_bytes = records, row_bytes
         self._rows: dict[str, int] = defaultdict(int)  # that followers' plans compute
         self._failed: dict[str, int] = defaultdict(int)
         self._losses = 0
+
+    def show(self) -> None:
+        """Tell others that the call is at work on the column, and on those that follow."""
+        self._presence.show([self.request.target.incarnation, *self._followers])
+
+    # --- forced runs --------------------------------------------------------------------
+
+    def began(self, force: Force) -> bool:
+        """Whether this call began a forced run, while another column was computed maybe."""
+        return force.token in self._begun
+
+    def begin(self, request: Request, snapshot: Snapshot) -> Force | None:
+        """Begin or continue the forced run of a column, if one is asked for."""
+        if not request.options.force:
+            return None
+        token = ForceToken(self._storage, request.target, request.where, request.options)
+        force = token.find(snapshot)
+        token.begin(force)
+        if not force.continues:
+            self._begun.add(force.token)
+        return force
 
     # --- before the tasks are handed out ------------------------------------------------
 
@@ -157,11 +190,7 @@ class Turn:
         """Plan the fragments that a follower's own job will compute, and that are read now."""
         storage, target, options = self._storage, request.target, request.options
         check_target(snapshot, target)
-        force = None
-        if options.force:
-            token = ForceToken(storage, target, request.where, options)
-            force = token.find(snapshot)
-            token.begin(force)
+        force = self.begin(request, snapshot)
         history = History(storage, snapshot, Ledger.load(storage, target.incarnation))
         planner = Planner(storage, history, target, request.where, options, force)
         logs = find_logs(storage.objects, target.incarnation)

@@ -279,7 +279,8 @@ class Table:
         max_failures
             With ``on_error="null"``: more failures (a count, or a fraction below 1) stop the job.
         force
-            Compute what the filter selects, whatever was recorded.
+            Compute what the filter selects, whatever was recorded. The same call continues a
+            forced run that is not complete, unless it was cancelled or interrupted by Ctrl-C.
         retry_failed
             Try rows again that failed earlier.
         unverified, foreign

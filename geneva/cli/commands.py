@@ -279,8 +279,8 @@ def clean(
         typer.Option(
             metavar="DURATION",
             help="Only what was not written to for so long (90s, 30m, 12h, 7d). "
-            "0 takes all but what belongs to columns that a backfill is filling, and UDFs that "
-            "were stored within the hour.",
+            "0 takes all but what belongs to columns that a backfill is filling, and UDFs and torn "
+            "small files of the last hour.",
         ),
     ] = "7d",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count.")] = False,

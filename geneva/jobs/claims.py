@@ -34,7 +34,6 @@ LEASE_S = 60.0
 _BEATS_PER_LEASE = 6
 _LOOK_EVERY_S = 0.5
 _LOOK_SHARE = 20  # looking takes at most a twentieth of a driver's time
-_SILENT_S = 3600.0  # without a sign of life, by the clocks of two hosts
 _LOG = logging.getLogger("geneva")
 
 
@@ -107,23 +106,6 @@ def _ranges(fragments: Iterable[int]) -> list[list[int]]:
 
 def _fragments(ranges: list[list[int]]) -> frozenset[int]:
     return frozenset(itertools.chain.from_iterable(range(a, b) for a, b in ranges))
-
-
-def being_filled(objects: Objects) -> set[str]:
-    """Return the incarnations of the columns on which some driver is at work, as far as one knows.
-
-    Who looks only once cannot wait for a lease to end: a driver counts as alive until its process
-    is known to be gone, or it was silent for an hour.
-    """
-    found = set()
-    for path in objects.list(FOLDER):
-        try:
-            claim = Claim.loads(objects.get(path))
-        except FileNotFoundError:
-            continue  # its driver ended meanwhile
-        if claim is not None and not claim.process.gone and time.time() - claim.at_s < _SILENT_S:
-            found.add(path.split("/")[1])
-    return found
 
 
 class Claims:

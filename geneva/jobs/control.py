@@ -39,6 +39,7 @@ class Control:
         self.job_id = job_id
         self.recorder = recorder or Recorder()
         self._wanted = Wanted.RUN
+        self._given_up = False
         self._changed = threading.Condition()
         self._progress = Progress(job_id, columns, JobState.PENDING)
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
@@ -48,9 +49,21 @@ class Control:
         """What is wanted now."""
         return self._wanted
 
+    @property
+    def given_up(self) -> bool:
+        """Whether somebody cancelled the job, so that its process is not just to let go of it."""
+        return self._given_up
+
+    def let_go(self) -> None:
+        """Stop this process's part of the job, as a cancel does: it goes on later, or elsewhere."""
+        with self._changed:
+            self._wanted = Wanted.CANCEL
+            self._changed.notify_all()
+
     def want(self, wanted: Wanted) -> None:
         """Ask for something; a cancelled job cannot be resumed."""
         with self._changed:
+            self._given_up = self._given_up or wanted is Wanted.CANCEL
             if self._wanted is not Wanted.CANCEL:
                 self._wanted = wanted
             self._changed.notify_all()

@@ -78,7 +78,10 @@ class Job:
         return self._result
 
     def cancel(self) -> None:
-        """Stop the job: finished fragments are committed, checkpoints are kept."""
+        """Stop the job: finished fragments are committed, checkpoints are kept.
+
+        A forced run ends with it: the same call begins another one.
+        """
         self._control.want(Wanted.CANCEL)
 
     def pause(self) -> None:

@@ -13,11 +13,13 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+_SILENT_S = 3600.0  # without a sign of life, by the clocks of two hosts
 _ENDED = ("Z", "X")  # states of a process that has ended and was not collected by its parent
 
 
@@ -58,6 +60,13 @@ class ProcessId:
             pass  # it is somebody else's, so it is there
         started = _started(self.pid)
         return bool(started and self.started) and started != self.started
+
+    def may_work(self, sign_s: float) -> bool:
+        """Whether it may still be at work, given its latest sign of life, in Unix time.
+
+        A process of this host is asked for; another one counts as gone after an hour of silence.
+        """
+        return not self.gone if self.here else time.time() - sign_s < _SILENT_S
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"

@@ -28,6 +28,8 @@ class FragmentPlan:
         Live rows.
     rows_compute
         Rows to compute; an upper bound where ``action`` is ``filter``.
+    rows_forced
+        Rows that the forced run which is continued has computed before.
     work
         Key under which the ledger remembers that nothing is left to do.
     lost
@@ -43,6 +45,7 @@ class FragmentPlan:
     rows_foreign: int = 0
     rows_unverified: int = 0
     rows_failed: int = 0
+    rows_forced: int = 0
     work: str = ""
     task: Task | None = None
     lost: tuple[str, ...] = ()

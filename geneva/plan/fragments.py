@@ -43,10 +43,20 @@ _OTHER = ("stale", "missing", "failed", "foreign", "unverified", "waiting")
 
 @dataclass(frozen=True, slots=True)
 class Force:
-    """A forced run: rows of an older generation are computed again."""
+    """A forced run: rows of an older generation are computed again.
+
+    Attributes
+    ----------
+    begun_s
+        Unix time; 0 if that is not known.
+    continues
+        Whether an earlier call began it.
+    """
 
     token: str
     generation: int
+    begun_s: float = 0.0
+    continues: bool = False
 
 
 def in_order(fragments: Iterable[int], options: Options) -> list[int]:
@@ -109,6 +119,8 @@ class Planner:
     def plan(self, fragment: FragmentInfo) -> FragmentPlan:
         """Decide about one fragment."""
         plan = self._decided(fragment)
+        if self._force is not None and self._force.continues:
+            plan = replace(plan, rows_forced=self._forced_before(fragment, self._force))
         if not fragment.lost or not (lost := self.lost(fragment)):
             return plan
         told = " (a file is gone)" if plan.task else ""
@@ -167,6 +179,22 @@ class Planner:
         return replace(
             plan, action=action, reason=self._reason(row_map, need), rows_compute=rows, task=task
         )
+
+    def _forced_before(self, fragment: FragmentInfo, force: Force) -> int:
+        """Count the live rows that the forced run has computed before this call."""
+        where = self._where.digest if self._where else ""
+        row_map = self._history.row_map(self._snapshot, fragment, self._target.columns[0])
+        done = row_map.mask(
+            lambda c: (
+                c.status in (RowStatus.COMPUTED, RowStatus.FAILED)
+                and self._is_of_target(c)
+                and c.generation >= force.generation
+                and (not where or where in dict(c.wheres))
+            )
+        )
+        if self._only is not None:
+            done &= self._asked(fragment)
+        return int(np.count_nonzero(done & self._live(fragment, done, row_map)))
 
     def counted(self, plan: FragmentPlan) -> FragmentPlan:
         """Evaluate the filter of one fragment, so that the number of rows is exact.

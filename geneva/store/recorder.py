@@ -300,8 +300,10 @@ class StoreRecorder(Recorder):
             self._leave()
 
     def _pass_on(self, control: Control) -> None:
-        stops = self._wanted is Wanted.PAUSE and self._pause_ends
-        control.want(Wanted.CANCEL if stops else self._wanted)
+        if self.lost or (self._wanted is Wanted.PAUSE and self._pause_ends):
+            control.let_go()
+        else:
+            control.want(self._wanted)
 
     def _flush(self) -> None:
         with self._lock:
