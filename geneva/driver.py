@@ -137,16 +137,7 @@ class Driver:
         limit = self._options.num_frags
         if limit is not None:
             limit -= len(self.tally.committed)
-        self._most = limit
-        self._rows_total = (
-            None
-            if any(p.action is Action.FILTER for p in plans)
-            else sum(p.rows_compute for p in plans[:limit]) + self.tally.counts.computed
-        )
-        self._physical = sum(p.task.rows for p in plans if p.task is not None)
-        self._looked_at = 0
-        self._fragments_total = len(plans[:limit]) + len(self.tally.committed)
-        self.tally.left = len(self._unfinished)
+        self._expect(plans, limit)
         plans = [p for p in plans if p.fragment_id in self.claims.holds]
         if not plans or limit == 0 or self._control.wanted is not Wanted.RUN:
             if plans:
@@ -177,6 +168,19 @@ class Driver:
             self._stop(type(self._error), self._stopped_by)  # with what was done since
         if self._error is not None:
             raise self._error
+
+    def _expect(self, plans: Sequence[FragmentPlan], limit: int | None) -> None:
+        """Note what a round is to do, for reports; a filter's rows are not counted beforehand."""
+        self._most = limit
+        self._rows_total = (
+            None
+            if any(p.action is Action.FILTER for p in plans)
+            else sum(p.rows_compute for p in plans[:limit]) + self.tally.counts.computed
+        )
+        self._physical = sum(p.task.rows for p in plans if p.task is not None)
+        self._looked_at = 0
+        self._fragments_total = len(plans[:limit]) + len(self.tally.committed)
+        self.tally.left = len(self._unfinished)
 
     def _resumed(self, snapshot: Snapshot, tasks: list[Task]) -> list[Task]:
         """Return tasks that know the checkpoints of their work."""
