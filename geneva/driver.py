@@ -290,8 +290,8 @@ class Driver:
         self._unfinished -= set(schedule.nothing_to_do)
         self._unfinished -= {f.fragment_id for f in self._vanished}  # others took their place
         tally.left = len(self._unfinished)
-        quiet = {p.fragment_id: p.work for p in self._plans}
-        tally.done_work = {quiet[i] for i in schedule.nothing_to_do if not self.waits(i)}
+        quiet = {p.fragment_id: (p.work, p.kept) for p in self._plans}
+        tally.done_work = dict(quiet[i] for i in schedule.nothing_to_do if not self.waits(i))
         self._schedule = Schedule([], None, 1)
 
     def waits(self, fragment_id: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from geneva.column.ledger import Kept
 from geneva.execute.memory import peak_bytes
 from geneva.plan.decision import FragmentPlan
 from geneva.result import BackfillResult
@@ -24,7 +25,7 @@ class Tally:
     peak_applier_bytes: int = 0
     done: int = 0
     left: int = 0
-    done_work: set[str] = field(default_factory=set)
+    done_work: dict[str, Kept] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def saw_peak(self, applier_bytes: int) -> None:

@@ -8,8 +8,8 @@ the exact file it speaks of, so an old entry is useless, not wrong.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from geneva.column.binding import bindings_of
 from geneva.column.marks import group_subtree, supplier
@@ -33,6 +33,14 @@ def entries_of(snapshot: Snapshot) -> set[str]:
     }
 
 
+class Kept(NamedTuple):
+    """How many rows people should be told of that done work leaves as they are."""
+
+    foreign: int = 0
+    unverified: int = 0
+    failed: int = 0
+
+
 class Ledger:
     """Row maps by column file, work that left nothing to do, and first versions of files."""
 
@@ -41,10 +49,12 @@ class Ledger:
         maps: Mapping[str, str] | None = None,
         done: Iterable[str] = (),
         born: Mapping[str, int] | None = None,
+        kept: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self._texts = dict(maps or {})
         self._maps: dict[str, RowMap] = {}
-        self._done = dict.fromkeys(done)
+        told = kept or {}
+        self._done = {work: Kept(*told.get(work, ())) for work in done}
         self._born = dict(born or {})
         self.changed = False
 
@@ -54,7 +64,7 @@ class Ledger:
         try:
             raw = json.loads(storage.objects.get(_path(incarnation)))
             if raw["format"] == _FORMAT:
-                return cls(raw["maps"], raw["done"], raw["born"])
+                return cls(raw["maps"], raw["done"], raw["born"], raw.get("kept"))
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             pass
         return cls()
@@ -73,10 +83,12 @@ class Ledger:
         for key, row_map in self._maps.items():
             if key in present and key not in self._texts:
                 self._texts[key] = row_map.dumps()
+        # Each fragment can be done for a few filters at once; the oldest are forgotten.
+        done = list(self._done)[-_DONE_PER_ENTRY * max(len(present), 1) :]
         return {
             "maps": {k: t for k, t in self._texts.items() if k in present},
-            # Each fragment can be done for a few filters at once; the oldest are forgotten.
-            "done": list(self._done)[-_DONE_PER_ENTRY * max(len(present), 1) :],
+            "done": done,
+            "kept": {work: list(kept) for work in done if any(kept := self._done[work])},
             "born": self._births(present),
         }
 
@@ -124,15 +136,15 @@ class Ledger:
         self._born[key] = version
         self.changed = True
 
-    def is_done(self, work: str) -> bool:
-        """Whether nothing was left to do for exactly this work."""
-        return work in self._done
+    def done(self, work: str) -> Kept | None:
+        """Return what exactly this work keeps; ``None`` if something may be left to do for it."""
+        return self._done.get(work)
 
-    def mark_done(self, work: Iterable[str]) -> None:
+    def mark_done(self, work: Mapping[str, Kept]) -> None:
         """Remember work that left nothing to do."""
-        for key in work:
+        for key, kept in work.items():
             if key not in self._done:
-                self._done[key] = None
+                self._done[key] = kept
                 self.changed = True
 
 

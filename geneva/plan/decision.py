@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from geneva.column.ledger import Kept
 from geneva.types import Task
 
 NOT_SELECTED = "the filter selects no row that needs work"
@@ -54,3 +55,8 @@ class FragmentPlan:
     def exact(self) -> bool:
         """Whether the number of rows to compute is known, and no upper bound."""
         return self.action is not Action.FILTER
+
+    @property
+    def kept(self) -> Kept:
+        """How many rows people should be told of that stay as they are."""
+        return Kept(self.rows_foreign, self.rows_unverified, self.rows_failed)

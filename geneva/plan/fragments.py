@@ -24,7 +24,7 @@ from geneva.column.binding import (
     top_level,
 )
 from geneva.column.elsewhere import filled_by_lancedb
-from geneva.column.ledger import Ledger, entry_key
+from geneva.column.ledger import Kept, Ledger, entry_key
 from geneva.column.marks import group_subtree, job_generation, supplier, unchanged
 from geneva.column.name import vouches
 from geneva.column.provenance import History
@@ -140,9 +140,16 @@ class Planner:
             return FragmentPlan(fragment.id, fragment.live_rows, Action.SKIP, "up to date")
         filters = self._marks(fragment, self._filter_columns)
         work = self._work(fragment, inputs, filters, file)
-        if self._history.ledger.is_done(work):
+        if (done := self._history.ledger.done(work)) is not None:
             return FragmentPlan(
-                fragment.id, fragment.live_rows, Action.SKIP, "up to date", work=work
+                fragment.id,
+                fragment.live_rows,
+                Action.SKIP,
+                "up to date",
+                rows_foreign=done.foreign,
+                rows_unverified=done.unverified,
+                rows_failed=done.failed,
+                work=work,
             )
         now = {m.field: m for m in (*inputs, *filters)}
         row_map = self._row_map(fragment, now)
@@ -171,7 +178,8 @@ class Planner:
             if plan.rows_waiting:
                 return replace(plan, reason="waits for its inputs")
             if kept[RowStatus.COMPUTED] == fragment.live_rows:
-                self._history.ledger.mark_done([work])  # what was compared to see it is not again
+                # What was compared to see it is not compared again.
+                self._history.ledger.mark_done({work: Kept()})
             return plan
         rows = int(np.count_nonzero(need))
         task = self._task(fragment, row_map, need, live, inputs, filters, file)
@@ -253,12 +261,12 @@ class Planner:
         found["waiting"] = int(np.count_nonzero(waiting))
         return found | kept
 
-    def settled(self, snapshot: Snapshot, committed: Mapping[int, ColumnFile]) -> list[str]:
+    def settled(self, snapshot: Snapshot, committed: Mapping[int, ColumnFile]) -> dict[str, Kept]:
         """Return what the ledger may say is done of fragments that were just committed.
 
         Only where the inputs and the filter's columns are what the rows were computed from.
         """
-        found = []
+        found = {}
         for fragment_id, file in committed.items():
             fragment = snapshot.fragments.get(fragment_id)
             if fragment is None or self._where is None:
@@ -274,7 +282,10 @@ class Planner:
             if failed and self._options.retry_failed:
                 continue  # the next such run tries them once more
             if present == file.name and read:
-                found.append(self._work(fragment, inputs, filters, present))
+                row_map = file.row_map
+                live = self._live(fragment, np.zeros(fragment.rows, np.bool_), row_map)
+                work = self._work(fragment, inputs, filters, present)
+                found[work] = _told(self._kept(row_map, live))
         return found
 
     # --- which rows are done -----------------------------------------------------------
@@ -443,7 +454,7 @@ class Planner:
 
     def _known_done(self, fragment: FragmentInfo, inputs: Marks, file: str) -> bool:
         """Whether the ledger says that nothing was left; the history that told may be gone."""
-        return self._history.ledger.is_done(self._work(fragment, inputs, (), file))
+        return self._history.ledger.done(self._work(fragment, inputs, (), file)) is not None
 
     # --- the task ----------------------------------------------------------------------
 
@@ -550,6 +561,10 @@ class Planner:
         words += ["failed"] if failed else []
         words += ["stale"] if statuses - {RowStatus.MISSING} - failed else []
         return " and ".join(words)
+
+
+def _told(kept: dict[RowStatus, int]) -> Kept:
+    return Kept(kept[RowStatus.FOREIGN], kept[RowStatus.UNVERIFIED], kept[RowStatus.FAILED])
 
 
 def _by_fragment(only: Sequence[tuple[int, int, int]]) -> dict[int, list[tuple[int, int]]]:
