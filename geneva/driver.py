@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from geneva.checkpoint.journal import find_logs
-from geneva.checkpoint.key import is_of_family
+from geneva.checkpoint.key import is_of_family, is_shared
 from geneva.checkpoint.uses import LogUses
 from geneva.column.binding import top_level
 from geneva.commit.publish import Discarded, Published, Verdict, publish
@@ -192,8 +192,12 @@ class Driver:
         fragments = {key: task.fragment_id for key, task in planned.items()}
         self._logs.note_work(logs, fragments, keep_others=self._options.limited)
         for key, paths in logs.items():
-            if key not in planned and is_of_family(key, tasks[0].family):
-                self._estate.update((path, found.files.get(path, set())) for path in paths)
+            if not is_of_family(key, tasks[0].family):
+                continue
+            # Of planned work as well: what it holds may be rows that others took away since, and
+            # then no commit removes it. One that ends other work too has its own users.
+            mine = [path for path in paths if key not in planned or not is_shared(path)]
+            self._estate.update((path, found.files.get(path, set())) for path in mine)
         self._take_over(found, tasks)
         return [
             replace(t, resume=logs.get(t.key, ()) + found.written.get(t.key, ())) for t in tasks
@@ -488,7 +492,7 @@ class Driver:
         self._vanished = []
 
     def _settle_estate(self) -> None:
-        """Remove what is left of vanished fragments, and of those whose inputs were rewritten.
+        """Remove what is left of vanished fragments, of rewritten inputs and of rows that moved.
 
         Only once all of the work is done, by a driver that is alone: until then somebody may have
         a use for it. A job that ends before that leaves it to the next one.
