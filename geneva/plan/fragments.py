@@ -141,16 +141,7 @@ class Planner:
         filters = self._marks(fragment, self._filter_columns)
         work = self._work(fragment, inputs, filters, file)
         if (done := self._history.ledger.done(work)) is not None:
-            return FragmentPlan(
-                fragment.id,
-                fragment.live_rows,
-                Action.SKIP,
-                "up to date",
-                rows_foreign=done.foreign,
-                rows_unverified=done.unverified,
-                rows_failed=done.failed,
-                work=work,
-            )
+            return _done_plan(fragment, work, done)
         now = {m.field: m for m in (*inputs, *filters)}
         row_map = self._row_map(fragment, now)
         need = self._needed(fragment, row_map, now)
@@ -572,3 +563,17 @@ def _by_fragment(only: Sequence[tuple[int, int, int]]) -> dict[int, list[tuple[i
     for fragment_id, start, stop in sorted(only):
         found.setdefault(fragment_id, []).append((start, stop))
     return found
+
+
+def _done_plan(fragment: FragmentInfo, work: str, done: Kept) -> FragmentPlan:
+    """Plan nothing for work that is known to be done, with what it keeps."""
+    return FragmentPlan(
+        fragment.id,
+        fragment.live_rows,
+        Action.SKIP,
+        "up to date",
+        rows_foreign=done.foreign,
+        rows_unverified=done.unverified,
+        rows_failed=done.failed,
+        work=work,
+    )
