@@ -19,12 +19,12 @@ import ray
 
 from benchmarks import tables, udfs
 from benchmarks.measure import Answer, Scale, end_ray
-from geneva.execute.actor import TASKS_AT_ONCE, RayApplier
-from geneva.execute.ray import RayExecutor, start_ray
-from geneva.execute.warm import Actor
-from geneva.result import BackfillResult
+from geneva.appliers.ray.actor import TASKS_AT_ONCE, RayApplier
+from geneva.appliers.ray.ray import RayExecutor, start_ray
+from geneva.appliers.ray.warm import Actor
+from geneva.model.result import BackfillResult
+from geneva.model.types import Printed
 from geneva.storage.lance import TableStorage
-from geneva.types import Printed
 
 _APPLIERS = 160
 _PROCESSES = 24

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import ray
 
-from geneva.execute.warm import release_idle
+from geneva.appliers.ray.warm import release_idle
 
 
 @dataclass(frozen=True, slots=True)

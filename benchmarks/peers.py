@@ -24,7 +24,7 @@ import ray
 
 from benchmarks import tables, udfs
 from benchmarks.measure import Answer, Rounds, Scale, Side, alternate
-from geneva.execute.warm import release_idle
+from geneva.appliers.ray.warm import release_idle
 
 _Work: TypeAlias = Callable[[str], object]
 _FREE_S = 30.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 from sqlalchemy import insert, select
 
 from geneva.jobs.records import Submission
-from geneva.store.models import Job, Run, Task
-from geneva.store.place import open_store
+from geneva.jobs.store.models import Job, Run, Task
+from geneva.jobs.store.place import open_store
 
 
 def fill_queue(url: str, jobs: int) -> None:

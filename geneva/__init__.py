@@ -5,7 +5,7 @@ from geneva.interrupts import uninterrupted
 with uninterrupted():  # a half imported NumPy or pyarrow is of no use to the rest of a session
     from geneva.connection import Connection, connect
     from geneva.errors import GenevaError, UdfTimeoutError
-    from geneva.result import BackfillResult
+    from geneva.model.result import BackfillResult
     from geneva.table import Table
     from geneva.udf import UDF, Fail, Retry, Skip, udf
 

@@ -9,12 +9,12 @@ from dataclasses import fields as dataclass_fields
 from datetime import timedelta
 from typing import Any
 
+from geneva.appliers.executor import Executor
+from geneva.appliers.local import LocalExecutor
 from geneva.column.auto import Auto, read_auto
 from geneva.errors import SettingError
-from geneva.execute.executor import Executor
-from geneva.execute.local import LocalExecutor
 from geneva.interrupts import uninterrupted
-from geneva.types import Options
+from geneva.model.types import Options
 
 _POSITIVE = (
     "concurrency",
@@ -191,7 +191,7 @@ def chosen_executor(
         return LocalExecutor()
     if executor is None or executor == "ray":
         with uninterrupted():  # of the import, which takes seconds
-            from geneva.execute.ray import RayExecutor
+            from geneva.appliers.ray.ray import RayExecutor
 
         return RayExecutor(ray, options.resource_timeout)
     if isinstance(executor, str):

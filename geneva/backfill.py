@@ -1,10 +1,10 @@
 """The story of a backfill: plan -> execute -> commit -> record.
 
 A job fills one group of columns. It plans the fragments of the latest version, claims them, runs
-the tasks of that plan (`geneva.driver` hands them out and commits every ``commit_granularity``
-fragments), records what was proven, and plans again what other writers took from under it, or
-what other drivers of the same column had claimed. Whatever ends a job, what was finished is
-committed first.
+the tasks of that plan (`geneva.engine.driver` hands them out, and commits every
+``commit_granularity`` fragments), records what was proven, and plans again what other writers
+took from under it, or what other drivers of the same column had claimed. Whatever ends a job,
+what was finished is committed first.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from geneva.appliers.executor import Executor
 from geneva.column.binding import (
     Binding,
     as_called,
@@ -23,13 +24,20 @@ from geneva.column.binding import (
     top_level,
     unknown_column,
 )
-from geneva.column.ledger import Ledger, entry_key
-from geneva.column.lost import as_readable, files_gone
-from geneva.column.marks import group_subtree, supplier
+from geneva.column.history.ledger import Ledger, entry_key
+from geneva.column.history.lost import as_readable, files_gone
+from geneva.column.history.marks import group_subtree, supplier
+from geneva.column.history.provenance import History
 from geneva.column.pickles import load
-from geneva.column.provenance import History
-from geneva.commit.publish import check_target, drop_lost
-from geneva.driver import Driver, Observer
+from geneva.engine.commit.publish import check_target, drop_lost
+from geneva.engine.control import Control, Wanted
+from geneva.engine.driver import Driver, Observer
+from geneva.engine.plan.decision import Action, FragmentPlan
+from geneva.engine.plan.force import ForceToken, continued
+from geneva.engine.plan.fragments import Force, Planner, in_order
+from geneva.engine.plan.report import Plan
+from geneva.engine.request import Request
+from geneva.engine.sharing import Turn
 from geneva.errors import (
     ColumnError,
     ConflictError,
@@ -39,19 +47,11 @@ from geneva.errors import (
     VersionGoneError,
     WhereError,
 )
-from geneva.execute.executor import Executor
-from geneva.jobs.control import Control, Wanted
-from geneva.plan.decision import Action, FragmentPlan
-from geneva.plan.force import ForceToken, continued
-from geneva.plan.fragments import Force, Planner, in_order
-from geneva.plan.report import Plan
-from geneva.plan.where import Where, parse_where
-from geneva.request import Request
-from geneva.result import BackfillResult
-from geneva.sharing import Turn
+from geneva.model.result import BackfillResult
+from geneva.model.types import JobState, Options, Target
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import advice
-from geneva.types import JobState, Options, Target
+from geneva.where.parse import Where, parse_where
 
 # Plans in a row after which nothing was done, and for how long, until a job gives up.
 _ROUNDS, _PATIENCE_S = 20, 60.0

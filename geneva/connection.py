@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from geneva.errors import GenevaError, TableError
-from geneva.hosted import JobsPlace, jobs, sql_jobs
 from geneva.interrupts import uninterrupted
+from geneva.jobs.hosted import JobsPlace, jobs, sql_jobs
 from geneva.storage.door import LanceErrors, is_fault
 from geneva.storage.lance import TableStorage
 from geneva.storage.objects import storage_errors
@@ -25,7 +25,7 @@ from geneva.storage.remote import check_uri
 from geneva.table import Table
 
 if TYPE_CHECKING:
-    from geneva.store.view import Jobs
+    from geneva.jobs.store.view import Jobs
 
 _STABLE_ROW_IDS = "new_table_enable_stable_row_ids"
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")  # of a table, as lancedb allows it

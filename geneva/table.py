@@ -11,6 +11,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
+from geneva.appliers.executor import Executor
 from geneva.arguments import (
     check_executor_name,
     checked_auto,
@@ -20,25 +21,24 @@ from geneva.arguments import (
     refuse_unknown,
     with_defaults,
 )
-from geneva.bind import bind, check_transforms, declare, is_udf, rebind
-from geneva.call import Call, check_call, plan_call
 from geneva.column.binding import Binding, as_called, bindings_of
 from geneva.column.pickles import load
 from geneva.column.unbound import computed_in, groups_in
-from geneva.coverage import Coverage, coverage
-from geneva.driver import Observer
+from geneva.engine.bind import bind, check_transforms, declare, is_udf, rebind
+from geneva.engine.control import Control
+from geneva.engine.coverage import Coverage, coverage
+from geneva.engine.driver import Observer
+from geneva.engine.plan.report import Plan
 from geneva.errors import SettingError, TableError
-from geneva.execute.executor import Executor
-from geneva.hosted import HostedCall, JobsPlace
 from geneva.interrupts import interrupt_cancels
-from geneva.jobs.control import Control
+from geneva.jobs.call import Call, check_call, plan_call
 from geneva.jobs.handle import Job
-from geneva.plan.report import Plan
-from geneva.progress import observer_for
-from geneva.result import BackfillResult
+from geneva.jobs.hosted import HostedCall, JobsPlace
+from geneva.jobs.progress import observer_for
+from geneva.model.result import BackfillResult
+from geneva.model.types import BLOB, DECLARED_BLOB
 from geneva.storage.lance import TableStorage
 from geneva.storage.objects import storage_errors
-from geneva.types import BLOB, DECLARED_BLOB
 from geneva.udf import UDF, as_udf
 
 

@@ -90,8 +90,8 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
     """One local Ray for all tests that need one, in a directory of its own."""
     import ray
 
-    from geneva.execute.ray import start_ray
-    from geneva.execute.warm import release_idle
+    from geneva.appliers.ray.ray import start_ray
+    from geneva.appliers.ray.warm import release_idle
 
     if request.config.getoption("--store") == "s3" or any(map(_uses_s3, request.session.items)):
         request.getfixturevalue("s3_server")  # before Ray: workers inherit the environment

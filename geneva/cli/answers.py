@@ -14,7 +14,7 @@ import typer
 
 from geneva.cli.streams import reader_gone, silence
 from geneva.column.binding import Binding
-from geneva.coverage import Coverage
+from geneva.engine.coverage import Coverage
 from geneva.errors import (
     GenevaError,
     JobCancelledError,
@@ -25,8 +25,8 @@ from geneva.errors import (
     TableChangedError,
 )
 from geneva.extras import missing_extra
-from geneva.result import BackfillResult
-from geneva.types import JobState
+from geneva.model.result import BackfillResult
+from geneva.model.types import JobState
 
 OK, JOB_FAILED, BAD_REQUEST, RETRY, OPERATOR, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 _CODES: tuple[tuple[type[BaseException], int], ...] = (

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from geneva.clean import clean as clean_table
 from geneva.cli import service
 from geneva.cli.answers import (
     EXIT_CODES,
@@ -60,8 +59,9 @@ from geneva.cli.options import (
 )
 from geneva.column.binding import as_called, binding_of
 from geneva.connection import connect
+from geneva.engine.clean import clean as clean_table
+from geneva.engine.plan.report import plan_facts
 from geneva.errors import TableError
-from geneva.plan.report import plan_facts
 from geneva.table import Table
 
 
@@ -310,7 +310,7 @@ def demo(
 ) -> None:
     """Backfill a table of this machine's Python sources, kill a job, resume it, and search."""
     with answering(False, debug):
-        from geneva.demo import run
+        from geneva.cli.demo import run
 
         run(folder, rows=rows, executor=executor)
 

@@ -16,7 +16,7 @@ from geneva.cli.answers import EXIT_CODES, answering, code_of
 from geneva.cli.options import AsJson, Debug, values
 from geneva.errors import SettingError
 from geneva.jobs.page import Sort
-from geneva.types import JobState
+from geneva.model.types import JobState
 
 if TYPE_CHECKING:
     from geneva.jobs.records import (
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         StageRecord,
         Submission,
     )
-    from geneva.store.client import Client
+    from geneva.jobs.store.client import Client
 
 app = typer.Typer(help="Jobs of a service.", no_args_is_help=True, epilog=EXIT_CODES)
 
@@ -64,7 +64,7 @@ _LOOK_S = 0.5
 
 
 def _client(url: str) -> Client:
-    from geneva.store.client import Client
+    from geneva.jobs.store.client import Client
 
     return Client(url)
 
@@ -235,7 +235,7 @@ def _steering(verb: str) -> Any:
         run_id: _RunId, url: _Url = _DEFAULT_URL, as_json: AsJson = False, debug: Debug = False
     ) -> None:
         with answering(as_json, debug) as answer:
-            from geneva.jobs.control import Wanted
+            from geneva.engine.control import Wanted
 
             wanted = {"pause": Wanted.PAUSE, "resume": Wanted.RUN, "cancel": Wanted.CANCEL}
             run = _client(url).want(run_id, wanted[verb])

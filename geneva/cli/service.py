@@ -165,8 +165,8 @@ def upgrade(
 ) -> None:
     """Bring the database of jobs to the version that this geneva needs, and print it."""
     with answering(as_json, debug) as answer:
-        from geneva.store.database import Database
-        from geneva.store.migrate import upgrade as bring
+        from geneva.jobs.store.database import Database
+        from geneva.jobs.store.migrate import upgrade as bring
 
         version = bring(Database(_settings(db, jobs, state).url))
         answer(version, {"version": version})
@@ -182,9 +182,9 @@ def _settings(
     host: str = "127.0.0.1",
     port: int = 8265,
 ) -> Settings:
+    from geneva.jobs.store.database import with_password
     from geneva.service.secrets import conceal
     from geneva.service.settings import Settings, default_state, default_watch_s, token_of
-    from geneva.store.database import with_password
 
     folder = Path(state) if state else default_state(db)
     folder = folder.absolute()

@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary
 import pyarrow as pa
 
 from geneva.errors import ColumnError, SettingError, UdfError
+from geneva.model.types import Target
 from geneva.storage.snapshot import Snapshot
-from geneva.types import Target
 
 BINDING = b"geneva.binding"
 POSITION = b"geneva.position"

@@ -12,12 +12,12 @@ import pyarrow as pa
 
 from geneva.column.name import ColumnFileName, class_hash
 from geneva.errors import CorruptFileError
-from geneva.rows import MISSING, IntArray, RowClass, RowMap, RowStatus
+from geneva.model.rows import MISSING, IntArray, RowClass, RowMap, RowStatus
+from geneva.model.types import ColumnFile, Target, Task, is_blob_v2, stored_type
 from geneva.storage.blobs import PLACES_V1, PLACES_V2, as_held
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.snapshot import is_blob
 from geneva.storage.values import ColumnWriter, Footer, flags, size_of
-from geneva.types import ColumnFile, Target, Task, is_blob_v2, stored_type
 from geneva.udf.failures import BadResult, Inexact
 from geneva.udf.recast import encode
 

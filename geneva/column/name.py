@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field
 from uuid import uuid4
 
-from geneva.rows import Marks
+from geneva.model.rows import Marks
 
 _PATTERN = re.compile(r"gv\.([0-9a-f]{8})\.([0-9a-f]{16})\.([am])\.(\d+)\.([0-9a-f]{32})\.lance")
 _TIME_DIGITS = 12  # of a uuid of version 7: milliseconds since 1970

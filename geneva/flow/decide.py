@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from geneva.errors import FlowError
 from geneva.flow.graph import FailureStopping, Graph, MetricStopping, Node, Stopping, Trigger
-from geneva.types import JobState
+from geneva.model.types import JobState
 
 Metrics = Mapping[str, float]
 

@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable
 from datetime import timedelta
 
-from geneva.jobs.control import Control, Wanted
-from geneva.result import BackfillResult
-from geneva.types import JobState, Progress
+from geneva.engine.control import Control, Wanted
+from geneva.model.result import BackfillResult
+from geneva.model.types import JobState, Progress
 
 
 class Job:

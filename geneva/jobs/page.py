@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 from geneva.errors import SettingError
-from geneva.types import JobState
+from geneva.model.types import JobState
 
 T = TypeVar("T")
 Sort = Literal["created", "-created", "priority", "-priority", "name", "-name"]

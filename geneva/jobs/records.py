@@ -11,8 +11,8 @@ from datetime import datetime
 from enum import Enum, StrEnum
 from typing import Any
 
-from geneva.jobs.control import Wanted
-from geneva.types import JobState
+from geneva.engine.control import Wanted
+from geneva.model.types import JobState
 
 DEFAULT_POOL = "default"
 STAGES = ("read", "udf", "checkpoint", "write", "commit")

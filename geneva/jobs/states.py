@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from geneva.engine.control import Wanted
 from geneva.errors import JobStateError
-from geneva.jobs.control import Wanted
-from geneva.types import JobState
+from geneva.model.types import JobState
 
 _S = JobState
 

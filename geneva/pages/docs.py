@@ -6,12 +6,12 @@ import json
 
 from fastapi import Request, Response
 
+from geneva.jobs.store.local import token_file
 from geneva.pages.render import render
 from geneva.pages.routes import pages
 from geneva.service.described import Operation, described
 from geneva.service.problems import STATUSES
 from geneva.service.settings import Settings
-from geneva.store.local import token_file
 
 router = pages()
 

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 from fastapi import Query, Request, Response
 from fastapi.responses import RedirectResponse
 
+from geneva.jobs.store.local import token_file
 from geneva.pages import access
 from geneva.pages.render import render
 from geneva.pages.routes import Form, pages
 from geneva.service.access import Door, Role, check_origin, parts_of
 from geneva.service.settings import Settings
-from geneva.store.local import token_file
 
 router = pages(role=None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from geneva.jobs.records import TaskState
-from geneva.types import JobState
+from geneva.model.types import JobState
 
 
 @dataclass(frozen=True, slots=True)

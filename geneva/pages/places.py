@@ -6,8 +6,8 @@ from typing import Annotated
 
 from fastapi import Depends
 
+from geneva.jobs.store.browse import Browser as _Browser
 from geneva.service.state import Places
-from geneva.store.browse import Browser as _Browser
 
 
 def _get_browser(places: Places) -> _Browser:

@@ -9,15 +9,15 @@ from urllib.parse import urlencode
 from fastapi import Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
+from geneva.engine.control import Wanted
 from geneva.errors import NoSuchJobError, SettingError
-from geneva.jobs.control import Wanted
 from geneva.jobs.records import JobRecord, RunRecord, StageRecord
+from geneva.model.types import JobState
 from geneva.pages.places import Browser
 from geneva.pages.render import is_piece, render
 from geneva.pages.routes import Form, Operator, pages
 from geneva.service.schemas import RunChange
 from geneva.service.state import Places, Store
-from geneva.types import JobState
 
 router = pages()
 

@@ -12,11 +12,11 @@ from fastapi import Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from geneva.errors import SettingError
+from geneva.jobs.store.browse import RunQuery
+from geneva.model.types import JobState
 from geneva.pages.places import Browser
 from geneva.pages.render import is_piece, render
 from geneva.pages.routes import pages
-from geneva.store.browse import RunQuery
-from geneva.types import JobState
 
 router = pages()
 

@@ -11,13 +11,13 @@ from fastapi import Query, Request, Response
 
 from geneva.errors import SettingError
 from geneva.jobs.records import JobRecord
+from geneva.jobs.store.browse import MAX_JOBS, JobSpan
+from geneva.model.types import JobState
 from geneva.pages.looks import look_of
 from geneva.pages.places import Browser
 from geneva.pages.render import is_piece, render
 from geneva.pages.routes import pages
 from geneva.pages.texts import duration
-from geneva.store.browse import MAX_JOBS, JobSpan
-from geneva.types import JobState
 
 router = pages()
 

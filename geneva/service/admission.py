@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from geneva.engine.plan.report import Plan
 from geneva.errors import SettingError
 from geneva.jobs.records import Submission
-from geneva.plan.report import Plan
 from geneva.service.resources import check_resources
 from geneva.service.tables import Databases
 from geneva.table import Table

@@ -8,6 +8,8 @@ from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from geneva.jobs.store.health import check_health, health
+from geneva.jobs.store.store import Store
 from geneva.service import failures, jobs, looks, runs
 from geneva.service.access import Door, Viewer
 from geneva.service.limits import Guesses, Limits
@@ -17,8 +19,6 @@ from geneva.service.problems import Problem, install
 from geneva.service.reads import reading
 from geneva.service.settings import Settings
 from geneva.service.state import places
-from geneva.store.health import check_health, health
-from geneva.store.store import Store
 
 
 def create_app(settings: Settings, store: Store) -> FastAPI:

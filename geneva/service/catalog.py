@@ -15,16 +15,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from geneva.column.binding import Binding, as_called, bindings_of, computed, group_of
-from geneva.column.ledger import Ledger
-from geneva.coverage import Coverage, coverage
+from geneva.column.history.ledger import Ledger
+from geneva.engine.coverage import Coverage, coverage
 from geneva.errors import GenevaError, SettingError, TableChangedError
 from geneva.jobs.page import Page, decode_cursor, encode_cursor
 from geneva.jobs.records import JobRecord
+from geneva.jobs.store.past import Past
 from geneva.service.admission import canonical
 from geneva.service.tables import Databases, storage_options
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import storage_errors
-from geneva.store.past import Past
 
 V = TypeVar("V")
 _REMEMBERED = 256  # tables, or columns

@@ -17,28 +17,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from geneva.appliers.output import keep_prints
+from geneva.engine.control import Control, Wanted
+from geneva.engine.process import end_marked, this_process
 from geneva.errors import GenevaError, LeaseLostError, ServiceError
-from geneva.execute.output import keep_prints
-from geneva.jobs.control import Control, Wanted
-from geneva.jobs.process import end_marked, this_process
-from geneva.service.logs import DRIVER, Log, Printer, bounded
-from geneva.service.secrets import Orders
-from geneva.service.settings import DRIVER_CLAIM
-from geneva.service.tables import Databases
-from geneva.store.leases import Leases
-from geneva.store.models import Job
-from geneva.store.outcome import (
+from geneva.jobs.store.leases import Leases
+from geneva.jobs.store.models import Job
+from geneva.jobs.store.outcome import (
     error_columns,
     error_state,
     passes,
     result_columns,
     result_state,
 )
-from geneva.store.place import open_store
-from geneva.store.queue import Claim
-from geneva.store.recorder import LEASE_S, StoreRecorder
-from geneva.store.store import Store
-from geneva.types import JobState, Progress
+from geneva.jobs.store.place import open_store
+from geneva.jobs.store.queue import Claim
+from geneva.jobs.store.recorder import LEASE_S, StoreRecorder
+from geneva.jobs.store.store import Store
+from geneva.model.types import JobState, Progress
+from geneva.service.logs import DRIVER, Log, Printer, bounded
+from geneva.service.secrets import Orders
+from geneva.service.settings import DRIVER_CLAIM
+from geneva.service.tables import Databases
 
 _LOG = logging.getLogger("geneva.driver")
 

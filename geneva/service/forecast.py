@@ -24,15 +24,15 @@ from geneva.column.binding import (
     dependency_order,
     top_level,
 )
-from geneva.column.marks import group_subtree
+from geneva.column.history.marks import group_subtree
+from geneva.engine.plan.decision import NOT_SELECTED, Action, FragmentPlan
+from geneva.engine.plan.report import Plan, plan_facts
 from geneva.errors import SettingError
 from geneva.jobs.records import Submission
-from geneva.plan.decision import NOT_SELECTED, Action, FragmentPlan
-from geneva.plan.report import Plan, plan_facts
+from geneva.jobs.store.past import Pace, Past
 from geneva.service.admission import canonical, check_arguments
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import storage_errors
-from geneva.store.past import Pace, Past
 from geneva.table import Table
 
 _SIZED = 64  # fragments whose column files are looked at to tell the bytes of a row

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from fastapi import Path as InPath
 from fastapi.responses import PlainTextResponse
 
-from geneva.jobs.control import Wanted
+from geneva.engine.control import Wanted
 from geneva.jobs.page import MAX_LIMIT, Page, Wish
 from geneva.jobs.records import (
     FailureRecord,
@@ -21,13 +21,13 @@ from geneva.jobs.records import (
     TaskState,
     WatchRecord,
 )
+from geneva.jobs.store.watches import Watches
+from geneva.model.types import JobState
 from geneva.service.access import Operator, Viewer
 from geneva.service.logs import Log, logs_of
 from geneva.service.reads import read
 from geneva.service.schemas import PoolChange
 from geneva.service.state import Lists, Places, Store
-from geneva.store.watches import Watches
-from geneva.types import JobState
 
 router = APIRouter()
 

@@ -21,8 +21,8 @@ from typing import BinaryIO
 
 from geneva.errors import NoSuchJobError
 from geneva.jobs.records import LogPart, LogRecord
+from geneva.model.types import Printed
 from geneva.storage.private import private_file, private_folder
-from geneva.types import Printed
 
 DRIVER = "driver"
 SEGMENT_BYTES = 512 * 1024

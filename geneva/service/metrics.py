@@ -10,9 +10,9 @@ from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from geneva.errors import GenevaError
-from geneva.store.health import health
-from geneva.store.lists import Lists
-from geneva.types import JobState
+from geneva.jobs.store.health import health
+from geneva.jobs.store.lists import Lists
+from geneva.model.types import JobState
 
 API = "/api/v1"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from geneva.appliers.reservation import lacking
 from geneva.errors import ResourceError
-from geneva.execute.reservation import lacking
 
 _LOG = logging.getLogger("geneva.service")
 _KNOWN_S = 60.0  # for how long an answer is good
@@ -83,7 +83,7 @@ def _nodes(ray: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _ask(question: str) -> dict[str, Any] | None:
-    command = [sys.executable, "-m", "geneva.execute.nodes", question]
+    command = [sys.executable, "-m", "geneva.appliers.ray.nodes", question]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=_ANSWER_S, env=os.environ

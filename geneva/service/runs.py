@@ -11,16 +11,16 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.encoders import jsonable_encoder
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from geneva.jobs.control import Wanted
+from geneva.engine.control import Wanted
 from geneva.jobs.page import MAX_LIMIT, Page, Sort, Wish
 from geneva.jobs.records import EventRecord, RunRecord
+from geneva.model.types import JobState
 from geneva.service import admission
 from geneva.service.access import Operator, Viewer
 from geneva.service.reads import read
 from geneva.service.schemas import NewRun, RunChange
 from geneva.service.state import Lists, Places, Store
 from geneva.service.streams import Stream
-from geneva.types import JobState
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 

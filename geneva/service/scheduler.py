@@ -17,19 +17,19 @@ import threading
 import time
 from collections.abc import Hashable, Iterator, Sequence
 
+from geneva.engine.process import ProcessId, end_marked, identify, marked, this_process
 from geneva.errors import GenevaError, ServiceError
-from geneva.jobs.process import ProcessId, end_marked, identify, marked, this_process
 from geneva.jobs.records import Mode
+from geneva.jobs.store.health import BEAT_S, beat
+from geneva.jobs.store.leases import Held, Leases
+from geneva.jobs.store.place import open_store
+from geneva.jobs.store.queue import Claim, claim, outlook
+from geneva.jobs.store.store import Store
 from geneva.service.logs import DRIVER, Log, forget
 from geneva.service.secrets import Orders, for_drivers
 from geneva.service.settings import DRIVER_CLAIM, Settings
 from geneva.service.tables import storage_options
 from geneva.service.watcher import Watcher
-from geneva.store.health import BEAT_S, beat
-from geneva.store.leases import Held, Leases
-from geneva.store.place import open_store
-from geneva.store.queue import Claim, claim, outlook
-from geneva.store.store import Store
 
 _LOG = logging.getLogger("geneva.scheduler")
 _BUSY_S = 5.0  # a driver that was stopped while it wrote is killed only if ticks go on

@@ -14,12 +14,12 @@ from fastapi import FastAPI
 
 from geneva.connection import import_lancedb
 from geneva.errors import SettingError
+from geneva.jobs.store.local import forget_token, keep_token
+from geneva.jobs.store.place import open_store
 from geneva.service.app import create_app
 from geneva.service.scheduler import Scheduler
 from geneva.service.settings import Settings
 from geneva.service.tables import storage_options
-from geneva.store.local import forget_token, keep_token
-from geneva.store.place import open_store
 
 _LOG = logging.getLogger("geneva.service")
 

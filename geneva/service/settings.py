@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from geneva.errors import SettingError
+from geneva.jobs.store.database import password_of
+from geneva.jobs.store.local import LOOPBACK, state_folder
 from geneva.service.tables import Databases
 from geneva.storage.private import private_folder, tighten, tighten_all
-from geneva.store.database import password_of
-from geneva.store.local import LOOPBACK, state_folder
 
 DRIVER_CLAIM = "GENEVA_DRIVER_CLAIM"
 _OURS = re.compile(r"logs|jobs\.db.*|.*\.log")  # what a service keeps in its state folder

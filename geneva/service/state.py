@@ -10,14 +10,14 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from geneva.jobs.records import FailureWish, RunRecord
+from geneva.jobs.store.health import Health, health
+from geneva.jobs.store.lists import Lists as _Lists
+from geneva.jobs.store.past import Past
+from geneva.jobs.store.store import Store as _Store
 from geneva.service.catalog import Catalog as _Catalog
 from geneva.service.logs import forget
 from geneva.service.settings import Settings
 from geneva.service.streams import Streams
-from geneva.store.health import Health, health
-from geneva.store.lists import Lists as _Lists
-from geneva.store.past import Past
-from geneva.store.store import Store as _Store
 
 _HEALTH_S = 2.0  # for how long an answer is good: every page shows it
 

@@ -15,16 +15,16 @@ from dataclasses import dataclass, field
 from geneva.column.auto import Auto, auto_of
 from geneva.column.binding import bindings_of, group_of
 from geneva.connection import Connection, connect
+from geneva.engine.plan.causes import causes
+from geneva.engine.plan.report import Plan
 from geneva.errors import GenevaError
 from geneva.jobs.records import Submission
-from geneva.plan.causes import causes
-from geneva.plan.report import Plan
+from geneva.jobs.store.place import open_store
+from geneva.jobs.store.watches import Look, Watched, Watches
 from geneva.service import admission
 from geneva.service.settings import Settings
 from geneva.service.tables import storage_options
 from geneva.storage.lance import Snapshot
-from geneva.store.place import open_store
-from geneva.store.watches import Look, Watched, Watches
 from geneva.table import Table
 
 _LOG = logging.getLogger("geneva.watcher")

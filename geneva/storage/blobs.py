@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from geneva.types import is_blob_v2
+from geneva.model.types import is_blob_v2
 
 _INLINE = 0  # the kind of a value that comes with its bytes
 _FIELDS = [

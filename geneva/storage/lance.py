@@ -28,7 +28,7 @@ from geneva.errors import (
     VersionGoneError,
     WhereError,
 )
-from geneva.rows import IntArray
+from geneva.model.rows import IntArray
 from geneva.storage import local as disk
 from geneva.storage.blobs import as_written
 from geneva.storage.door import LanceErrors, is_fault

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from geneva.types import BLOB, is_blob_v2
+from geneva.model.types import BLOB, is_blob_v2
 
 # Named tuples: made for each of 100,000 fragments, at a third of what a frozen dataclass costs.
 

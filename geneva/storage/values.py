@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from geneva.rows import BoolArray, IntArray
+from geneva.model.rows import BoolArray, IntArray
 from geneva.storage.blobs import prepared
 from geneva.storage.snapshot import FragmentInfo, fragment_info
 

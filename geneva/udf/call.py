@@ -15,7 +15,7 @@ from typing import Any, Self, assert_never
 import pyarrow as pa
 
 from geneva.errors import UdfTimeoutError
-from geneva.types import OnError
+from geneva.model.types import OnError
 from geneva.udf.convert import to_arrow
 from geneva.udf.definition import UDF
 from geneva.udf.failures import (

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from geneva.types import is_blob_v2
+from geneva.model.types import is_blob_v2
 from geneva.udf.failures import Inexact
 
 _t = pa.types

@@ -22,7 +22,7 @@ from geneva.flow.spec import DagRun, Io, Join, Operation, Param, graph_of, read
 from geneva.flow.templates import render, truth
 from geneva.flow.windows import Axis, Known, Windows
 from geneva.flow.windows import resolve as resolve_windows
-from geneva.types import JobState
+from geneva.model.types import JobState
 
 Case = dict[str, Any]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

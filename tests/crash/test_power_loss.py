@@ -16,8 +16,8 @@ import lance
 import pytest
 
 import geneva
+from geneva.appliers import record
 from geneva.errors import CorruptFileError
-from geneva.execute import record
 from geneva.storage import objects
 from tests.support.backfills import times
 from tests.support.crashing import Scene

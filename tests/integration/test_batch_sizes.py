@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 import pytest
 
 import geneva
-from geneva.checkpoint.journal import replay
 from geneva.column.binding import PICKLES
+from geneva.column.checkpoint.journal import replay
 from tests.support.backfills import CPUS, Gate, run, until
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, column, make_table, pairs

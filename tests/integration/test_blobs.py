@@ -17,8 +17,8 @@ import pyarrow as pa
 import pytest
 
 import geneva
+from geneva.appliers import reader
 from geneva.errors import SettingError, UdfError, UdfFailedError
-from geneva.execute import reader
 from tests.support.backfills import CPUS, run
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, database, pairs
@@ -158,7 +158,7 @@ def test_rows_larger_than_those_sampled_are_read_many_at_a_time(
         lance.write_dataset(data, uri, mode="append" if k else "create")
     table = geneva.connect(database(tmp_path)).open_table("t")
     monkeypatch.setattr(reader, "READ_BYTES", 100_000)
-    monkeypatch.setattr("geneva.execute.batches.READ_BYTES", 100_000)
+    monkeypatch.setattr("geneva.appliers.batches.READ_BYTES", 100_000)
     table.add_columns({"y": geneva.udf(_size, version="1")})
     held: list[tuple[int, int]] = []
     storage_class = type(table.storage)

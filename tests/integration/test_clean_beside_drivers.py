@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 import geneva
-from geneva.clean import clean
 from geneva.column.name import ColumnFileName
+from geneva.engine import claims, presence
+from geneva.engine.clean import clean
+from geneva.engine.process import ProcessId, this_process
 from geneva.errors import UdfFailedError
-from geneva.jobs import claims, presence
-from geneva.jobs.process import ProcessId, this_process
+from geneva.model.types import JobState
 from geneva.storage.lance import Snapshot, TableStorage
-from geneva.types import JobState
 from tests.support.backfills import CPUS, Gate, until
 from tests.support.calls import CallLog
 from tests.support.crashing import Scene, kill
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.disk(reason="the other process is given a path")
 ONE_BY_ONE: dict[str, Any] = {"batch_size": 1, "commit_granularity": 1}
 _CLEANER = """
 import os, sys
-from geneva.clean import clean
+from geneva.engine.clean import clean
 from geneva.storage.lance import TableStorage
 while os.getppid() == int(sys.argv[3]):
     try:

@@ -19,8 +19,8 @@ from typing import Any, Literal
 import pytest
 
 import geneva
+from geneva.appliers import record
 from geneva.errors import GenevaError
-from geneva.execute import record
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, make_table, pairs
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 import geneva
-from geneva.commit import publish
+from geneva.engine.commit import publish
 from geneva.errors import (
     JobCancelledError,
     JobTimeoutError,
@@ -26,9 +26,9 @@ from geneva.errors import (
     SupersededError,
     TableChangedError,
 )
+from geneva.model.types import JobState
 from geneva.storage.lance import TableStorage
 from geneva.storage.values import CommitConflict
-from geneva.types import JobState
 from tests.support.backfills import times, until, xs
 from tests.support.calls import CallLog
 from tests.support.tables import (

@@ -25,11 +25,12 @@ import pyarrow as pa
 import pytest
 
 import geneva
-from geneva.checkpoint.journal import replay
-from geneva.checkpoint.key import logs_by_key
-from geneva.clean import Cleaned, clean
+from geneva.appliers import record
 from geneva.column import pickles
+from geneva.column.checkpoint.journal import replay
+from geneva.column.checkpoint.key import logs_by_key
 from geneva.column.name import ColumnFileName
+from geneva.engine.clean import Cleaned, clean
 from geneva.errors import (
     CorruptFileError,
     JobCancelledError,
@@ -38,7 +39,6 @@ from geneva.errors import (
     TooManyFailuresError,
     UdfFailedError,
 )
-from geneva.execute import record
 from geneva.storage import lance as lance_storage
 from geneva.storage.lance import TableStorage
 from geneva.storage.values import Replacement

@@ -16,7 +16,7 @@ import pytest
 
 import geneva
 from geneva.errors import JobCancelledError, JobTimeoutError, UdfFailedError
-from geneva.types import JobState
+from geneva.model.types import JobState
 from tests.support.backfills import Gate, until, xs
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, make_table

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pytest
 
 import geneva
+from geneva.appliers import group, reader, record
+from geneva.engine import schedule as state
 from geneva.errors import ConflictError, UdfFailedError
-from geneva.execute import group, reader, record, state
 from geneva.storage.lance import TableStorage
 from tests.support.backfills import times, watched, xs
 from tests.support.calls import CallLog

@@ -14,9 +14,9 @@ import pytest
 from lance.file import LanceFileSession
 
 import geneva
+from geneva.appliers import record
 from geneva.column.name import ColumnFileName
 from geneva.errors import CorruptFileError, GenevaError
-from geneva.execute import record
 from geneva.storage.lance import TableStorage
 from tests.support.calls import CallLog
 from tests.support.s3 import Bucket

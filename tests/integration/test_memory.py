@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 
 import geneva
+from geneva.appliers import reader
+from geneva.appliers.memory import peak_bytes
 from geneva.column.file import ColumnFileBuilder
 from geneva.errors import StorageError
-from geneva.execute import reader
-from geneva.execute.memory import peak_bytes
 from geneva.storage.values import ColumnReader
 from tests.support.backfills import CPUS, run, times
 from tests.support.calls import CallLog
@@ -38,7 +38,7 @@ def test_large_rows_that_are_read_before_the_last_ones_are_written(
     size = 20_000
     table = large_values(tmp_path, 40, size)
     monkeypatch.setattr(reader, "READ_BYTES", 2 * size)
-    monkeypatch.setattr("geneva.execute.inflight.HELD_BYTES", size)
+    monkeypatch.setattr("geneva.appliers.inflight.HELD_BYTES", size)
     read, written, waiting = [0], [0], []
     read_rows, add = ColumnReader.read, ColumnFileBuilder.add
 
@@ -72,7 +72,7 @@ def test_checkpoints_that_are_all_in_memory_when_they_are_assembled(
 ) -> None:
     size, rows = 20_000, 40
     table = large_values(tmp_path, rows, size)
-    monkeypatch.setattr("geneva.execute.applier.READ_BYTES", 10 * size)
+    monkeypatch.setattr("geneva.appliers.applier.READ_BYTES", 10 * size)
     added: list[int] = []
     finish, add = ColumnFileBuilder.finish, ColumnFileBuilder.add
 
@@ -143,7 +143,7 @@ def test_peak_memory_that_nobody_is_told(tmp_path: Path, calls: CallLog, executo
 
 
 def test_window_of_many_threads() -> None:
-    from geneva.execute.batches import HELD_BYTES, unit_bytes
+    from geneva.appliers.batches import HELD_BYTES, unit_bytes
 
     assert unit_bytes(1) == unit_bytes(2)
     assert all(n * unit_bytes(n) <= HELD_BYTES for n in (2, 8, 64))

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import geneva
-from geneva.column import update as update_module
-from geneva.column.moved import Key, between, keys
+from geneva.column.history import update as update_module
+from geneva.column.history.moved import Key, between, keys
 from tests.support.backfills import run, times
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, make_table, pairs

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 import geneva
-from geneva.clean import clean
+from geneva.engine.clean import clean
 from geneva.errors import ColumnError
 from tests.support.backfills import times
 from tests.support.calls import CallLog

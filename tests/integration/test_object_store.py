@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 
 import geneva
 import geneva.storage.lance
-from geneva.clean import clean
 from geneva.cli.commands import app
 from geneva.column.name import ColumnFileName
+from geneva.engine.clean import clean
 from geneva.errors import StorageError, UdfError
 from geneva.storage.remote import RemoteObjects
 from tests.support.backfills import times, xs

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 import geneva
-from geneva.commit import remap
+from geneva.engine.commit import remap
 from geneva.storage.lance import TableStorage
 from tests.support.backfills import times, xs
 from tests.support.calls import CallLog

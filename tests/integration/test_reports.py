@@ -11,8 +11,8 @@ import pytest
 
 import geneva
 from geneva.errors import JobCancelledError, JobTimeoutError, UdfError, UdfFailedError
-from geneva.progress import _line
-from geneva.types import JobState, Progress
+from geneva.jobs.progress import _line
+from geneva.model.types import JobState, Progress
 from tests.support.backfills import CPUS, Gate, run, times, until, xs
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, column, make_table, pairs

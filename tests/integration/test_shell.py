@@ -16,7 +16,7 @@ import geneva
 from geneva.cli.answers import answering
 from geneva.errors import MissingExtraError, OperatorError
 from geneva.extras import installed, missing_extra
-from geneva.types import JobState
+from geneva.model.types import JobState
 
 pytestmark = pytest.mark.disk(reason="commands on a folder")
 

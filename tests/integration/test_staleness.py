@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 import geneva
-from geneva.column import moved
+from geneva.column.history import moved
 from geneva.errors import StorageError
 from geneva.storage.lance import TableStorage
 from tests.support.backfills import CPUS, run, times, watched, xs

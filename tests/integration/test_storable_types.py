@@ -270,7 +270,7 @@ def test_refusal_of_lance_is_no_fault_that_passes(
 ) -> None:
     """A table bound before Geneva knew what its files hold."""
     table = stored_version(tmp_path, "2.1")
-    monkeypatch.setattr("geneva.bind.unstorable", lambda kind, version: "")
+    monkeypatch.setattr("geneva.engine.bind.unstorable", lambda kind, version: "")
     calls = itertools.count()
 
     @geneva.udf(data_type=pa.map_(TEXT, INT), version="1")

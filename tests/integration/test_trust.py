@@ -14,10 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 import geneva
-from geneva.clean import clean
 from geneva.cli.commands import app
 from geneva.column import pickles
 from geneva.column.binding import PICKLES, bindings_of
+from geneva.engine.clean import clean
 from geneva.errors import CorruptFileError, UdfError
 from geneva.storage.lance import TableStorage
 from geneva.udf import pickling

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 import geneva
-from geneva.clean import clean
+from geneva.engine.claims import FOLDER, Claim
+from geneva.engine.clean import clean
+from geneva.engine.process import ProcessId, this_process
 from geneva.errors import JobCancelledError, JobTimeoutError
-from geneva.jobs.claims import FOLDER, Claim
-from geneva.jobs.process import ProcessId, this_process
+from geneva.model.types import JobState, Progress
 from geneva.storage.lance import Snapshot, TableStorage
-from geneva.types import JobState, Progress
 from tests.support.backfills import Gate, times, until, xs
 from tests.support.calls import CallLog
 from tests.support.crashing import Scene, kill
@@ -155,7 +155,7 @@ def shorten_lease(stage: Scene, pid: int) -> None:
 
 
 def ended_process() -> ProcessId:
-    code = "from geneva.jobs.process import this_process as t; import dataclasses, json;"
+    code = "from geneva.engine.process import this_process as t; import dataclasses, json;"
     code += "print(json.dumps(dataclasses.asdict(t())))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     return ProcessId(**json.loads(done.stdout))

@@ -827,7 +827,7 @@ def test_array_udf_that_was_bound_as_a_batch_stays_one(
         return v.sum(axis=1)
 
     with monkeypatch.context() as patch:  # as it was bound before rows were told apart
-        patch.setattr("geneva.bind.for_rows", lambda udf, lists: udf)
+        patch.setattr("geneva.engine.bind.for_rows", lambda udf, lists: udf)
         table.add_columns({"total": total})
     run(table, "total", "local")
     table.add_columns({"total": total})

@@ -15,8 +15,8 @@ import pytest
 import ray
 
 import geneva
-from geneva.execute import ray as ray_executor
-from geneva.execute import warm
+from geneva.appliers.ray import ray as ray_executor
+from geneva.appliers.ray import warm
 from tests.support.backfills import CPUS, times, until
 from tests.support.calls import CallLog
 from tests.support.tables import database, make_table, pairs

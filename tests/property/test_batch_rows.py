@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geneva.execute.batches import LONGEST_S, MAX_ROWS, TARGET_BYTES, BatchSizer
+from geneva.appliers.batches import LONGEST_S, MAX_ROWS, TARGET_BYTES, BatchSizer
 
 CALLS, SECONDS = 10, 30.0  # the later of the two: then it must be known
 UNNOTICED_S = 0.005  # nobody minds how many times as long as another a call of that length takes

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geneva.jobs.claims import Claims
+from geneva.engine.claims import Claims
 
 LEASE_S = 5.0
 

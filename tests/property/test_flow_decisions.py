@@ -15,7 +15,7 @@ from geneva.flow.graph import (
     paths,
     stages,
 )
-from geneva.types import JobState
+from geneva.model.types import JobState
 
 S, F, C, K, U = (
     JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.SKIPPED,

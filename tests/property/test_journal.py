@@ -10,7 +10,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geneva.checkpoint.journal import Journal, replay
+from geneva.column.checkpoint.journal import Journal, replay
 from geneva.storage.objects import LocalObjects
 
 TYPE = pa.string()

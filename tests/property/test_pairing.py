@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geneva.column.pairing import Codes, codes, identifies, pair
+from geneva.column.history.pairing import Codes, codes, identifies, pair
 
 CODE = st.integers(1, 6)
 

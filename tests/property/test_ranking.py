@@ -9,11 +9,11 @@ from dataclasses import replace
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from geneva.engine.control import Wanted
 from geneva.errors import JobStateError
-from geneva.jobs.control import Wanted
 from geneva.jobs.ranking import AGEING_S, Candidate, Caps, choose, rank
 from geneva.jobs.states import after_exit, may_follow, observed, run_state, when_asked
-from geneva.types import JobState
+from geneva.model.types import JobState
 
 names = st.sampled_from("abc")
 columns = st.frozensets(st.tuples(st.just("t"), st.sampled_from("uvwxyz")), min_size=1, max_size=2)

@@ -9,10 +9,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geneva.column.moved import Key, unfiltered
-from geneva.column.same import NULL
-from geneva.column.update import _BETTER, _ROW, Match, Rows
-from geneva.rows import FOREIGN, MISSING, Mark, RowClass, RowStatus
+from geneva.column.history.moved import Key, unfiltered
+from geneva.column.history.same import NULL
+from geneva.column.history.update import _BETTER, _ROW, Match, Rows
+from geneva.model.rows import FOREIGN, MISSING, Mark, RowClass, RowStatus
 
 marks = st.lists(st.builds(Mark, st.just(1), st.sampled_from("ab")), max_size=1).map(tuple)
 classes = st.builds(

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geneva.rows import Mark, RowClass, RowMap, RowSet, RowStatus, classes_in
+from geneva.model.rows import Mark, RowClass, RowMap, RowSet, RowStatus, classes_in
 
 marks = st.lists(
     st.builds(Mark, st.integers(0, 5), st.text(max_size=8), st.integers(-1, 2**40)), max_size=3

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geneva.column.same import digests, same_rows
+from geneva.column.history.same import digests, same_rows
 
 ZEROS = [0.0, -0.0]
 FLOATS = [*ZEROS, 1.5, float("nan"), float("inf"), None]

@@ -10,9 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from geneva.execute.state import MAX_DEATHS, Schedule
-from geneva.rows import RowClass, RowMap, RowStatus
-from geneva.types import ColumnFile, Counts, Task, TaskDone, TaskLost
+from geneva.engine.schedule import MAX_DEATHS, Schedule
+from geneva.model.rows import RowClass, RowMap, RowStatus
+from geneva.model.types import ColumnFile, Counts, Task, TaskDone, TaskLost
 
 ROWS = 24
 CLASS = RowClass(RowStatus.COMPUTED)

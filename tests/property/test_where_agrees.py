@@ -14,7 +14,7 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 from geneva.errors import WhereError
-from geneva.plan.where import parse_where
+from geneva.where.parse import parse_where
 
 STAMPS = [dt.datetime(2020, 1, 1), None, dt.datetime(1969, 12, 31, 23, 59, 59, 999999)]
 STAMPS += [dt.datetime(2024, 2, 29, 12, 30), dt.datetime(2020, 1, 1, 0, 0, 1)]

@@ -79,7 +79,7 @@ CHILD = """
 import faulthandler, json, sys
 import pyarrow as pa
 from geneva.errors import WhereError
-from geneva.plan.where import parse_where
+from geneva.where.parse import parse_where
 
 types = {"x": pa.int64(), "f": pa.float32(), "s": pa.string(), "b": pa.bool_()}
 types |= {"l": pa.list_(pa.int64()), "m": pa.struct([("m", pa.int64())])}

@@ -9,7 +9,7 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from geneva.errors import WhereError
-from geneva.plan.where import Where, parse_where
+from geneva.where.parse import Where, parse_where
 
 TEXTS = ["", "a", "it's", "a'' or 1=1 --", '"x"', "`x`", "\u2019", "\\' or x = 1", "%_", "\u00e9"]
 TABLE = pa.table({"x": range(len(TEXTS)), "s": TEXTS, "a b": [True] * len(TEXTS)})

@@ -13,9 +13,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 import geneva
-from geneva.store.database import Database
-from geneva.store.migrate import upgrade
-from geneva.store.store import Store
+from geneva.jobs.store.database import Database
+from geneva.jobs.store.migrate import upgrade
+from geneva.jobs.store.store import Store
 from tests.support.backfills import Gate
 from tests.support.browser import Visitor, browser, program
 from tests.support.calls import CallLog

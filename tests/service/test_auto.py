@@ -14,21 +14,21 @@ from sqlalchemy import text
 
 import geneva
 from geneva.column.auto import auto_of
+from geneva.engine.control import Wanted
+from geneva.engine.process import this_process
 from geneva.errors import SettingError
-from geneva.jobs.control import Wanted
 from geneva.jobs.page import Wish
-from geneva.jobs.process import this_process
 from geneva.jobs.records import RunRecord
+from geneva.jobs.store import watches
+from geneva.jobs.store.leases import Leases
+from geneva.jobs.store.outcome import result_columns
+from geneva.jobs.store.queue import claim
+from geneva.jobs.store.store import Store
+from geneva.jobs.store.watches import Watches
+from geneva.model.types import JobState, Progress
 from geneva.service.settings import Settings
 from geneva.service.watcher import Watcher
-from geneva.store import watches
-from geneva.store.leases import Leases
-from geneva.store.outcome import result_columns
-from geneva.store.queue import claim
-from geneva.store.store import Store
-from geneva.store.watches import Watches
 from geneva.table import Table
-from geneva.types import JobState, Progress
 from tests.support.backfills import until
 from tests.support.calls import CallLog
 from tests.support.services import Service

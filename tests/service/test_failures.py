@@ -10,10 +10,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 import geneva
+from geneva.engine.control import Wanted
 from geneva.errors import JobError
-from geneva.jobs.control import Wanted
-from geneva.store.failures import shape_of
-from geneva.store.store import Store
+from geneva.jobs.store.failures import shape_of
+from geneva.jobs.store.store import Store
 from tests.service.conftest import Scene
 from tests.service.test_jobs_cli import call
 from tests.service.test_rest import client_for

@@ -10,21 +10,21 @@ import pytest
 from sqlalchemy import text
 
 import geneva
+from geneva.engine.control import Control, Wanted
+from geneva.engine.process import ProcessId, this_process
 from geneva.errors import LeaseLostError, ServiceError, SettingError
-from geneva.jobs.control import Control, Wanted
 from geneva.jobs.page import Wish
-from geneva.jobs.process import ProcessId, this_process
 from geneva.jobs.records import Submission
-from geneva.rows import RowClass, RowStatus
+from geneva.jobs.store import recorder as recording
+from geneva.jobs.store.database import Database
+from geneva.jobs.store.leases import Leases
+from geneva.jobs.store.place import open_store
+from geneva.jobs.store.queue import claim
+from geneva.jobs.store.recorder import StoreRecorder
+from geneva.model.rows import RowClass, RowStatus
+from geneva.model.types import JobState, Progress, Task
 from geneva.service import driver
 from geneva.service.tables import Databases
-from geneva.store import recorder as recording
-from geneva.store.database import Database
-from geneva.store.leases import Leases
-from geneva.store.place import open_store
-from geneva.store.queue import claim
-from geneva.store.recorder import StoreRecorder
-from geneva.types import JobState, Progress, Task
 from tests.service.conftest import Scene
 from tests.support.backfills import until
 from tests.support.tables import assert_table_invariants

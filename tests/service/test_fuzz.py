@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode, checks
 from starlette.testclient import TestClient
 
-from geneva.jobs.process import this_process
+from geneva.engine.process import this_process
+from geneva.jobs.store.leases import Leases
+from geneva.jobs.store.queue import claim
+from geneva.jobs.store.report import News, report
+from geneva.jobs.store.store import Store
+from geneva.model.types import JobState, Progress
 from geneva.service.app import create_app
 from geneva.service.logs import Log
 from geneva.service.settings import Settings
-from geneva.store.leases import Leases
-from geneva.store.queue import claim
-from geneva.store.report import News, report
-from geneva.store.store import Store
-from geneva.types import JobState, Progress
 from tests.service.conftest import Scene
 
 pytestmark = pytest.mark.services

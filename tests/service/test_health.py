@@ -14,13 +14,13 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from geneva.errors import CorruptFileError, OperatorError, ServiceError
+from geneva.jobs.store import health as health_of
+from geneva.jobs.store import place
+from geneva.jobs.store.health import beat, health
+from geneva.jobs.store.place import open_store
+from geneva.jobs.store.store import Store
 from geneva.service.scheduler import Scheduler
 from geneva.service.settings import Settings
-from geneva.store import health as health_of
-from geneva.store import place
-from geneva.store.health import beat, health
-from geneva.store.place import open_store
-from geneva.store.store import Store
 from tests.service.test_pages import browser_for
 
 

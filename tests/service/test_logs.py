@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 import geneva
+from geneva.appliers.output import Heard, Output, Part
+from geneva.engine.recorder import Recorder
 from geneva.errors import NoSuchJobError
-from geneva.execute.output import Heard, Output, Part
-from geneva.jobs.recorder import Recorder
+from geneva.model.types import ExecutorEvent, Printed, Progress
 from geneva.service.logs import SEGMENT_BYTES, SEGMENTS, Log, Printer
-from geneva.types import ExecutorEvent, Printed, Progress
 from tests.service.conftest import Scene
 from tests.support.backfills import until
 from tests.support.nodes import in_child
@@ -153,7 +153,7 @@ def test_more_prints_at_once_than_are_held(tmp_path: Path):
 
 def test_full_disk_takes_what_was_printed_meanwhile_only(tmp_path: Path):
     program = (
-        "import resource, signal, sys; from geneva.execute.output import Output\n"
+        "import resource, signal, sys; from geneva.appliers.output import Output\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "output = Output(most_chars=10)\n"
         f"output.keep_in({str(tmp_path / 'output')!r})\n"
@@ -170,7 +170,7 @@ def test_full_disk_takes_what_was_printed_meanwhile_only(tmp_path: Path):
 
 def test_fork_of_an_applier_does_not_move_what_it_prints(tmp_path: Path):
     program = (
-        "import os; from geneva.execute.output import Output\n"
+        "import os; from geneva.appliers.output import Output\n"
         "output = Output()\n"
         f"output.keep_in({str(tmp_path / 'output')!r})\n"
         "output.write('one '); pid = os.fork()\n"

@@ -12,8 +12,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from geneva.jobs.store.store import Store
 from geneva.pages.render import STATIC
-from geneva.store.store import Store
 from tests.service.conftest import Scene
 from tests.service.test_pages import browser_for
 

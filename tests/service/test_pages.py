@@ -11,17 +11,17 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import insert, update
 
-from geneva.jobs.control import Wanted
+from geneva.engine.control import Wanted
 from geneva.jobs.records import Submission
+from geneva.jobs.store.browse import Browser, RunQuery
+from geneva.jobs.store.health import beat
+from geneva.jobs.store.models import Run, Task
+from geneva.jobs.store.store import Store
+from geneva.model.types import JobState
 from geneva.pages.site import install
 from geneva.service.app import create_app
 from geneva.service.logs import DRIVER, Log
 from geneva.service.settings import Settings
-from geneva.store.browse import Browser, RunQuery
-from geneva.store.health import beat
-from geneva.store.models import Run, Task
-from geneva.store.store import Store
-from geneva.types import JobState
 
 HERE = "http://127.0.0.1"
 PIECE = {"HX-Request": "true", "HX-Request-Type": "partial"}
@@ -290,7 +290,7 @@ def test_timeline_shows_jobs_of_the_time_that_is_asked_for(web: TestClient, jobs
     jobs.want(old, Wanted.CANCEL)
     job = jobs.run(old).jobs[0].id
     with jobs.database.write() as session:
-        from geneva.store.models import Job
+        from geneva.jobs.store.models import Job
 
         long_ago = {"created_s": 1e9, "ended_s": 1e9 + 60}
         session.execute(update(Job).where(Job.id == job).values(long_ago))

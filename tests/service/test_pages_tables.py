@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 import geneva
-from geneva.store.store import Store
+from geneva.jobs.store.store import Store
 from tests.service.conftest import Scene
 from tests.service.test_pages import OURS, browser_for
 

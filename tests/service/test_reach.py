@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import geneva
+from geneva.engine.control import Wanted
 from geneva.errors import NotServedError, SettingError
-from geneva.jobs.control import Wanted
 from geneva.jobs.records import Submission
+from geneva.jobs.store.place import open_store
+from geneva.jobs.store.store import Store
 from geneva.service.tables import Databases, place_of
-from geneva.store.place import open_store
-from geneva.store.store import Store
 from tests.service.conftest import Scene
 from tests.service.test_pages import browser_for
 from tests.service.test_rest import client_for

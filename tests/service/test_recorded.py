@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import geneva
 from geneva.cli.commands import app
 from geneva.errors import JobCancelledError, SettingError, UdfFailedError
-from geneva.hosted import JobsPlace
+from geneva.jobs.hosted import JobsPlace
 from tests.service.conftest import Scene
 from tests.support.backfills import until
 from tests.support.services import Service

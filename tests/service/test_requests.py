@@ -11,13 +11,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 import geneva
+from geneva.engine.control import Wanted
+from geneva.engine.process import this_process
 from geneva.errors import JobStateError, NoSuchJobError, SettingError, UdfError
-from geneva.jobs.control import Wanted
-from geneva.jobs.process import this_process
 from geneva.jobs.records import Keep, Submission
-from geneva.store.models import Job, Run
-from geneva.store.queue import claim
-from geneva.store.store import Store
+from geneva.jobs.store.models import Job, Run
+from geneva.jobs.store.queue import claim
+from geneva.jobs.store.store import Store
 from tests.service.conftest import Scene
 from tests.service.test_pages import OURS, browser_for, submit
 from tests.service.test_rest import BODY, RUNS, bearer, client_for

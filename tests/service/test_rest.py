@@ -16,19 +16,19 @@ import pytest
 from fastapi.testclient import TestClient
 
 import geneva
+from geneva.engine.process import this_process
 from geneva.errors import SettingError
 from geneva.jobs.page import encode_cursor
-from geneva.jobs.process import this_process
+from geneva.jobs.store.database import Database
+from geneva.jobs.store.health import beat
+from geneva.jobs.store.leases import Leases
+from geneva.jobs.store.migrate import upgrade
+from geneva.jobs.store.queue import claim
+from geneva.jobs.store.store import Store
+from geneva.model.types import JobState, Progress
 from geneva.service.app import create_app
 from geneva.service.limits import Rate
 from geneva.service.settings import Settings
-from geneva.store.database import Database
-from geneva.store.health import beat
-from geneva.store.leases import Leases
-from geneva.store.migrate import upgrade
-from geneva.store.queue import claim
-from geneva.store.store import Store
-from geneva.types import JobState, Progress
 from tests.service.conftest import Scene
 
 BODY = {"table": "t", "columns": ["y"], "arguments": {"executor": "local"}}

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from geneva.engine.control import Wanted
+from geneva.engine.process import identify, this_process
 from geneva.errors import JobStateError, LeaseLostError
-from geneva.jobs.control import Wanted
-from geneva.jobs.process import identify, this_process
 from geneva.jobs.records import Submission
+from geneva.jobs.store.leases import Held, Leases
+from geneva.jobs.store.queue import Claim, claim
+from geneva.jobs.store.store import Store
+from geneva.model.types import JobState, Progress
 from geneva.service.scheduler import Scheduler
 from geneva.service.settings import DRIVER_CLAIM, Settings
-from geneva.store.leases import Held, Leases
-from geneva.store.queue import Claim, claim
-from geneva.store.store import Store
-from geneva.types import JobState, Progress
 from tests.support.backfills import until
 
 ASKED = Submission(db="db", table="t", columns=("y",))

@@ -14,10 +14,10 @@ import pytest
 from sqlalchemy import text
 
 import geneva
+from geneva.jobs.store.database import Database, with_password
+from geneva.jobs.store.place import open_store
 from geneva.service.logs import Log
 from geneva.service.secrets import for_drivers
-from geneva.store.database import Database, with_password
-from geneva.store.place import open_store
 from tests.support.services import Service
 from tests.support.tables import make_table
 

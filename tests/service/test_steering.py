@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import geneva
-from geneva.jobs.process import marked
+from geneva.engine.process import marked
 from geneva.service.settings import DRIVER_CLAIM
 from geneva.storage.lance import TableStorage
 from tests.service.conftest import BOTH_STORES, Scene

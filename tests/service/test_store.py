@@ -12,7 +12,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import text
 
-from geneva import hosted
+from geneva.engine.control import Control, Wanted
+from geneva.engine.plan.decision import Action, FragmentPlan
+from geneva.engine.process import ProcessId, this_process
 from geneva.errors import (
     JobStateError,
     LeaseLostError,
@@ -20,21 +22,19 @@ from geneva.errors import (
     ServiceError,
     SettingError,
 )
-from geneva.jobs.control import Control, Wanted
+from geneva.jobs import hosted
 from geneva.jobs.page import Wish
-from geneva.jobs.process import ProcessId, this_process
 from geneva.jobs.records import RunRecord, Submission, TaskState
-from geneva.plan.decision import Action, FragmentPlan
-from geneva.store.database import Database
-from geneva.store.leases import CRASHES, Leases
-from geneva.store.lists import Lists
-from geneva.store.migrate import check, upgrade
-from geneva.store.models import Base
-from geneva.store.queue import Claim, claim, outlook
-from geneva.store.recorder import StoreRecorder
-from geneva.store.report import News, report
-from geneva.store.store import Store
-from geneva.types import Counts, Failure, JobState, Progress, TaskDone
+from geneva.jobs.store.database import Database
+from geneva.jobs.store.leases import CRASHES, Leases
+from geneva.jobs.store.lists import Lists
+from geneva.jobs.store.migrate import check, upgrade
+from geneva.jobs.store.models import Base
+from geneva.jobs.store.queue import Claim, claim, outlook
+from geneva.jobs.store.recorder import StoreRecorder
+from geneva.jobs.store.report import News, report
+from geneva.jobs.store.store import Store
+from geneva.model.types import Counts, Failure, JobState, Progress, TaskDone
 
 ASKED = Submission(db="db", table="t", columns=("y",), arguments={"where": "x > 1"})
 DEAD = ProcessId("elsewhere", "another-boot", 1, "then")

@@ -14,16 +14,16 @@ import pytest
 from fastapi import FastAPI
 from fastapi.encoders import jsonable_encoder
 
+from geneva.engine.control import Wanted
 from geneva.errors import ServiceError
-from geneva.jobs.control import Wanted
 from geneva.jobs.records import RunRecord, Submission
+from geneva.jobs.store.client import Client
+from geneva.jobs.store.lists import Lists
+from geneva.jobs.store.store import Store
+from geneva.model.types import JobState
 from geneva.service.app import create_app
 from geneva.service.settings import Settings
 from geneva.service.streams import Streams
-from geneva.store.client import Client
-from geneva.store.lists import Lists
-from geneva.store.store import Store
-from geneva.types import JobState
 
 _WAIT_S = 60
 

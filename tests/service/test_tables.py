@@ -11,10 +11,10 @@ from fastapi.testclient import TestClient
 
 import geneva
 from geneva.jobs.page import Wish
+from geneva.jobs.store.past import Past
+from geneva.jobs.store.store import Store
 from geneva.service import catalog
 from geneva.service.tables import Databases
-from geneva.store.past import Past
-from geneva.store.store import Store
 from tests.service.conftest import Scene
 from tests.service.test_rest import client_for
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from geneva.jobs.page import Wish
-from geneva.store.lists import Lists
-from geneva.store.store import Store
-from geneva.types import JobState
+from geneva.jobs.store.lists import Lists
+from geneva.jobs.store.store import Store
+from geneva.model.types import JobState
 from tests.support.claimers import claim_at_once, fill
 
 

@@ -21,8 +21,8 @@ import pyarrow as pa
 
 import geneva
 from geneva.column.name import ColumnFileName
+from geneva.engine.claims import FOLDER
 from geneva.errors import GenevaError
-from geneva.jobs.claims import FOLDER
 from geneva.storage.lance import TableStorage
 from tests.support.faults import FaultError, FaultyStorage
 from tests.support.tables import assert_table_invariants, database_of, make_table

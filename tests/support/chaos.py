@@ -21,6 +21,7 @@ import lance
 import pyarrow as pa
 
 import geneva
+from geneva.engine.claims import FOLDER
 from geneva.errors import (
     ColumnError,
     ConflictError,
@@ -29,7 +30,6 @@ from geneva.errors import (
     SupersededError,
     TableChangedError,
 )
-from geneva.jobs.claims import FOLDER
 from geneva.storage.lance import TableStorage
 from tests.support.faults import FaultError, FaultyStorage
 from tests.support.tables import assert_table_invariants, database_of, make_table

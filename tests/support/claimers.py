@@ -6,15 +6,15 @@ import multiprocessing
 from dataclasses import replace
 from typing import Any
 
+from geneva.engine.process import this_process
 from geneva.jobs.page import Wish
-from geneva.jobs.process import this_process
 from geneva.jobs.records import Submission
-from geneva.store.database import Database
-from geneva.store.leases import Leases
-from geneva.store.lists import Lists
-from geneva.store.queue import claim
-from geneva.store.store import Store
-from geneva.types import JobState, Progress
+from geneva.jobs.store.database import Database
+from geneva.jobs.store.leases import Leases
+from geneva.jobs.store.lists import Lists
+from geneva.jobs.store.queue import claim
+from geneva.jobs.store.store import Store
+from geneva.model.types import JobState, Progress
 
 ASKED = Submission(db="db", table="t", columns=("y",))
 

@@ -17,8 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 import geneva
-from geneva.clean import clean
 from geneva.column.name import ColumnFileName
+from geneva.engine.clean import clean
 from geneva.storage.lance import TableStorage
 from tests.support.backfills import until
 from tests.support.calls import CallLog

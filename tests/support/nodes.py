@@ -53,7 +53,7 @@ class Nodes:
         return self
 
     def __exit__(self, *error: object) -> None:
-        from geneva.execute.warm import release_idle
+        from geneva.appliers.ray.warm import release_idle
 
         release_idle()
         self._ray.shutdown()

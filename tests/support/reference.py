@@ -11,11 +11,11 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from geneva.cli.commands import app as cli
+from geneva.jobs.store.place import open_store
 from geneva.service.app import create_app
 from geneva.service.described import Content, Field, Kind, Model, Operation, Type, described
 from geneva.service.limits import MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_URL_BYTES
 from geneva.service.settings import Settings
-from geneva.store.place import open_store
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
 _MADE = "<!-- Made from the code by `make reference`; do not edit. -->"

@@ -15,8 +15,7 @@ from lance.fragment import FragmentMetadata
 
 import geneva
 from geneva.column.file import ColumnFileBuilder
-from geneva.storage.lance import TableStorage
-from geneva.types import (
+from geneva.model.types import (
     ColumnFile,
     Counts,
     JobSettings,
@@ -26,6 +25,7 @@ from geneva.types import (
     TaskEvent,
     Workers,
 )
+from geneva.storage.lance import TableStorage
 from geneva.udf import UDF
 
 _LINKS = 10_000  # names of one file; file systems allow 32,000 or more

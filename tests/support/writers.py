@@ -15,7 +15,7 @@ from lance.file import LanceFileWriter
 from lance.fragment import DataFile
 
 import geneva
-from geneva.jobs.claims import FOLDER
+from geneva.engine.claims import FOLDER
 from geneva.storage.lance import TableStorage
 from tests.support.calls import CallLog
 from tests.support.tables import database_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from geneva.execute.batches import MAX_ROWS, TARGET_BYTES, TARGET_S, BatchSizer
+from geneva.appliers.batches import MAX_ROWS, TARGET_BYTES, TARGET_S, BatchSizer
 
 
 def grown(sizer: BatchSizer, row_s: float, row_bytes: int = 8, batches: int = 40) -> list[int]:

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lance.file import LanceFileSession
 
-from geneva.jobs import process
-from geneva.jobs.claims import FOLDER, LEASE_S, Claim, Claims
-from geneva.jobs.process import ProcessId, this_process
+from geneva.engine import process
+from geneva.engine.claims import FOLDER, LEASE_S, Claim, Claims
+from geneva.engine.process import ProcessId, this_process
 from geneva.storage.objects import LocalObjects
 from geneva.storage.remote import RemoteObjects
 

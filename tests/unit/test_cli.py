@@ -17,11 +17,11 @@ from typer.testing import CliRunner, Result
 
 import geneva
 from geneva import errors
-from geneva.clean import clean
 from geneva.cli import answers, main
 from geneva.cli.answers import answering
 from geneva.cli.commands import app
 from geneva.cli.options import duration_s
+from geneva.engine.clean import clean
 
 OPTION_OF = {
     "fragments": "fragment",

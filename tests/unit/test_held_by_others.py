@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from geneva.execute import cluster
+from geneva.appliers.ray import cluster
 
 PENDING = [[{"CPU": 1.0}, 2], [{"GPU": 4.0}, 1]]
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geneva.execute.inflight import InFlight
-from geneva.execute.record import Computed, together
-from geneva.execute.units import Unit
+from geneva.appliers.inflight import InFlight
+from geneva.appliers.record import Computed, together
+from geneva.appliers.units import Unit
+from geneva.model.types import Counts
 from geneva.storage.values import size_of
-from geneva.types import Counts
 
 
 def unit(row: int, input_bytes: int = 8) -> Unit:

@@ -11,9 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from geneva.checkpoint.journal import Journal, find_logs, replay
-from geneva.checkpoint.key import log_folder, log_path, logs_by_key, shared_log_path, work_key
-from geneva.checkpoint.uses import LogUses
+from geneva.column.checkpoint.journal import Journal, find_logs, replay
+from geneva.column.checkpoint.key import (
+    log_folder,
+    log_path,
+    logs_by_key,
+    shared_log_path,
+    work_key,
+)
+from geneva.column.checkpoint.uses import LogUses
 from geneva.storage.objects import LocalObjects, Log
 
 TYPES = (pa.int64(), pa.string())
@@ -254,7 +260,7 @@ def test_threads_that_append_at_once_do_not_interleave_frames(objects: LocalObje
 _FULL_DISK = """
 import resource, signal, sys
 import numpy as np, pyarrow as pa
-from geneva.checkpoint.journal import Journal
+from geneva.column.checkpoint.journal import Journal
 from geneva.storage.objects import LocalObjects, Log
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]

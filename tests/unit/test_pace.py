@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from geneva.jobs.pace import Pace
-from geneva.types import JobState, Progress
+from geneva.engine.pace import Pace
+from geneva.model.types import JobState, Progress
 
 
 def worked(pace: Pace, begin_s: float, seconds: float, rate: float, rows: float = 0.0) -> float:

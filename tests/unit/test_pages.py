@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from geneva.jobs.records import TaskState
+from geneva.model.types import JobState
 from geneva.pages import texts
 from geneva.pages.grid import consecutive, encoded
 from geneva.pages.looks import look_of
 from geneva.pages.render import STATIC
 from geneva.pages.timeline import RANGES, Axis
-from geneva.types import JobState
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

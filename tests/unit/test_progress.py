@@ -15,13 +15,13 @@ import time
 
 import pytest
 
-from geneva.progress import observer_for
-from geneva.types import JobState, Progress
+from geneva.jobs.progress import observer_for
+from geneva.model.types import JobState, Progress
 
 JOB = """
 import sys, time
-from geneva.progress import observer_for
-from geneva.types import JobState, Progress
+from geneva.jobs.progress import observer_for
+from geneva.model.types import JobState, Progress
 
 wanted = {"None": None, "True": True, "False": False}[sys.argv[1]]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from geneva.commit import publish
-from geneva.jobs.control import Control, Wanted
+from geneva.engine.commit import publish
+from geneva.engine.control import Control, Wanted
 from geneva.storage.lance import TableStorage
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import ray
 
-from geneva.execute import ray as ray_executor
-from geneva.execute import warm
-from geneva.execute.ray import RayExecutor, start_ray
-from geneva.execute.warm import Actor, WarmPool
+from geneva.appliers.ray import ray as ray_executor
+from geneva.appliers.ray import warm
+from geneva.appliers.ray.ray import RayExecutor, start_ray
+from geneva.appliers.ray.warm import Actor, WarmPool
 from tests.support.backfills import until
 
 

@@ -6,7 +6,7 @@ import pickle
 
 import numpy as np
 
-from geneva.rows import (
+from geneva.model.rows import (
     FOREIGN,
     GONE,
     MISSING,

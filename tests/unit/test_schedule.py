@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
-from geneva.execute.state import MAX_DEATHS, MAX_DEATHS_ISOLATING, MAX_LOSSES, Schedule
-from geneva.rows import RowClass, RowMap, RowStatus
-from geneva.types import (
+from geneva.engine.schedule import MAX_DEATHS, MAX_DEATHS_ISOLATING, MAX_LOSSES, Schedule
+from geneva.model.rows import RowClass, RowMap, RowStatus
+from geneva.model.types import (
     ColumnFile,
     Counts,
     Task,

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geneva.plan.spans import split
-from geneva.rows import RowClass, RowStatus
-from geneva.types import Task
+from geneva.engine.plan.spans import split
+from geneva.model.rows import RowClass, RowStatus
+from geneva.model.types import Task
 
 
 def task(fragment: int, rows: int) -> Task:

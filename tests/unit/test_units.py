@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from geneva.execute.units import Units
+from geneva.appliers.units import Units
 
 
 @pytest.mark.slow  # a gigabyte of text

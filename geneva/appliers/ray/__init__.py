@@ -1,0 +1,1 @@
+"""Appliers as Ray actors: the only room that imports ray."""

@@ -1,0 +1,486 @@
+"""Appliers as Ray actors.
+
+Only tasks and the names of files travel through Ray. Actors stay warm between the backfills of a
+process, so that the second call starts at once. A node that
+vanishes takes at most the batches in flight with it; one that is being drained, nothing.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import os
+import tempfile
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from shutil import rmtree
+from typing import Any
+from uuid import uuid4
+
+import ray
+from ray.exceptions import (
+    GetTimeoutError,
+    ObjectLostError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    RuntimeEnvSetupError,
+)
+
+from geneva.appliers.executor import Udfs
+from geneva.appliers.ray.actor import TASKS_AT_ONCE, actor_class
+from geneva.appliers.ray.cluster import (
+    autoscaling,
+    draining_nodes,
+    held_by_others,
+    node_lost,
+    nodes,
+)
+from geneva.appliers.ray.probe import ensure_probe
+from geneva.appliers.ray.warm import POOL, Actor, end
+from geneva.appliers.reservation import (
+    actor_options,
+    applier_key,
+    lacking,
+    reservation,
+    slots,
+    udf_names,
+)
+from geneva.errors import ClusterError, ResourceError, SharedPathError, UdfError
+from geneva.interrupts import uninterrupted
+from geneva.model.types import (
+    ExecutorEvent,
+    JobSettings,
+    Printed,
+    RowsDone,
+    Task,
+    TaskDone,
+    TaskEvent,
+    TaskFailed,
+    TaskLost,
+    TaskStopped,
+    Workers,
+)
+from geneva.storage.lance import TableStorage
+from geneva.udf import UDF
+
+_PROGRESS_S = 0.5
+_NODES_S = 1.0
+_REST_S = 2.0
+_LAST_REPLY_S = 0.5  # a reply that left before its sender died comes at once, or never
+_START_DEATHS = 3
+_REASON_CHARS = 500
+_OBJECT_STORE_BYTES = 96 << 20  # data never travels through it
+_STARTING = threading.Lock()
+_JOBS = itertools.count(1)  # of this process, and so of the appliers that it keeps warm
+_LOG = logging.getLogger("geneva")
+
+
+class RayExecutor:
+    """Runs tasks on Ray actors.
+
+    Parameters
+    ----------
+    ray_options
+        For ``ray.init``, if this process has not called it.
+    resource_timeout_s
+        How long to wait while no applier has a place: for an autoscaler to bring the first node
+        that fits, for another one after the last was lost, or for what others hold.
+    """
+
+    def __init__(self, ray_options: Mapping[str, Any], resource_timeout_s: float) -> None:
+        self._options = dict(ray_options)
+        self._resource_timeout_s = resource_timeout_s
+        self._alive: list[dict[str, float]] = []  # nodes, as `capacity` found them
+        self._actors: list[Actor] = []
+        self._events: deque[ExecutorEvent] = deque()
+        self._suspects: deque[Task] = deque()  # wait for an applier without tasks
+        self._wanted = 0
+        self._cancelled = False
+        self._polled_at = self._watched_at = 0.0
+        self._missing, self._missing_since, self._worked = "", 0.0, False
+        self._start_deaths = 0  # in a row
+        self._outputs = ""  # folder of what appliers of this host printed last
+
+    # --- starting ----------------------------------------------------------------------
+
+    def capacity(self, udf: UDF, appliers: int) -> int:
+        """Return how many appliers the alive nodes hold now, between 1 and ``appliers``."""
+        start_ray(self._options)
+        self._alive = nodes()
+        return max(1, min(appliers, slots(self._alive, reservation(udf))))
+
+    def start(
+        self, storage: TableStorage, udfs: Udfs, settings: JobSettings, appliers: int
+    ) -> None:
+        """Take warm actors, ask for the rest; returns at once."""
+        udf = udfs[settings.target.incarnation]
+        self._needs = reservation(udf)
+        self._missing = lacking(self._alive, self._needs)
+        if self._missing and not autoscaling():
+            raise ResourceError(self._missing)
+        self._started_at = self._missing_since = self._watched_at = time.monotonic()
+        self._cancelled = self._worked = False
+        self._wanted = appliers
+        self._storage, self._settings = storage, settings
+        pickled = {column: u.dumps() for column, u in udfs.items()}
+        self._names = udf_names(pickled)
+        self._probe = ensure_probe(storage)
+        self._actor_options = actor_options(udf)
+        self._key = f"{_connection()}.{applier_key(storage, self._names.values(), udf)}"
+        self._outputs = tempfile.mkdtemp(prefix="geneva-")
+        self._actors = POOL.take(self._key, appliers)
+        self._job = next(_JOBS)  # drawn by who holds the actors: theirs only ever grow
+        for number, actor in enumerate(self._actors):
+            actor.number, actor.ready, actor.rows_done = number, False, RowsDone()
+            actor.beginning = self._begin(actor)
+        self._reference = ray.put({self._names[column]: data for column, data in pickled.items()})
+        # What cannot fit now is asked for once it is clear that the job lasts.
+        self._ask_for(min(appliers, max(1, slots(self._alive, self._needs))))
+
+    def _ask_for(self, appliers: int) -> None:
+        for _ in range(appliers - self._staying):
+            self._actors.append(self._new_actor())
+
+    @property
+    def _staying(self) -> int:
+        """Appliers that work, start or wait for a place."""
+        return sum(not a.leaving for a in self._actors)
+
+    def _new_actor(self) -> Actor:
+        make = actor_class().options(**self._actor_options).remote
+        handle = make(self._storage, self._reference)
+        taken = {a.number for a in self._actors}
+        number = next(k for k in itertools.count() if k not in taken)
+        actor = Actor(handle, self._key, number)
+        actor.beginning = self._begin(actor)
+        return actor
+
+    def _begin(self, actor: Actor) -> Any:
+        actor.heard.path = f"{self._outputs}/{uuid4().hex}"
+        begin = actor.handle.begin.options(concurrency_group="work")
+        return begin.remote(self._job, self._settings, self._names, actor.heard.path, self._probe)
+
+    # --- running -----------------------------------------------------------------------
+
+    def free_slots(self, waiting: int) -> int:
+        """Return how many more tasks the appliers take, each only one when there are few left."""
+        if self._suspects:
+            return 0
+        at_once = TASKS_AT_ONCE if waiting > self._staying else 1
+        return sum(a.room(at_once) for a in self._actors)
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Hand tasks to the applier that has the fewest.
+
+        One that an applier died with gets an applier to itself, so that the next death is its own.
+        """
+        if tasks[0].attempt:
+            self._suspects.extend(tasks)
+            self._hand_out_suspects()
+        else:
+            self._hand_out(max(self._actors, key=lambda a: a.room(TASKS_AT_ONCE)), *tasks)
+
+    def _hand_out(self, actor: Actor, *tasks: Task) -> None:
+        run = actor.handle.run.options(concurrency_group="work")
+        actor.tasks[run.remote(self._job, tasks, actor.heard.until)] = tasks
+
+    def _hand_out_suspects(self) -> None:
+        for actor in self._actors:
+            if self._suspects and actor.works and not actor.tasks:
+                self._hand_out(actor, self._suspects.popleft())
+
+    def wait(self, timeout_s: float) -> list[ExecutorEvent]:
+        """Return what ended; notices appliers that became ready or died, and nodes that go."""
+        self._poll_progress()
+        self._watch_nodes()
+        if time.monotonic() - self._started_at > _REST_S and not self._cancelled:
+            self._ask_for(self._wanted)
+        owners = {r: a for a in self._actors for r in _references(a)}
+        if owners:
+            # One at a time keeps the latency low; the rest is collected without waiting.
+            done, rest = ray.wait(list(owners), num_returns=1, timeout=timeout_s)
+            if done and rest:
+                more, _ = ray.wait(rest, num_returns=len(rest), timeout=0)
+                done += more
+            for reference in done:
+                self._settle(owners[reference], reference)
+        elif not self._events:
+            time.sleep(timeout_s)
+        self._hand_out_suspects()
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+    def _settle(self, actor: Actor, reference: Any) -> None:
+        if actor not in self._actors:
+            return  # it died, and an earlier reference of the same actor said so
+        begins = reference == actor.beginning
+        if begins:
+            actor.beginning = None  # a failure is raised once: what others do is still waited for
+        try:
+            value = ray.get(reference)
+        except (RayActorError, ObjectLostError) as error:
+            self._lost(actor, error)
+            return
+        except RayTaskError as error:
+            self._refused(actor, reference, error)
+            return
+        except RuntimeEnvSetupError as error:
+            raise UdfError(f"the UDF's runtime_env could not be set up: {error}") from error
+        if begins:
+            actor.ready, actor.node = True, value
+            self._start_deaths = 0
+        elif reference == actor.progress:
+            actor.progress, (actor.rows_done, part) = None, value
+            self._printed(actor, actor.heard.add(part))
+        else:
+            events, actor.rows_done, part = value
+            self._printed(actor, actor.heard.add(part))
+            del actor.tasks[reference]
+            self._events += [self._ended(actor, event) for event in events]
+
+    def _printed(self, actor: Actor, text: str) -> None:
+        if text:
+            self._events.append(Printed(actor.number, text))
+
+    def _ended(self, actor: Actor, event: TaskEvent) -> TaskEvent:
+        """Return how a task ended; one that stopped unasked is for another applier."""
+        if isinstance(event, TaskDone | TaskFailed):
+            return replace(event, applier=actor.number)
+        if isinstance(event, TaskStopped) and not self._cancelled:
+            return TaskLost(event.task, "its node is being drained", started=False)
+        return event
+
+    def _refused(self, actor: Actor, reference: Any, error: RayTaskError) -> None:
+        """Take in what an actor raised outside the UDF's rows: it could not begin."""
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        if reference == actor.progress:
+            actor.progress = None
+            return
+        if self._cancelled and reference not in actor.tasks:
+            return  # it could not begin, and what the job ends of is known
+        if isinstance(cause, (SharedPathError, UdfError)):
+            raise cause
+        if reference in actor.tasks:
+            for task in actor.tasks.pop(reference):
+                failed = TaskFailed(task, "storage", str(cause), traceback=str(error))
+                self._events.append(self._ended(actor, failed))
+            return
+        raise UdfError(
+            f"the UDF could not start on its applier: {type(cause).__name__}: {cause}"
+        ) from error
+
+    def _lost(self, actor: Actor, error: Exception) -> None:
+        """Report the tasks of an applier that is dead or out of reach, and ask for another one."""
+        self._actors.remove(actor)
+        end(actor)  # out of reach is not dead: it must not compute what others get now
+        self._last_words(actor)
+        innocent = node_lost(error, actor.node)
+        if not actor.node and not innocent:
+            self._dead_at_start(error)
+        for reference, tasks in reversed(actor.tasks.items()):  # the first is to be the next again
+            self._events += self._last_events(actor, reference, tasks, error, started=not innocent)
+        _LOG.info("an applier died: %s", error)
+        if not self._cancelled and not actor.leaving:
+            self._ask_for(min(self._wanted, self._staying + 1))
+
+    def _last_words(self, actor: Actor) -> None:
+        """Take in what a dead applier left in its files, and in the reply to the last poll."""
+        if owed := _references(actor):
+            ray.wait(owed, num_returns=len(owed), timeout=_LAST_REPLY_S)
+        self._printed(actor, actor.heard.rest())
+        if actor.progress is not None:
+            with suppress(RayError):
+                _, part = ray.get(actor.progress, timeout=0)
+                self._printed(actor, actor.heard.add(part))
+
+    def _last_events(
+        self,
+        actor: Actor,
+        reference: Any,
+        tasks: Sequence[Task],
+        death: Exception,
+        *,
+        started: bool,
+    ) -> list[TaskEvent]:
+        """Return how a dead applier's tasks ended: they may have been done, and the next not."""
+        try:
+            events, _, part = ray.get(reference, timeout=0)
+        except (GetTimeoutError, RayActorError, ObjectLostError):
+            if self._cancelled:
+                return [TaskStopped(task) for task in tasks]
+            return [TaskLost(t, _reason(death), started=started) for t in reversed(tasks)]
+        self._printed(actor, actor.heard.add(part))
+        return [self._ended(actor, event) for event in events]
+
+    def _dead_at_start(self, error: Exception) -> None:
+        self._start_deaths += 1
+        if self._start_deaths > _START_DEATHS:
+            raise UdfError(f"appliers die while they start: {error}") from error
+
+    def _watch_nodes(self) -> None:
+        """Leave nodes that are being drained; give up if none could hold an applier for long."""
+        now = time.monotonic()
+        if now - self._watched_at < _NODES_S or self._cancelled:
+            return
+        self._watched_at = now
+        self._leave(draining_nodes())
+        if any(a.works for a in self._actors):
+            self._missing, self._worked = "", True
+            return
+        missing = lacking(nodes(), self._needs)
+        waits = [a.handle for a in self._actors if not a.leaving]
+        reason = missing or held_by_others(self._needs, waits)
+        if reason and not self._missing and self._worked:
+            self._missing_since = now  # else they have waited from the start
+        self._missing = reason
+        waited = now - self._missing_since
+        if reason and waited > self._resource_timeout_s:
+            what = "for one" if missing else "for them"
+            raise ResourceError(
+                f"{reason}; waited {waited:.0f} s {what} "
+                f"(resource_timeout={self._resource_timeout_s:g})"
+            )
+
+    def _leave(self, going: frozenset[str]) -> None:
+        """Let appliers on some nodes stop at the next batch boundary; others take their place."""
+        for actor in self._actors:
+            if actor.node in going and not actor.leaving:
+                actor.leaving = True
+                actor.handle.cancel.options(concurrency_group="control").remote(self._job)
+        gone = [a for a in self._actors if a.leaving and not a.tasks]
+        for actor in gone:
+            end(actor)
+            self._printed(actor, actor.heard.rest())
+        self._actors = [a for a in self._actors if a not in gone]
+
+    def _poll_progress(self) -> None:
+        now = time.monotonic()
+        if now - self._polled_at < _PROGRESS_S:
+            return
+        self._polled_at = now
+        for actor in self._actors:
+            if actor.ready and actor.tasks and actor.progress is None:
+                call = actor.handle.progress.options(concurrency_group="control")
+                actor.progress = call.remote(actor.heard.until)
+
+    def workers(self) -> Workers:
+        """Return ready and wanted appliers, and rows done."""
+        ready = sum(a.works for a in self._actors)
+        starting = (
+            f"waiting for resources: {self._missing}" if self._missing else "appliers are starting"
+        )
+        waiting = "" if ready else starting
+        rows = sum(a.rows_done.rows for a in self._actors)
+        replayed = sum(a.rows_done.replayed for a in self._actors)
+        return Workers(ready, self._wanted, rows, waiting, replayed)
+
+    # --- stopping ----------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """Ask every applier to stop at the next batch boundary."""
+        self._cancelled = True
+        self._events += [TaskStopped(task) for task in self._suspects]
+        self._suspects.clear()
+        for actor in self._actors:
+            if actor.ready:
+                actor.handle.cancel.options(concurrency_group="control").remote(self._job)
+
+    def close(self, *, kill: bool) -> list[Printed]:
+        """Keep the actors that are idle or about to be, release the others."""
+        young = time.monotonic() - self._started_at <= _REST_S if self._actors else False
+        usable = [a for a in self._actors if not a.tasks and not a.leaving and (a.ready or young)]
+        keep = [] if kill else usable
+        for actor in self._actors:
+            if actor not in keep:
+                end(actor)
+        for actor in keep:
+            if actor.beginning is not None:
+                actor.beginning.future()  # its table may go: Ray prints a failure nobody asks for
+            actor.progress = actor.beginning = None
+        for actor in self._actors:  # what was killed, or could not begin, has told no reply
+            self._printed(actor, actor.heard.rest())
+        last = [event for event in self._events if isinstance(event, Printed)]
+        POOL.give(keep)
+        self._actors, self._wanted = [], 0
+        rmtree(self._outputs, ignore_errors=True)
+        self._events.clear()
+        self._suspects.clear()
+        return last
+
+
+def _references(actor: Actor) -> list[Any]:
+    """Return what an actor owes."""
+    return [*actor.tasks, *(r for r in (actor.beginning, actor.progress) if r is not None)]
+
+
+def _reason(error: Exception) -> str:
+    lines = [x.strip() for x in str(error).splitlines() if x.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _connection() -> str:
+    """Return what names this connection to Ray: actors of an earlier one are out of reach."""
+    context = ray.get_runtime_context()
+    return f"{context.get_node_id()}.{context.get_job_id()}"
+
+
+def start_ray(options: Mapping[str, Any]) -> None:
+    """Connect to Ray: the user's own, ``RAY_ADDRESS``, or a small local one."""
+    with _STARTING:  # two first backfills at once
+        if ray.is_initialized():
+            return
+        POOL.clear()
+        try:
+            with uninterrupted():
+                _start_ray(options)
+        except Exception as error:
+            with suppress(Exception):  # what was started of it holds ports and memory
+                ray.shutdown()
+            raise _not_started(options, error) from None
+
+
+def _not_started(options: Mapping[str, Any], error: Exception) -> ClusterError:
+    address = options.get("address") or os.environ.get("RAY_ADDRESS")
+    what = " ".join(str(error).split())[:_REASON_CHARS] or type(error).__name__
+    if address in (None, "local"):
+        place = options.get("_temp_dir") or f"{tempfile.gettempdir()}/ray"
+        begun = (
+            f"Ray did not start on this host: {what}; its logs are in {place}/session_latest/logs"
+        )
+    else:
+        begun = (
+            f"cannot connect to Ray at {address}: {what}; its logs are on the cluster's head node"
+        )
+    return ClusterError(f'{begun}; executor="local" computes in this process, without Ray')
+
+
+def _start_ray(options: Mapping[str, Any]) -> None:
+    chosen = dict(options)
+    address = chosen.pop("address", None) or os.environ.get("RAY_ADDRESS")
+    chosen.setdefault("log_to_driver", True)
+    chosen.setdefault("logging_level", logging.ERROR)
+    if address in (None, "local"):
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        chosen.setdefault("include_dashboard", False)
+        chosen.setdefault("object_store_memory", _OBJECT_STORE_BYTES)
+        with warnings.catch_warnings():
+            # Ray forks its daemons with a preexec function and execs; Lance warns of any fork.
+            warnings.filterwarnings("ignore", message="lancedb fork support")
+            warnings.filterwarnings("ignore", message="lance is not fork-safe")
+            ray.init(address="local", **chosen)
+        atexit.register(_shutdown)
+    else:
+        ray.init(address=address, **chosen)
+
+
+def _shutdown() -> None:
+    if ray.is_initialized():
+        ray.shutdown()

@@ -1,0 +1,1 @@
+"""What became of a column's rows: where they came from, and which values still hold."""

@@ -1,0 +1,1 @@
+"""The engine of a backfill: plan, hand out, commit, claim."""

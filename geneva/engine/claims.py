@@ -1,0 +1,335 @@
+"""Claims: drivers that fill one column at the same time leave each other's fragments alone.
+
+Every driver has one small file, in which it says which fragments it *holds* (it computes them or
+is about to) and, while it holds none, which it *wants*. A driver that is alone holds all that it
+planned. When it sees that another one wants some of them, it gives half away of what it has not
+begun. Claims only save work: what is committed is verified at the commit, whoever computed it.
+
+Why no two hold one fragment while both are alive: a driver writes its claim first and reads those
+of the others then. Of two that claim one fragment at once at least one sees the other, and gives
+up what it has just claimed. If both do, each knows by then what the other waits for, and they
+agree on who takes it.
+
+When a claim ends: with the file; when the process is gone, if it ran in this pid namespace; and
+when the file was not written to for its lease, by the clock of whoever watches it. Who finds that
+a claim has ended deletes the file. A driver that finds its own file deleted was given up for dead:
+it lets go of all that it has not begun.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from uuid import uuid4
+
+from geneva.engine.process import ProcessId, this_process
+from geneva.storage.objects import Objects
+
+FOLDER = "claims"
+LEASE_S = 60.0
+_BEATS_PER_LEASE = 6
+_LOOK_EVERY_S = 0.5
+_LOOK_SHARE = 20  # looking takes at most a twentieth of a driver's time
+_LOG = logging.getLogger("geneva")
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one driver says of itself.
+
+    Attributes
+    ----------
+    lease_s
+        Seconds after the latest beat at which others may give the driver up for dead.
+    beat
+        Differs in every writing of the file.
+    holds, wants
+        Fragments that it computes, and that it waits for.
+    at_s
+        When it was written, by the clock of its host. Drivers do not look at it.
+    """
+
+    job_id: str
+    process: ProcessId
+    lease_s: float
+    beat: int
+    holds: frozenset[int]
+    wants: frozenset[int]
+    at_s: float = 0.0
+
+    def dumps(self) -> bytes:
+        """Return the content of the claim's file."""
+        body = {
+            "job_id": self.job_id,
+            "process": asdict(self.process),
+            "lease_s": self.lease_s,
+            "beat": self.beat,
+            "holds": _ranges(self.holds),
+            "wants": _ranges(self.wants),
+            "at_s": self.at_s,
+        }
+        return json.dumps(body).encode()
+
+    @classmethod
+    def loads(cls, data: bytes) -> Claim | None:
+        """Read a claim's file; ``None`` for what a power failure left of one."""
+        try:
+            raw = json.loads(data)
+            who = raw["process"]
+            return cls(
+                str(raw["job_id"]),
+                ProcessId(who["host"], who["space"], int(who["pid"]), who["started"]),
+                float(raw["lease_s"]),
+                int(raw["beat"]),
+                _fragments(raw["holds"]),
+                _fragments(raw["wants"]),
+                float(raw.get("at_s", 0.0)),
+            )
+        except (ValueError, KeyError, TypeError, OverflowError):
+            return None
+
+
+def _ranges(fragments: Iterable[int]) -> list[list[int]]:
+    """Return runs of consecutive numbers, half-open."""
+    found: list[list[int]] = []
+    for i in sorted(fragments):
+        if found and found[-1][1] == i:
+            found[-1][1] = i + 1
+        else:
+            found.append([i, i + 1])
+    return found
+
+
+def _fragments(ranges: list[list[int]]) -> frozenset[int]:
+    return frozenset(itertools.chain.from_iterable(range(a, b) for a, b in ranges))
+
+
+class Claims:
+    """One driver's claims on the fragments of a column, and what it sees of the others'.
+
+    Parameters
+    ----------
+    lease_s
+        Seconds without a sign of life after which others may take over.
+    clock
+        Seconds from any moment on, never backwards.
+    """
+
+    def __init__(
+        self,
+        objects: Objects,
+        incarnation: str,
+        job_id: str,
+        lease_s: float = LEASE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._objects, self._clock = objects, clock
+        self._folder = f"{FOLDER}/{incarnation}"
+        self._path = f"{self._folder}/{uuid4().hex}.json"
+        self._job_id, self._lease_s = job_id, lease_s
+        self.holds: frozenset[int] = frozenset()
+        self._wants: frozenset[int] = frozenset()
+        self.left: frozenset[int] = frozenset()  # what was planned here and others have, or may
+        self._written: Claim | None = None
+        self._put = False  # its file may be there, though the latest writing failed
+        self._written_at = 0.0
+        self._beats = 0
+        self._others: dict[str, Claim] = {}
+        self._seen: dict[str, tuple[bytes, float]] = {}  # what a file held, and since when
+        self._missed = False  # others have deleted this driver's file
+        self._look_at = 0.0
+
+    # --- claiming ----------------------------------------------------------------------
+
+    def begin(self, planned: Sequence[int], at_most: int | None) -> frozenset[int]:
+        """Return which of some planned fragments may be begun now: those that are held.
+
+        If no other driver is there, that is all of them. If there is one, it may have filled
+        some since they were planned: `take` them first, and plan them then.
+
+        Parameters
+        ----------
+        at_most
+            How many are to be held, or ``None``.
+        """
+        self.holds &= frozenset(planned)
+        self.left |= frozenset(planned)
+        new = [i for i in planned if i not in self.holds]
+        if at_most is not None:
+            new = new[: max(at_most - len(self.holds), 0)]
+        if new:
+            self._look()
+            if not self._others:
+                self._claim(new)
+        self.left -= self.holds
+        return self.holds
+
+    def take(self, at_most: int | None) -> frozenset[int]:
+        """Claim what is free of the fragments that were left, or a share if others want them too.
+
+        Returns
+        -------
+        frozenset
+            All that is held now; if it is empty, the others were told what is wanted.
+        """
+        self.holds = frozenset()
+        self._look()
+        free = self.left - self._held_by_others()
+        share = self._share(free)[:at_most]
+        if share:
+            self._claim(share)
+        if not self.holds:
+            self._wants = self.left
+            self._write_if_due()
+        self.left -= self.holds
+        return self.holds
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to `refresh`."""
+        return self._clock() >= self._look_at
+
+    def refresh(self, not_begun: Sequence[int]) -> frozenset[int]:
+        """Show that this driver is alive, and return fragments that it must not begin any more.
+
+        Parameters
+        ----------
+        not_begun
+            Of the fragments that are held, in the order in which they will be begun.
+        """
+        self._look()
+        given = frozenset(not_begun) if self._missed else self._gifts(not_begun)
+        self.holds -= given
+        self.left |= given
+        self._write_if_due()
+        return given
+
+    def settle(self, fragments: Iterable[int]) -> None:
+        """Let go of fragments that are committed."""
+        self.holds -= frozenset(fragments)
+
+    def release(self) -> None:
+        """Let go of everything, and forget what was left."""
+        self.holds = self._wants = self.left = frozenset()
+        if self._put:
+            self._written, self._put = None, False
+            self._delete(self._path)
+
+    def look_alone(self) -> bool:
+        """Look whether no other driver is at work on the column, as far as one knows."""
+        self._look()
+        return not self._others
+
+    def describe(self) -> str:
+        """Say who holds what this driver waits for."""
+        held = self._held_by_others() & self.left
+        holders = [c for c in self._others.values() if c.holds & held]
+        if not holders:
+            return "waiting for other backfills of the column to share it out"
+        first = f"job {holders[0].job_id} ({holders[0].process})"
+        more = f" and {len(holders) - 1} more" if len(holders) > 1 else ""
+        return f"waiting for {len(held):,} fragments that are computed by {first}{more}"
+
+    def _claim(self, new: Collection[int]) -> None:
+        """Write a claim, then look whether somebody else did so at the same time."""
+        self.holds |= frozenset(new)
+        self._wants = frozenset()
+        self._write()
+        self._look()
+        contested = frozenset(new) & self._held_by_others()
+        if contested:
+            self.holds -= contested
+            self._write()
+
+    def _share(self, free: Iterable[int]) -> list[int]:
+        """Return this driver's part of what is free.
+
+        Who gets a fragment follows from its number and from who waits for it, so that all who
+        have seen each other wait agree, whatever else each of them wants.
+        """
+        waiting = [(path, c.wants) for path, c in self._others.items() if c.wants]
+        mine = []
+        for i in sorted(free):
+            rivals = [path for path, wants in waiting if i in wants]
+            everyone = sorted([self._path, *rivals])
+            if everyone[i % len(everyone)] == self._path:
+                mine.append(i)
+        return mine
+
+    def _gifts(self, not_begun: Sequence[int]) -> frozenset[int]:
+        """Return what to give away so that each waiting driver gets as much as this one keeps."""
+        taken = self.holds | self._held_by_others()
+        # One that could take something that is free, will.
+        waiting = [c.wants for c in self._others.values() if c.wants and c.wants <= taken]
+        waiting = [wants for wants in waiting if wants.intersection(not_begun)]
+        keep = -(-len(not_begun) // (len(waiting) + 1))
+        return frozenset(not_begun[keep:]).intersection(frozenset().union(*waiting))
+
+    def _held_by_others(self) -> frozenset[int]:
+        return frozenset().union(*(c.holds for c in self._others.values()))
+
+    # --- files -------------------------------------------------------------------------
+
+    def _write_if_due(self) -> None:
+        """Write when there is something to tell, and to show that this driver is alive."""
+        told = self._written is not None and not self._missed
+        if told and self._others and self._written is not None:
+            told = (self.holds, self._wants) == (self._written.holds, self._written.wants)
+        if not told or self._clock() - self._written_at >= self._lease_s / _BEATS_PER_LEASE:
+            self._write()
+
+    def _write(self) -> None:
+        me, told = this_process(), (self.holds, self._wants)
+        claim = Claim(self._job_id, me, self._lease_s, self._beats, *told, time.time())
+        self._beats += 1
+        self._written, self._written_at, self._missed = claim, self._clock(), False
+        self._put = True
+        try:
+            self._objects.put(self._path, claim.dumps(), durable=False)
+        except OSError as error:
+            self._written = None  # that it is not there says nothing then
+            _LOG.debug("a claim could not be written: %s", error)
+
+    def _delete(self, path: str) -> None:
+        try:
+            self._objects.delete(path)
+        except OSError as error:
+            _LOG.debug("a claim could not be deleted: %s", error)
+
+    def _look(self) -> None:
+        """Read the others' claims; a store that fails leaves what was seen before."""
+        started = self._clock()
+        try:
+            self._read()
+        except OSError as error:
+            _LOG.debug("claims could not be read: %s", error)
+        took = self._clock() - started
+        self._look_at = started + max(_LOOK_EVERY_S, _LOOK_SHARE * took)
+
+    def _read(self) -> None:
+        paths = self._objects.list(self._folder)
+        self._missed = self._written is not None and self._path not in paths
+        others: dict[str, Claim] = {}
+        seen: dict[str, tuple[bytes, float]] = {}
+        for path in paths:
+            if path == self._path:
+                continue
+            try:
+                data = self._objects.get(path)
+            except FileNotFoundError:
+                continue  # its driver ended meanwhile
+            claim = Claim.loads(data)
+            before = self._seen.get(path)
+            seen[path] = before if before and before[0] == data else (data, self._clock())
+            if claim is not None and not self._ended(claim, seen[path][1]):
+                others[path] = claim
+            elif claim is not None:
+                self._delete(path)
+        self._others, self._seen = others, seen
+
+    def _ended(self, claim: Claim, since_s: float) -> bool:
+        return claim.process.gone or self._clock() - since_s > claim.lease_s

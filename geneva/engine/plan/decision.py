@@ -1,0 +1,62 @@
+"""What is decided about one fragment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from geneva.column.history.ledger import Kept
+from geneva.model.types import Task
+
+NOT_SELECTED = "the filter selects no row that needs work"
+
+
+class Action(StrEnum):
+    """What a backfill will do with a fragment."""
+
+    COMPUTE = "compute"
+    FILTER = "filter"  # compute what the filter selects; how many rows is not known yet
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class FragmentPlan:
+    """What a backfill will do with one fragment, and why.
+
+    Attributes
+    ----------
+    rows
+        Live rows.
+    rows_compute
+        Rows to compute; an upper bound where ``action`` is ``filter``.
+    rows_forced
+        Rows that the forced run which is continued has computed before.
+    work
+        Key under which the ledger remembers that nothing is left to do.
+    lost
+        Files that the table names for the column in this fragment, and that nobody can read.
+    """
+
+    fragment_id: int
+    rows: int
+    action: Action
+    reason: str
+    rows_compute: int = 0
+    rows_waiting: int = 0
+    rows_foreign: int = 0
+    rows_unverified: int = 0
+    rows_failed: int = 0
+    rows_forced: int = 0
+    work: str = ""
+    task: Task | None = None
+    lost: tuple[str, ...] = ()
+
+    @property
+    def exact(self) -> bool:
+        """Whether the number of rows to compute is known, and no upper bound."""
+        return self.action is not Action.FILTER
+
+    @property
+    def kept(self) -> Kept:
+        """How many rows people should be told of that stay as they are."""
+        return Kept(self.rows_foreign, self.rows_unverified, self.rows_failed)

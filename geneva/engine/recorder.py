@@ -1,0 +1,63 @@
+"""What a driver tells of its work while it works."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from geneva.model.types import ExecutorEvent, Task
+
+
+class PlannedFragment(Protocol):
+    """What a record needs of a fragment's plan."""
+
+    @property
+    def fragment_id(self) -> int:
+        """The fragment."""
+
+    @property
+    def rows(self) -> int:
+        """Its live rows."""
+
+    @property
+    def rows_compute(self) -> int:
+        """Rows to compute, at most."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is so many, as no filter is still to be evaluated."""
+
+    @property
+    def task(self) -> Task | None:
+        """What is to be done, if anything is."""
+
+    @property
+    def reason(self) -> str:
+        """Why."""
+
+
+class Recorder:
+    """Is told what a driver does; this one keeps nothing. Calls come from the driver's thread."""
+
+    def planned(
+        self, columns: tuple[str, ...], version: int, plans: Sequence[PlannedFragment]
+    ) -> None:
+        """Take note of a round's plan, fragments that need nothing included."""
+
+    def began(self, task: Task) -> None:
+        """Take note of a task that was handed out."""
+
+    def took(self, event: ExecutorEvent) -> None:
+        """Take note of what became of a task, or of what UDFs printed."""
+
+    def may_publish(self) -> None:
+        """Return if a commit may be sent now.
+
+        Raises
+        ------
+        LeaseLostError
+            The job is another driver's by now.
+        """
+
+    def published(self, version: int | None, fragments: Sequence[int], seconds: float) -> None:
+        """Take note of a commit, the fragments that became visible with it, and its time."""

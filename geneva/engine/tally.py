@@ -1,0 +1,77 @@
+"""What the rounds of a job add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from geneva.appliers.memory import peak_bytes
+from geneva.column.history.ledger import Kept
+from geneva.engine.plan.decision import FragmentPlan
+from geneva.model.result import BackfillResult
+from geneva.model.rows import RowStatus
+from geneva.model.types import ColumnFile, Counts, Failure, JobState, Target
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the rounds of a job add up to."""
+
+    counts: Counts = field(default_factory=Counts)
+    failures: list[tuple[str, Failure]] = field(default_factory=list)
+    committed: list[ColumnFile] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    commit_s: float = 0.0
+    peak_applier_bytes: int = 0
+    done: int = 0
+    left: int = 0
+    done_work: dict[str, Kept] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def saw_peak(self, applier_bytes: int) -> None:
+        """Take in how much memory an applier took at most."""
+        self.peak_applier_bytes = max(self.peak_applier_bytes, applier_bytes)
+
+    def takes_back(self, file: ColumnFile) -> None:
+        """Count no more what a column file holds that was not committed."""
+        row_map = file.row_map
+        newest = max(c.generation for c in row_map.classes)
+        per_class = zip(row_map.classes, row_map.counts().tolist(), strict=True)
+        new = [(c, n) for c, n in per_class if c.generation == newest]
+        failed = sum(n for c, n in new if c.status is RowStatus.FAILED)
+        self.counts += Counts(computed=-sum(n for _, n in new), failed=-failed)
+
+    def result(
+        self, target: Target, job_id: str, first: Sequence[FragmentPlan], seconds: float
+    ) -> BackfillResult:
+        """Return what the job did; ``first`` is its first plan."""
+        counts = self.counts
+        return BackfillResult(
+            columns=target.columns,
+            job_id=job_id,
+            state=JobState.PARTIAL if counts.failed else JobState.SUCCEEDED,
+            rows_computed=counts.computed,
+            rows_replayed=counts.replayed,
+            rows_failed=counts.failed,
+            rows_overwritten=counts.overwritten,
+            rows_waiting=sum(p.rows_waiting for p in first),
+            rows_foreign=sum(p.rows_foreign for p in first),
+            rows_unverified=sum(p.rows_unverified for p in first),
+            rows_failed_before=sum(p.rows_failed for p in first),
+            fragments_committed=len(self.committed),
+            fragments_skipped=sum(p.task is None for p in first),
+            fragments_left=self.left,
+            versions=tuple(self.versions),
+            seconds=seconds,
+            peak_applier_bytes=self.peak_applier_bytes,
+            peak_driver_bytes=peak_bytes(),
+            stage_seconds={
+                "read": counts.seconds_read,
+                "udf": counts.seconds_udf,
+                "checkpoint": counts.seconds_checkpoint,
+                "write": counts.seconds_write,
+                "commit": self.commit_s,
+            },
+            recorded_failures=tuple(self.failures),
+            notes=tuple(self.notes),
+        )

@@ -1,0 +1,114 @@
+"""What a driver's record adds to the database: fragments, failures, commits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from geneva.jobs.records import TaskState
+from geneva.jobs.store.change import locked_job, note
+from geneva.jobs.store.database import Database
+from geneva.jobs.store.models import Failure, Job, Task
+from geneva.jobs.store.queue import Claim
+
+_CHUNK = 500  # rows per statement: SQLite takes 32766 parameters in one
+
+
+@dataclass(slots=True)
+class News:
+    """What happened since the last report.
+
+    Attributes
+    ----------
+    skipped
+        Fragments that a plan found to need nothing.
+    tasks
+        Fragments as they stand now.
+    events
+        ``(kind, message, data)``.
+    first_plan
+        The first plan of this driver for a column is among the news.
+    mine
+        With it, (column, fragment) of what this driver does for that column.
+    """
+
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    tasks: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    events: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
+    first_plan: bool = False
+    mine: frozenset[tuple[str, int]] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.skipped or self.tasks or self.failures or self.events or self.first_plan)
+
+
+def report(database: Database, claim: Claim, news: News) -> None:
+    """Write down what happened; nothing if the job is another driver's by now."""
+    with database.write() as session:
+        run, job = locked_job(session, claim.job_id)
+        if job.epoch != claim.epoch:
+            return
+        _skip(session, job, news.skipped)
+        _put(session, database, Task, news.tasks)
+        _put(session, database, Failure, news.failures)
+        if news.first_plan:
+            _count_before(session, job, news.mine)
+        now = database.now_s(session)
+        for kind, message, data in news.events:
+            note(session, run, job, now, kind, message, data)
+
+
+def _skip(session: Session, job: Job, skipped: Sequence[Mapping[str, Any]]) -> None:
+    """Note fragments that need nothing; if an earlier driver finished them, they are committed."""
+    if not skipped:
+        return
+    held = {(t.column, t.fragment_id): t for t in session.scalars(_of(job))}
+    for facts in skipped:
+        known = held.get((facts["column"], facts["fragment_id"]))
+        if known is None:
+            session.add(Task(**facts))
+        elif known.state == TaskState.DONE:
+            known.state = TaskState.COMMITTED.value
+
+
+def _of(job: Job) -> Any:
+    return select(Task).where(Task.job_id == job.id)
+
+
+def _count_before(session: Session, job: Job, mine: Collection[tuple[str, int]]) -> None:
+    """Count what others committed of the job, so that its progress goes on from there.
+
+    Some of what this driver does may be committed before its plan is reported.
+    """
+    session.flush()
+    committed = select(Task.column, Task.fragment_id, Task.rows_computed).where(
+        Task.job_id == job.id, Task.state == TaskState.COMMITTED.value
+    )
+    rows = [n for *key, n in session.execute(committed) if tuple(key) not in mine]
+    session.execute(
+        update(Job)
+        .where(Job.id == job.id)
+        .values(rows_before=sum(rows), fragments_before=len(rows))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _put(
+    session: Session, database: Database, model: Any, rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Insert rows, or replace those that are there."""
+    keys = [c.name for c in model.__table__.primary_key]
+    for start in range(0, len(rows), _CHUNK):
+        chunk = rows[start : start + _CHUNK]
+        insert: Any = (sqlite if database.is_sqlite else postgresql).insert(model).values(chunk)
+        names = [n for n in chunk[0] if n not in keys]
+        put: Insert = insert.on_conflict_do_update(
+            index_elements=keys, set_={n: insert.excluded[n] for n in names}
+        )
+        session.execute(put)

@@ -1,0 +1,1 @@
+"""Filters: SQL text, checked and read as LanceDB reads it."""
