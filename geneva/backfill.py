@@ -358,8 +358,8 @@ class _Job:
     def _round(self, work: _Work) -> _Work:
         """Plan some fragments and run the plan; return what is to be planned next."""
         snapshot = as_readable(self._storage, work.snapshot, self._read)
-        planner = self._planner(snapshot)
-        plans = [planner.plan(snapshot.fragments[i]) for i in work.chosen]
+        planner, fragments = self._planner(snapshot), snapshot.fragments
+        plans = [planner.plan(fragments[i]) for i in work.chosen]
         if any(p.lost for p in plans):
             return self._drop_lost(plans)
         self._first = self._first or plans

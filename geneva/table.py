@@ -37,7 +37,7 @@ from geneva.jobs.hosted import HostedCall, JobsPlace
 from geneva.jobs.progress import observer_for
 from geneva.model.result import BackfillResult
 from geneva.model.types import BLOB, DECLARED_BLOB
-from geneva.storage.lance import TableStorage
+from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import storage_errors
 from geneva.udf import UDF, as_udf
 
@@ -400,16 +400,16 @@ class Table:
         job_id: str,
     ) -> Call:
         options, storage = checked_options(arguments), self.storage
-        with storage_errors(storage.uri):
-            names = tuple(groups_in(storage, storage.open(), columns))
+        chosen = dict(params or {})
+
+        def call(latest: Snapshot) -> Call:
+            names = tuple(groups_in(storage, latest, columns))
             runner = chosen_executor(executor, options, self._ray)
             control = Control(job_id, names, options.timeout)
-            chosen = dict(params or {})
-            return storage.on_latest(
-                lambda latest: Call(
-                    storage, latest, names, options, chosen, runner, control, self.refresh
-                )
-            )
+            return Call(storage, latest, names, options, chosen, runner, control, self.refresh)
+
+        with storage_errors(storage.uri):
+            return storage.on_latest(call)
 
 
 def _as_declared(field: pa.Field) -> pa.Field:

@@ -455,10 +455,11 @@ class TableStorage:
         only: dict[frozenset[int], bool] = {}
 
         def lost(file: DataFileInfo) -> bool:
-            if file.fields not in only:
+            concerned = only.get(file.fields)
+            if concerned is None:
                 there = file.fields - {TOMBSTONE}
-                only[file.fields] = bool(there) and there <= fields
-            return only[file.fields] and not file.elsewhere and not has(file)
+                concerned = only[file.fields] = bool(there) and there <= fields
+            return concerned and not file.elsewhere and not has(file)
 
         return lost
 
@@ -466,7 +467,7 @@ class TableStorage:
         if self.local:
             folder = disk.DataFolder(self.path)
             folder.look()
-            return lambda file: folder.has(file.path, file.size_bytes)
+            return folder.has
         session, names = self._session("data"), frozenset(self._names("data"))
 
         def has(file: DataFileInfo) -> bool:
@@ -482,7 +483,8 @@ class TableStorage:
         """
         if self.local:
             folder = disk.DataFolder(self.path)
-            return {n for n, size in files.items() if not folder.has(n, size)}
+            named = (DataFileInfo(n, frozenset(), size) for n, size in files.items())
+            return {f.path for f in named if not folder.has(f)}
         session = self._session("data")
 
         def there(name: str) -> bool:

@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 
 from geneva.errors import CorruptFileError, TableChangedError
 from geneva.storage.objects import sync_directory, sync_file
+from geneva.storage.snapshot import DataFileInfo
 
 _FOLDER = "_versions"
 SUFFIX = ".manifest"
@@ -79,13 +80,13 @@ class DataFolder:
         with suppress(FileNotFoundError):
             os.listdir(self._prefix)
 
-    def has(self, name: str, size_bytes: int) -> bool:
-        """Whether a file of this size is there; of any size but none, if it is not known."""
+    def has(self, file: DataFileInfo) -> bool:
+        """Whether a file of its size is there; of any size but none, if it is not known."""
         try:
-            found = os.stat(self._prefix + name).st_size
+            size = os.stat(self._prefix + file.path).st_size
         except FileNotFoundError:
             return False
-        return found == size_bytes if size_bytes else found > 0
+        return size == file.size_bytes if file.size_bytes else size > 0
 
 
 def delete_data(table: Path, name: str) -> None:

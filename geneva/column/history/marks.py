@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-from geneva.column.binding import binding_of, group_of
+from geneva.column.binding import Binding, binding_of, group_of
 from geneva.model.rows import BoolArray, IntArray, Mark, Marks, RowClass
 from geneva.storage.lance import Snapshot
 from geneva.storage.snapshot import FragmentInfo
@@ -35,6 +36,31 @@ def supplier(fragment: FragmentInfo, subtree: tuple[int, ...]) -> str:
     return paths[0] if len(paths) == 1 else "|".join(paths)
 
 
+class _Facts(NamedTuple):
+    """What a version says of a top-level column: asked for every fragment, read once."""
+
+    id: int
+    subtree: tuple[int, ...]
+    binding: Binding | None
+    group: tuple[int, ...]
+
+
+def facts(snapshot: Snapshot, column: str) -> _Facts:
+    """Return the field ids of a column and of its group, and its binding."""
+    known = _FACTS.get(snapshot)
+    if known is None:
+        known = _FACTS[snapshot] = {}
+    if column not in known:
+        field = snapshot.fields[column]
+        names = group_columns(snapshot, column)
+        group = tuple(i for n in names for i in snapshot.fields[n].subtree)
+        known[column] = _Facts(field.id, field.subtree, binding_of(field.arrow), group)
+    return known[column]
+
+
+_FACTS: WeakKeyDictionary[Snapshot, dict[str, _Facts]] = WeakKeyDictionary()
+
+
 def group_columns(snapshot: Snapshot, column: str) -> list[str]:
     """Return a column and those that are computed together with it."""
     binding = binding_of(snapshot.fields[column].arrow)
@@ -45,15 +71,7 @@ def group_columns(snapshot: Snapshot, column: str) -> list[str]:
 
 def group_subtree(snapshot: Snapshot, column: str) -> tuple[int, ...]:
     """Return the field ids of a column and of those that are computed together with it."""
-    known = _SUBTREES.setdefault(snapshot, {})
-    if column not in known:
-        names = group_columns(snapshot, column)
-        known[column] = tuple(i for n in names for i in snapshot.fields[n].subtree)
-    return known[column]
-
-
-# Asked for every fragment; parsing the bindings each time would be most of a plan.
-_SUBTREES: WeakKeyDictionary[Snapshot, dict[str, tuple[int, ...]]] = WeakKeyDictionary()
+    return facts(snapshot, column).group
 
 
 def unchanged(

@@ -5,9 +5,16 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 
-from geneva.column.binding import Binding, as_called, binding_of, bindings_of, top_level
+from geneva.column.binding import Binding, as_called, bindings_of, top_level
 from geneva.column.history.ledger import Ledger
-from geneva.column.history.marks import NO_FILE, UNKNOWN, file_generation, group_subtree, supplier
+from geneva.column.history.marks import (
+    NO_FILE,
+    UNKNOWN,
+    facts,
+    file_generation,
+    group_subtree,
+    supplier,
+)
 from geneva.column.history.versions import Versions
 from geneva.column.name import ColumnFileName
 from geneva.errors import ColumnError
@@ -35,22 +42,21 @@ class Sources:
 
     def mark(self, snapshot: Snapshot, fragment: FragmentInfo, column: str) -> Mark:
         """Return what supplies a top-level column of a fragment."""
-        field = snapshot.fields[column]
-        file = supplier(fragment, field.subtree)
-        binding = binding_of(field.arrow)
+        field_id, subtree, binding, _ = facts(snapshot, column)
+        file = supplier(fragment, subtree)
         if binding is None or file == NO_FILE:
-            return Mark(field.id, file)
+            return Mark(field_id, file)
         name = ColumnFileName.parse(file)
         if name is not None and name.incarnation == binding.incarnation:
-            return Mark(field.id, binding.incarnation, name.generation)
+            return Mark(field_id, binding.incarnation, name.generation)
         born, known = self.first_version(snapshot, fragment, column, file)
         if not known:
-            return Mark(field.id, file, UNKNOWN)  # nothing but its name tells it from another
-        return Mark(field.id, binding.incarnation, file_generation(born))
+            return Mark(field_id, file, UNKNOWN)  # nothing but its name tells it from another
+        return Mark(field_id, binding.incarnation, file_generation(born))
 
     def marks(self, snapshot: Snapshot, fragment: FragmentInfo, columns: list[str]) -> Marks:
         """Return what supplies several columns."""
-        return tuple(self.mark(snapshot, fragment, c) for c in columns)
+        return tuple([self.mark(snapshot, fragment, c) for c in columns])
 
     def of_what_is_left(
         self, snapshot: Snapshot, fragment: FragmentInfo, row_map: RowMap

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from geneva.column.history.ledger import Kept
 from geneva.model.types import Task
@@ -19,8 +19,7 @@ class Action(StrEnum):
     SKIP = "skip"
 
 
-@dataclass(frozen=True, slots=True)
-class FragmentPlan:
+class FragmentPlan(NamedTuple):  # one per fragment of a table: a quarter of a frozen dataclass
     """What a backfill will do with one fragment, and why.
 
     Attributes

@@ -93,6 +93,7 @@ class Planner:
         self._only = None if options.only is None else _by_fragment(options.only)
         schema = as_called(self._snapshot)
         self._bindings = bindings_of(schema)
+        self._subtree = group_subtree(self._snapshot, target.columns[0])
         self._read = list(dict.fromkeys(top_level(schema, p) for p in target.inputs))
         own = set(target.columns)
         # A UDF that reads its own output does not make that output stale by writing it.
@@ -120,11 +121,11 @@ class Planner:
         """Decide about one fragment."""
         plan = self._decided(fragment)
         if self._force is not None and self._force.continues:
-            plan = replace(plan, rows_forced=self._forced_before(fragment, self._force))
+            plan = plan._replace(rows_forced=self._forced_before(fragment, self._force))
         if not fragment.lost or not (lost := self.lost(fragment)):
             return plan
         told = " (a file is gone)" if plan.task else ""
-        return replace(plan, lost=lost, reason=plan.reason + told)
+        return plan._replace(lost=lost, reason=plan.reason + told)
 
     def lost(self, fragment: FragmentInfo) -> tuple[str, ...]:
         """Return files that the table names for the target here, and that nobody can read."""
@@ -135,7 +136,7 @@ class Planner:
         if self._only is not None and fragment.id not in self._only:
             return FragmentPlan(fragment.id, fragment.live_rows, Action.SKIP, "not asked for")
         inputs = self._marks(fragment, self._columns)
-        file = self._target_file(fragment, self._snapshot)
+        file = self._target_file(fragment)
         if self._vouched_for(file, inputs):
             return FragmentPlan(fragment.id, fragment.live_rows, Action.SKIP, "up to date")
         filters = self._marks(fragment, self._filter_columns)
@@ -167,7 +168,7 @@ class Planner:
         )
         if not need.any():
             if plan.rows_waiting:
-                return replace(plan, reason="waits for its inputs")
+                return plan._replace(reason="waits for its inputs")
             if kept[RowStatus.COMPUTED] == fragment.live_rows:
                 # What was compared to see it is not compared again.
                 self._history.ledger.mark_done({work: Kept()})
@@ -175,8 +176,8 @@ class Planner:
         rows = int(np.count_nonzero(need))
         task = self._task(fragment, row_map, need, live, inputs, filters, file)
         action = Action.FILTER if self._where else Action.COMPUTE
-        return replace(
-            plan, action=action, reason=self._reason(row_map, need), rows_compute=rows, task=task
+        return plan._replace(
+            action=action, reason=self._reason(row_map, need), rows_compute=rows, task=task
         )
 
     def _forced_before(self, fragment: FragmentInfo, force: Force) -> int:
@@ -215,14 +216,13 @@ class Planner:
             selected &= plan.task.need.mask()
         rows = int(np.count_nonzero(selected))
         if not rows:
-            return replace(
-                plan,
+            return plan._replace(
                 action=Action.SKIP,
                 reason=NOT_SELECTED,
                 rows_compute=0,
                 task=None,
             )
-        return replace(plan, action=Action.COMPUTE, rows_compute=rows)
+        return plan._replace(action=Action.COMPUTE, rows_compute=rows)
 
     def _reads_lost(self, fragment_id: int) -> bool:
         """Whether the filter reads a column of which a file is gone."""
@@ -237,7 +237,7 @@ class Planner:
         ``waiting`` counts the missing and stale ones whose computed inputs are not there yet.
         """
         inputs = self._marks(fragment, self._columns)
-        file = self._target_file(fragment, self._snapshot)
+        file = self._target_file(fragment)
         found = {"fragment": fragment.id, "rows": fragment.live_rows}
         if self._vouched_for(file, inputs) or self._known_done(fragment, inputs, file):
             return found | {"computed": fragment.live_rows} | dict.fromkeys(_OTHER, 0)
@@ -262,7 +262,7 @@ class Planner:
             fragment = snapshot.fragments.get(fragment_id)
             if fragment is None or self._where is None:
                 continue
-            present = self._target_file(fragment, snapshot)
+            present = self._target_file(fragment)
             inputs = self._marks(fragment, self._columns)
             filters = self._marks(fragment, self._filter_columns)
             classes = file.classes
@@ -437,7 +437,7 @@ class Planner:
     def needed(self, fragment: FragmentInfo) -> BoolArray:
         """Return the rows that are missing or stale, deleted ones included."""
         inputs = self._marks(fragment, self._columns)
-        file = self._target_file(fragment, self._snapshot)
+        file = self._target_file(fragment)
         if self._vouched_for(file, inputs) or self._known_done(fragment, inputs, file):
             return np.zeros(fragment.rows, np.bool_)
         now = {m.field: m for m in inputs}
@@ -498,8 +498,8 @@ class Planner:
         fields = [self._snapshot.fields[c] for c in self._read]
         return tuple((f.id, supplier(fragment, f.subtree)) for f in fields)
 
-    def _target_file(self, fragment: FragmentInfo, snapshot: Snapshot) -> str:
-        return supplier(fragment, group_subtree(snapshot, self._target.columns[0]))
+    def _target_file(self, fragment: FragmentInfo) -> str:
+        return supplier(fragment, self._subtree)
 
     def _marks(self, fragment: FragmentInfo, columns: list[str]) -> Marks:
         return self._history.marks(self._snapshot, fragment, columns)

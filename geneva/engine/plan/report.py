@@ -126,7 +126,7 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
     chosen = {f.fragment_id for f in plan.to_compute}
     hidden = ("task", "work", "lost")
     fragments = [
-        {n: getattr(f, n) for n in f.__dataclass_fields__ if n not in hidden}
+        {n: getattr(f, n) for n in f._fields if n not in hidden}
         | {"this_call": f.fragment_id in chosen}
         for f in plan.fragments
     ]
