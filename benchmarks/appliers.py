@@ -19,9 +19,9 @@ import ray
 
 from benchmarks import tables, udfs
 from benchmarks.measure import Answer, Scale, end_ray
-from geneva.appliers.ray.actor import TASKS_AT_ONCE, RayApplier
-from geneva.appliers.ray.ray import RayExecutor, start_ray
+from geneva.appliers.ray.actors import RayExecutor, start_ray
 from geneva.appliers.ray.warm import Actor
+from geneva.appliers.ray.worker import TASKS_AT_ONCE, RayApplier
 from geneva.model.result import BackfillResult
 from geneva.model.types import Printed
 from geneva.storage.lance import TableStorage

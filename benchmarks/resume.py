@@ -27,7 +27,7 @@ _MARGIN_S = 0.5  # longer than a call that ended needs to reach the journal
 _BACKFILL = """
 import sys, time
 import geneva
-from geneva.appliers.ray.ray import start_ray
+from geneva.appliers.ray.actors import start_ray
 tbl = geneva.connect(sys.argv[1]).open_table("t")
 start_ray({})
 print(time.time(), flush=True)

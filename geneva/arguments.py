@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 from geneva.appliers.executor import Executor
-from geneva.appliers.local import LocalExecutor
+from geneva.appliers.threads import LocalExecutor
 from geneva.column.auto import Auto, read_auto
 from geneva.errors import SettingError
 from geneva.interrupts import uninterrupted
@@ -191,7 +191,7 @@ def chosen_executor(
         return LocalExecutor()
     if executor is None or executor == "ray":
         with uninterrupted():  # of the import, which takes seconds
-            from geneva.appliers.ray.ray import RayExecutor
+            from geneva.appliers.ray.actors import RayExecutor
 
         return RayExecutor(ray, options.resource_timeout)
     if isinstance(executor, str):

@@ -90,7 +90,7 @@ def ray_cluster(request: pytest.FixtureRequest) -> Iterator[None]:
     """One local Ray for all tests that need one, in a directory of its own."""
     import ray
 
-    from geneva.appliers.ray.ray import start_ray
+    from geneva.appliers.ray.actors import start_ray
     from geneva.appliers.ray.warm import release_idle
 
     if request.config.getoption("--store") == "s3" or any(map(_uses_s3, request.session.items)):

@@ -14,9 +14,9 @@ from contextlib import suppress
 
 import pyarrow as pa
 
-from geneva.appliers.applier import Applier, TaskRun
 from geneva.appliers.outcome import event_of
 from geneva.appliers.reader import read_together
+from geneva.appliers.task_run import Applier, TaskRun
 from geneva.column.checkpoint.journal import Journal
 from geneva.column.checkpoint.key import new_attempt, shared_log_path
 from geneva.model.rows import IntArray

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from geneva.appliers.output import keep_prints
+from geneva.appliers.prints import keep_prints
 from geneva.engine.control import Control, Wanted
 from geneva.engine.process import end_marked, this_process
 from geneva.errors import GenevaError, LeaseLostError, ServiceError

@@ -72,7 +72,7 @@ def test_checkpoints_that_are_all_in_memory_when_they_are_assembled(
 ) -> None:
     size, rows = 20_000, 40
     table = large_values(tmp_path, rows, size)
-    monkeypatch.setattr("geneva.appliers.applier.READ_BYTES", 10 * size)
+    monkeypatch.setattr("geneva.appliers.task_run.READ_BYTES", 10 * size)
     added: list[int] = []
     finish, add = ColumnFileBuilder.finish, ColumnFileBuilder.add
 

@@ -15,7 +15,7 @@ import pytest
 import ray
 
 import geneva
-from geneva.appliers.ray import ray as ray_executor
+from geneva.appliers.ray import actors as ray_executor
 from geneva.appliers.ray import warm
 from tests.support.backfills import CPUS, times, until
 from tests.support.calls import CallLog

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import geneva
-from geneva.appliers.output import Heard, Output, Part
+from geneva.appliers.prints import Heard, Output, Part
 from geneva.engine.recorder import Recorder
 from geneva.errors import NoSuchJobError
 from geneva.model.types import ExecutorEvent, Printed, Progress
@@ -153,7 +153,7 @@ def test_more_prints_at_once_than_are_held(tmp_path: Path):
 
 def test_full_disk_takes_what_was_printed_meanwhile_only(tmp_path: Path):
     program = (
-        "import resource, signal, sys; from geneva.appliers.output import Output\n"
+        "import resource, signal, sys; from geneva.appliers.prints import Output\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "output = Output(most_chars=10)\n"
         f"output.keep_in({str(tmp_path / 'output')!r})\n"
@@ -170,7 +170,7 @@ def test_full_disk_takes_what_was_printed_meanwhile_only(tmp_path: Path):
 
 def test_fork_of_an_applier_does_not_move_what_it_prints(tmp_path: Path):
     program = (
-        "import os; from geneva.appliers.output import Output\n"
+        "import os; from geneva.appliers.prints import Output\n"
         "output = Output()\n"
         f"output.keep_in({str(tmp_path / 'output')!r})\n"
         "output.write('one '); pid = os.fork()\n"

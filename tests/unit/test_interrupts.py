@@ -82,7 +82,7 @@ def test_interrupt_that_strikes_a_backfill_is_one_clean_error() -> None:
 def test_ray_that_does_not_start_says_where_its_logs_are(
     monkeypatch: pytest.MonkeyPatch, address: str | None
 ) -> None:
-    from geneva.appliers.ray import ray as executor
+    from geneva.appliers.ray import actors as executor
 
     def init(**_: object) -> None:
         raise RuntimeError("the raylet\ndied " + "x" * 10_000)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from geneva.appliers.ray.actor import RayApplier
 from geneva.appliers.ray.probe import ensure_probe
+from geneva.appliers.ray.worker import RayApplier
 from geneva.storage.lance import TableStorage
 from geneva.storage.objects import LocalObjects
 

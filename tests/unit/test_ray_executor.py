@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import ray
 
-from geneva.appliers.ray import ray as ray_executor
+from geneva.appliers.ray import actors as ray_executor
 from geneva.appliers.ray import warm
-from geneva.appliers.ray.ray import RayExecutor, start_ray
+from geneva.appliers.ray.actors import RayExecutor, start_ray
 from geneva.appliers.ray.warm import Actor, WarmPool
 from tests.support.backfills import until
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from geneva.appliers.threads import Turns
+from geneva.appliers.calls import Turns
 
 
 def test_later_task_that_goes_before_an_earlier_one() -> None:

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from geneva.appliers.ray.actors import start_ray
 from geneva.appliers.ray.cluster import autoscaling, host_resources, nodes
-from geneva.appliers.ray.ray import start_ray
 
 
 def report(options: Mapping[str, Any]) -> dict[str, Any]:

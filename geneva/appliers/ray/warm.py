@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError
 
-from geneva.appliers.output import Heard
+from geneva.appliers.prints import Heard
 from geneva.appliers.ray.cluster import draining_nodes, others_wait
 from geneva.model.types import RowsDone, Task
 

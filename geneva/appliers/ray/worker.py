@@ -11,9 +11,9 @@ from typing import Any
 
 import ray
 
-from geneva.appliers.follow import SharedApplier
+from geneva.appliers.applier import SharedApplier
 from geneva.appliers.memory import give_back_large
-from geneva.appliers.output import Part, keep_prints
+from geneva.appliers.prints import Part, keep_prints
 from geneva.appliers.ray.probe import sees_probe
 from geneva.errors import SharedPathError
 from geneva.model.types import JobSettings, RowsDone, Task, TaskEvent

@@ -34,7 +34,6 @@ from ray.exceptions import (
 )
 
 from geneva.appliers.executor import Udfs
-from geneva.appliers.ray.actor import TASKS_AT_ONCE, actor_class
 from geneva.appliers.ray.cluster import (
     autoscaling,
     draining_nodes,
@@ -44,6 +43,7 @@ from geneva.appliers.ray.cluster import (
 )
 from geneva.appliers.ray.probe import ensure_probe
 from geneva.appliers.ray.warm import POOL, Actor, end
+from geneva.appliers.ray.worker import TASKS_AT_ONCE, actor_class
 from geneva.appliers.reservation import (
     actor_options,
     applier_key,
