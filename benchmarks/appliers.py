@@ -19,11 +19,12 @@ import ray
 
 from benchmarks import tables, udfs
 from benchmarks.measure import Answer, Scale, end_ray
-from geneva.appliers.ray.actors import RayExecutor, start_ray
-from geneva.appliers.ray.warm import Actor
+from geneva.appliers.executor import Udfs, reservation
+from geneva.appliers.ray.actors import Maker, Places, RayAppliers, RayExecutor, start_ray
+from geneva.appliers.ray.cluster import nodes
 from geneva.appliers.ray.worker import TASKS_AT_ONCE, RayApplier
 from geneva.model.result import BackfillResult
-from geneva.model.types import Printed
+from geneva.model.types import JobSettings, Printed
 from geneva.storage.lance import TableStorage
 
 _APPLIERS = 160
@@ -69,31 +70,50 @@ class _Call:
         return call.remote(self.seat.number, self.method, *arguments)
 
 
-class HostedExecutor(RayExecutor):
-    """Ray's executor with appliers that share processes."""
+class _HostedMaker(Maker):
+    """Makes appliers that share processes."""
 
-    def __init__(self) -> None:
-        super().__init__({}, 60.0)
-        self._machines: list[Any] = []
+    def __init__(self, storage: TableStorage, udfs: Udfs, settings: JobSettings) -> None:
+        super().__init__(storage, udfs, settings)
+        self.machines: list[Any] = []
         self._made = 0
 
-    def _new_actor(self) -> Actor:
+    def _handle(self) -> Any:
         seat = self._made % _SEATS
         if not seat:
             groups = {f"work{k}": TASKS_AT_ONCE for k in range(_SEATS)} | {"control": 4}
             options: dict[str, Any] = {"concurrency_groups": groups, "num_gpus": _SEATS}
             made = ray.remote(**options, num_cpus=0)(_Machines)
-            self._machines.append(made.remote(self._storage, self._reference))
+            self.machines.append(made.remote(self.storage, self.pickled))
         self._made += 1
-        actor = Actor(_Seat(self._machines[-1], seat), self._key)
-        actor.beginning = self._begin(actor)
-        return actor
+        return _Seat(self.machines[-1], seat)
+
+
+class _HostedAppliers(RayAppliers):
+    """The appliers of one round, whose processes end with it."""
+
+    def __init__(self, maker: _HostedMaker, places: Places, wanted: int) -> None:
+        super().__init__(maker, places, wanted, wanted)
+        self._machines = maker.machines
 
     def close(self, *, kill: bool) -> list[Printed]:
+        printed = super().close(kill=True)
         for machines in self._machines:
             ray.kill(machines)
-        self._machines, self._actors, self._made = [], [], 0
-        return super().close(kill=kill)
+        return printed
+
+
+class HostedExecutor(RayExecutor):
+    """Ray's executor with appliers that share processes."""
+
+    def __init__(self) -> None:
+        super().__init__({}, 60.0)
+
+    def start(
+        self, storage: TableStorage, udfs: Udfs, settings: JobSettings, appliers: int
+    ) -> RayAppliers:
+        places = Places(reservation(udfs[settings.target.incarnation]), nodes(), 60.0)
+        return _HostedAppliers(_HostedMaker(storage, udfs, settings), places, appliers)
 
 
 def run(scale: Scale) -> list[Answer]:

@@ -1,241 +1,316 @@
-"""A lead column and its followers: one read feeds the UDFs of several columns.
+"""One worker of one job: it carries out tasks, alone or together, for one column and its followers.
 
-While a task of the lead is carried out, the batches that it reads are also given to its
-followers, whose results go to journals of their own, found by the follower's own task key. When
-it is the follower's turn, its job finds the rows there as it finds those of a crashed attempt.
-
-Nothing that happens to a follower happens to the lead: a follower that fails is not followed
-any further in this task, and its own job meets and reports the failure.
+Both executors run this class: each thread of the local one, each Ray actor. Small tasks go
+together: a fragment of a few rows costs more to open, to sync and to report than to compute. A
+group is worked on for a fraction of a second, so that a crash loses no more than of a large task:
+what it did not begin by then is handed back. Nothing of a task depends on those beside it.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import pyarrow as pa
 
-from geneva.appliers.calls import UdfThreads
-from geneva.appliers.group import Group
-from geneva.appliers.memory import peak_bytes
+from geneva.appliers.calls import ColumnWork, LoadedUdf, Turns, UdfThreads
+from geneva.appliers.host import Pools, peak_bytes
 from geneva.appliers.outcome import TaskCancelledError, event_of
-from geneva.appliers.pools import Pools
-from geneva.appliers.prints import Output
-from geneva.appliers.task_run import Applier, TaskRun
+from geneva.appliers.prints import Prints
+from geneva.appliers.reader import Batches, Files, files_of, read, read_together
+from geneva.appliers.task_run import Follower, TaskRun
+from geneva.column.checkpoint.journal import Journal
+from geneva.column.checkpoint.key import new_attempt, shared_log_path
+from geneva.errors import VersionGoneError
 from geneva.model.rows import IntArray
-from geneva.model.types import Counts, Followed, JobSettings, RowsDone, Task, TaskDone, TaskEvent
-from geneva.storage.lance import TableStorage
-from geneva.udf import UDF
+from geneva.model.types import (
+    ColumnFile,
+    JobSettings,
+    RowsDone,
+    Task,
+    TaskDone,
+    TaskEvent,
+    TaskReturned,
+    TaskStopped,
+)
+from geneva.storage.lance import Snapshot, TableStorage
+from geneva.udf import UDF, UdfKind
 
+GROUP_S = 0.2
+_AHEAD = 1  # tasks whose rows the UDF threads have while the one before is written
 _LOG = logging.getLogger("geneva")
 
 
-class SharedApplier:
-    """One applier: the UDFs of all columns that may share a read, each loaded when it is needed.
+class Loaded:
+    """What a worker keeps from job to job: UDFs and their instances, threads, and prints.
 
     Parameters
     ----------
     load
         Returns a UDF by its name.
     pools
-        Of a process that other appliers share; else it has its CPUs to itself.
-
-    Attributes
-    ----------
-    output
-        What its UDFs printed, where prints are kept.
+        Of a process that other workers share; else it has its CPUs to itself.
     """
 
     def __init__(
         self, storage: TableStorage, load: Callable[[str], UDF], pools: Pools | None = None
     ) -> None:
-        self._storage, self._load, self._pools = storage, load, pools
-        self.output = Output()
-        self._threads = UdfThreads(self.output)
-        self._appliers: dict[str, Applier] = {}  # by the name of the UDF
-        self._names: Mapping[str, str] = {}
-        self._lead: Applier | None = None
-        self._settings: dict[str, JobSettings] = {}  # of followers
-        self._followers: dict[str, Applier | None] = {}  # that were begun; those that could not
+        self.storage, self.pools = storage, pools
+        self.prints = Prints()
+        self._load = load
+        self._udfs: dict[str, LoadedUdf] = {}
+        self._threads: UdfThreads | None = None
+
+    def udf(self, name: str) -> LoadedUdf:
+        """Return a UDF, loaded when it is needed first."""
+        if name not in self._udfs:
+            self._udfs[name] = LoadedUdf(self._load(name), self.storage, self.prints)
+        return self._udfs[name]
+
+    def threads(self, count: int) -> UdfThreads:
+        """Return so many threads; nothing may be running unless there are as many already."""
+        if self._threads is None or self._threads.count != count:
+            if self._threads is not None:
+                self._threads.close(wait=False)
+            self._threads = UdfThreads(count, self.prints)
+        return self._threads
+
+    def close(self) -> None:
+        """Release threads and event loops; no task may be running."""
+        if self._threads is not None:
+            self._threads.close(wait=True)
+        for udf in self._udfs.values():
+            udf.caller.close()
+
+
+class Applier:
+    """Carries out a job's tasks; `carry_out` and `progress` from any thread.
+
+    Parameters
+    ----------
+    names
+        The name of each column's UDF, by incarnation.
+    cancelled
+        Once it is set, tasks stop at the next batch boundary, all their batches checkpointed.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        settings: JobSettings,
+        names: Mapping[str, str],
+        cancelled: threading.Event,
+    ) -> None:
+        self.storage, self.settings, self.cancelled = loaded.storage, settings, cancelled
+        self.turns = Turns()
+        self._loaded, self._names = loaded, names
+        self._columns = {s.target.incarnation: s for s in (settings, *settings.followers)}
+        self._works: dict[str, ColumnWork] = {}
+        self._hopeless: set[str] = set()  # followers that could not be begun
         self._beginning = threading.Lock()
+        self._snapshots: dict[int, Snapshot] = {}
+        self._files: dict[int, Files] = {}
 
-    def begin(self, settings: JobSettings, names: Mapping[str, str]) -> None:
-        """Prepare for a job's tasks; ``names`` has the UDF of each column, by incarnation."""
-        self._names = names
-        self._settings = {f.target.incarnation: f for f in settings.followers}
-        self._followers = {}
-        self._lead = self._applier(settings.target.incarnation)
-        self._lead.begin(settings)
+    def begin(self) -> ColumnWork:
+        """Build the instance of the column's own UDF, unless that was done.
 
-    def _applier(self, column: str) -> Applier:
-        name = self._names[column]
-        if name not in self._appliers:
-            made = Applier(self._storage, self._load(name), self._threads, self._pools)
-            self._appliers[name] = made
-        return self._appliers[name]
+        Those of followers are built at the first task that they follow, not when the job begins:
+        if that kills the worker, the task is tried again without.
+        """
+        return self._begun(self.settings.target.incarnation)
+
+    def _begun(self, column: str) -> ColumnWork:
+        if (work := self._works.get(column)) is not None:
+            return work  # while a follower is begun, which may take long
+        with self._beginning:
+            if column not in self._works:
+                udf = self._loaded.udf(self._names[column])
+                asynchronous = udf.udf.kind is UdfKind.ASYNC
+                threads = self._loaded.threads(1 if asynchronous else self.settings.threads)
+                self._works[column] = ColumnWork(
+                    udf,
+                    self.storage,
+                    self._columns[column],
+                    threads,
+                    self.cancelled,
+                    self._loaded.pools,
+                )
+            return self._works[column]
+
+    def progress(self) -> RowsDone:
+        """Return the rows done of the column itself, of unfinished tasks too."""
+        work = self._works.get(self.settings.target.incarnation)
+        return RowsDone() if work is None else work.rows_done
 
     def carry_out(self, tasks: Sequence[Task]) -> list[TaskEvent]:
         """Carry out tasks that were handed out together; each ends as one of the events."""
-        assert self._lead is not None
         try:
-            ended = Group(self._lead, tasks).run() if len(tasks) > 1 else [self.run(tasks[0])]
+            ended = _Group(self, tasks).run() if len(tasks) > 1 else [self._run(tasks[0])]
         except BaseException as error:  # of a group: what concerns all of it
             ended = [event_of(task, error) for task in tasks]
         peak = peak_bytes()
         return [replace(e, peak_bytes=peak) if isinstance(e, TaskDone) else e for e in ended]
 
-    def run(self, task: Task) -> TaskDone:
-        """Carry out one task, and what its followers can have of it.
-
-        Raises
-        ------
-        TaskRowError, TaskCancelledError
-            As `Applier.run`; of the lead only.
-        """
-        assert self._lead is not None
-        if not task.followers:
-            return self._lead.run(task)
-        following = _Following(
-            [
-                _Follower(column, applier, self._settings[column], follows, task)
-                for column, follows in task.followers
-                if (applier := self._follower(column)) is not None
-            ]
-        )
+    def _run(self, task: Task) -> TaskDone:
+        if self.cancelled.is_set():
+            raise TaskCancelledError
+        turn = self.turns.join()
+        followers: list[Follower] = []
         try:
-            done = self._lead.run(task, following)
+            snapshot = self.snapshot(task.version)
+            run = TaskRun(self.begin(), snapshot, task)
+            followers += [
+                f for column, t in task.followers if (f := self._follower(column, t, task))
+            ]
+            done = run.run(lambda: self.read(snapshot, task), turn, followers)
         finally:
-            followed = following.end()
+            turn.end()
+            followed = tuple(f.end() for f in followers)
         return replace(done, followed=followed)
 
-    def _follower(self, column: str) -> Applier | None:
-        """Return a follower's applier, begun at the first task that it follows.
+    def _follower(self, column: str, task: Task, lead: Task) -> Follower | None:
+        if column in self._hopeless:
+            return None
+        try:
+            work = self._begun(column)
+        except Exception as error:  # its own job meets it again, and reports it
+            _LOG.info("a column does not follow, its UDF could not start: %s", error)
+            self._hopeless.add(column)
+            return None
+        names = work.settings.target.inputs
+        begin = lambda task: TaskRun(work, self.snapshot(task.version), task)  # noqa: E731
+        return Follower(column, begin, names, task, lead)
 
-        Not when the job begins: if that kills the worker, the task is tried again without.
-        """
-        with self._beginning:
-            if column not in self._followers:
-                self._followers[column] = None
-                try:
-                    applier = self._applier(column)
-                    applier.begin(self._settings[column])
-                    self._followers[column] = applier
-                except Exception as error:  # its own job meets it again, and reports it
-                    _LOG.info("a column does not follow, its UDF could not start: %s", error)
-            return self._followers[column]
+    def snapshot(self, version: int) -> Snapshot:
+        """Return a version of the table, opened once for all tasks that read it."""
+        if version not in self._snapshots:
+            try:
+                self._snapshots[version] = self.storage.open(version)
+            except VersionGoneError:
+                planned = self.storage.open_planned(self.settings.planned)
+                if planned.version != version:
+                    raise
+                self._snapshots[version] = planned
+        return self._snapshots[version]
 
-    def progress(self) -> RowsDone:
-        """Return the lead's rows done since `begin`, of unfinished tasks too."""
-        return RowsDone() if self._lead is None else self._lead.progress()
-
-    def cancel(self) -> None:
-        """Let the running task stop at the next batch boundary, all its batches checkpointed."""
-        for applier in list(self._appliers.values()):
-            applier.cancel()
-
-    def close(self) -> None:
-        """Release threads and event loops; no task may be running."""
-        self._threads.close(wait=True)
-        for applier in self._appliers.values():
-            applier.close()
-
-
-class _Following:
-    """Those that follow one task."""
-
-    def __init__(self, followers: Sequence[_Follower]) -> None:
-        self._followers = followers
-
-    def feed(self, rows: IntArray, inputs: pa.RecordBatch) -> None:
-        for follower in self._followers:
-            follower.feed(rows, inputs)
-
-    def flush(self) -> None:
-        for follower in self._followers:
-            follower.flush()
-
-    def end(self) -> tuple[Followed, ...]:
-        return tuple(follower.end() for follower in self._followers)
-
-
-class _Follower:
-    """A column's work on what one task of its lead reads."""
-
-    def __init__(
-        self, column: str, applier: Applier, settings: JobSettings, task: Task, lead: Task
-    ) -> None:
-        self._column, self._applier = column, applier
-        self._names = list(settings.target.inputs)
-        self._task = replace(task, start=lead.start, stop=lead.stop)
-        self._need = None if task.need is None else task.need.mask()
-        self._covered = lead.need is None or (
-            self._need is not None and not (self._need & ~lead.need.mask()).any()
+    def read(self, snapshot: Snapshot, task: Task) -> Batches:
+        """Yield (physical rows, inputs) of a task, in ascending order."""
+        # Kept for as long as the job: Arrow does not keep what a column's type opens files with.
+        udf = self.begin().udf
+        files = self._files.setdefault(
+            snapshot.version, files_of(self.storage, snapshot, self.settings.target, udf)
         )
-        self._run: TaskRun | None = None
-        self._stopped = self._flushed = False
-        self._rows = 0
+        return read(self.storage, snapshot, task, self.settings, files)
 
-    def feed(self, rows: IntArray, inputs: pa.RecordBatch) -> None:
-        """Compute and checkpoint those of the rows that are needed.
 
-        Raises
-        ------
-        TaskCancelledError
-            The job is being stopped.
-        """
-        if self._stopped:
-            return
-        if self._need is not None:
-            wanted = self._need[rows]
-            rows, inputs = rows[wanted], inputs.filter(pa.array(wanted))
-        if not len(rows):
-            return
+class _Group:
+    """Whole fragments without checkpoints, of one version of the table.
+
+    1. One scan reads all of them.
+    2. Each is computed and written; its journal is created only if it takes long. What is not
+       begun after ``GROUP_S``, or when one failed, is handed back.
+    3. All files are synced together.
+    4. One shared log gets their finish frames: from here on a later run adopts the files.
+    """
+
+    def __init__(self, applier: Applier, tasks: Sequence[Task]) -> None:
+        self._applier, self._tasks = applier, tasks
+        self._work = applier.begin()
+        self._snapshot = applier.snapshot(tasks[0].version)
+        self._written: list[tuple[Task, TaskRun, ColumnFile | None]] = []
+        self._events: list[TaskEvent] = []
+        self._read_s = 0.0  # of each task
+
+    def run(self) -> list[TaskEvent]:
+        """Carry them out; whatever happens to one of them is its event."""
+        turn = self._applier.turns.join()
         try:
-            self._rows += len(rows)
-            self._begun().feed(rows, self._own(inputs))
-        except TaskCancelledError:
-            raise
-        except BaseException as error:  # sys.exit() and a panic in Lance too
-            self._give_up(error)
+            inputs = self._read()
+            turn.wait()
+            self._compute(inputs)
+        finally:
+            turn.end()
+        self._seal()
+        return self._events
 
-    def _begun(self) -> TaskRun:
-        if self._run is None:
-            run = self._applier.task_run(self._task)
-            run.begin(self._applier.snapshot(self._task.version))
-            self._run = run
-        return self._run
-
-    def _own(self, inputs: pa.RecordBatch) -> pa.RecordBatch:
-        """Return the same columns in the follower's order."""
-        names = inputs.schema.names
-        columns = [inputs.column(names.index(n)) for n in self._names]
-        return pa.RecordBatch.from_arrays(columns, names=self._names)
-
-    def _give_up(self, error: BaseException) -> None:
-        self._stopped = True
-        _LOG.info("a column is not followed to the end of a task: %s", error)
-
-    def flush(self) -> None:
-        """Compute what was taken in; the lead is done, so not even a cancel is its business."""
-        if self._stopped:
-            return
+    def _read(self) -> dict[int, list[tuple[IntArray, pa.RecordBatch]]]:
+        applier, started = self._applier, time.perf_counter()
         try:
-            if self._run is not None:
-                self._run.flush()
-            self._flushed = True
+            inputs = read_together(applier.storage, self._snapshot, self._tasks, applier.settings)
+        except Exception:  # each task reads for itself, and the one to blame says so
+            return {}
+        self._read_s = (time.perf_counter() - started) / len(self._tasks)
+        return inputs
+
+    def _compute(self, inputs: Mapping[int, list[tuple[IntArray, pa.RecordBatch]]]) -> None:
+        ahead: deque[tuple[Task, TaskRun]] = deque()
+        until = time.perf_counter() + GROUP_S
+        for k, task in enumerate(self._tasks):
+            if self._applier.cancelled.is_set():
+                self._events.append(TaskStopped(task))
+            elif self._events or (k and time.perf_counter() > until):
+                self._events.append(TaskReturned(task))
+            else:
+                self._begin(task, inputs, ahead)
+            while len(ahead) > _AHEAD:
+                self._write(*ahead.popleft())
+        while ahead:
+            self._write(*ahead.popleft())
+
+    def _begin(
+        self,
+        task: Task,
+        inputs: Mapping[int, list[tuple[IntArray, pa.RecordBatch]]],
+        ahead: deque[tuple[Task, TaskRun]],
+    ) -> None:
+        """Give a task's rows to the UDF threads."""
+        run = None
+        try:
+            run = TaskRun(self._work, self._snapshot, task)
+            if task.fragment_id in inputs:
+                run.add_seconds(read=self._read_s)
+                run.feed_all(inputs[task.fragment_id])
+            else:
+                run.feed_all(self._applier.read(self._snapshot, task))
         except BaseException as error:
-            self._give_up(error)
+            self._failed(task, run, error)
+        else:
+            ahead.append((task, run))
 
-    def end(self) -> Followed:
-        """Let what is in flight be checkpointed, and say what was done."""
-        counts = Counts()
+    def _write(self, task: Task, run: TaskRun) -> None:
         try:
-            if self._run is not None:
-                counts = self._run.close()
+            run.flush()
+            self._written.append((task, run, run.write()))
+        except BaseException as error:
+            self._failed(task, run, error)
+
+    def _failed(self, task: Task, run: TaskRun | None, error: BaseException) -> None:
+        with suppress(Exception):  # what went wrong first is what is told
+            if run is not None:
+                run.close()
+        self._events.append(event_of(task, error))
+
+    def _seal(self) -> None:
+        """Make what was written durable, and record that it is complete."""
+        target, storage = self._applier.settings.target, self._applier.storage
+        attempt = new_attempt(self._snapshot.version)
+        path = shared_log_path(target.incarnation, attempt)
+        shared = Journal(storage.objects, path, target.data_types)
+        fault: Exception | None = None
+        try:
+            storage.sync_files([file.name for *_, file in self._written if file is not None])
         except Exception as error:
-            self._give_up(error)
-        new = replace(counts, computed=counts.computed - counts.replayed, replayed=0)
-        complete = self._covered and self._flushed and not self._stopped
-        return Followed(self._column, self._task.key, self._rows, complete, new)
+            fault = error
+        for task, run, file in self._written:
+            try:
+                if fault is not None:
+                    raise fault
+                self._events.append(run.seal(file, shared))
+            except Exception as error:
+                self._failed(task, run, error)
+        shared.close()

@@ -1,4 +1,4 @@
-"""What an executor is: it runs tasks and yields finished ones."""
+"""An executor: it starts appliers, which run tasks and yield events; and what one reserves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Udfs = Mapping[str, UDF]  # by the incarnation of their columns
 
 
 class Executor(Protocol):
-    """Runs the tasks of one job at a time on appliers."""
+    """A place where appliers run."""
 
     def capacity(self, udf: UDF, appliers: int) -> int:
         """Return how many of some appliers can run at once, as far as is known now.
@@ -23,7 +23,7 @@ class Executor(Protocol):
 
     def start(
         self, storage: TableStorage, udfs: Udfs, settings: JobSettings, appliers: int
-    ) -> None:
+    ) -> Appliers:
         """Ask for appliers; returns at once, they join as resources allow.
 
         Parameters
@@ -37,6 +37,10 @@ class Executor(Protocol):
         ResourceError
             No node can ever hold one.
         """
+
+
+class Appliers(Protocol):
+    """The appliers of one round: they run its tasks until they are closed."""
 
     def free_slots(self, waiting: int) -> int:
         """Return how many of some waiting tasks should be handed out now, alone or in groups.
@@ -68,3 +72,36 @@ class Executor(Protocol):
 
         Returns what they printed and `wait` did not return.
         """
+
+
+def lacking(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> str:
+    """Return why none of some nodes can ever hold an applier, or an empty text.
+
+    Parameters
+    ----------
+    nodes, needs
+        What each node has and what an applier reserves, as Ray names it.
+    """
+    if any(all(n.get(r, 0.0) >= v for r, v in needs.items()) for n in nodes):
+        return ""
+    most = {r: max((n.get(r, 0.0) for n in nodes), default=0.0) for r in needs}
+    short = [
+        f"{v:g} {r} (the largest node has {most[r]:g})" for r, v in needs.items() if most[r] < v
+    ]
+    wanted = ", ".join(short) or "the combination of " + ", ".join(
+        f"{v:g} {r}" for r, v in needs.items()
+    )
+    return f"no node of the Ray cluster can hold an applier: the UDF asks for {wanted}"
+
+
+def slots(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> int:
+    """Return how many appliers with these needs some nodes hold in all."""
+    return sum(int(min(has.get(r, 0.0) // n for r, n in needs.items())) for has in nodes)
+
+
+def reservation(udf: UDF) -> dict[str, float]:
+    """Return the resources of one applier, as Ray names them."""
+    needs = {"CPU": float(udf.num_cpus), "GPU": float(udf.num_gpus)}
+    needs |= {"memory": float(udf.memory or 0)}
+    needs |= {k: float(v) for k, v in (udf.resources or {}).items()}
+    return {k: v for k, v in needs.items() if v} or {"CPU": 0.001}

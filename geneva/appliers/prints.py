@@ -1,143 +1,110 @@
-"""What UDFs print on an applier, and what its driver has heard of it.
+"""What UDFs print on an applier: one bounded buffer, which its driver reads on from where it was.
 
-A reply may be lost with the process that sends it, or come after a later one. So an applier holds
-what it printed until its driver says how far it has heard, and the driver passes over what it has.
-On the driver's host the latest is in files too, for when the applier dies, or prints more at once
-than it holds.
+    a UDF prints -> _Tee -> Prints -- with each reply, twice a second at least --> Heard -> the log
+                              `------ as a file, if the applier died ----------------^
+
+1. `Prints` is a ring of bytes in shared memory. On the driver's host the memory is a file, so what
+   is in it outlives the process. The bytes come first, then the position of their end.
+2. The driver says with each call how far it has heard; the reply holds what came after that. A
+   reply may be lost, or overtaken by a later one: `Heard` passes over what it has.
+3. Once an applier is dead, the driver reads what it never heard from the file.
+4. What was overwritten before anybody heard it is counted, and the log says how much it was.
 """
 
 from __future__ import annotations
 
-import codecs
-import contextlib
+import mmap
 import os
+import struct
 import sys
 import threading
-from collections import deque
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-_MOST_CHARS = 64 * 1024
-_FILE_CHARS = 512 * 1024  # as much as a job's log holds for sure
-_FILES = 2
+from geneva.storage.private import private_file
+
+RING_BYTES = 512 * 1024  # as much as a job's log holds for sure
+_END = struct.Struct("<q")
 _bound = threading.local()
 _install = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some of an output, from a position on; positions count characters."""
+    """Some of what was printed, from a position on; positions count bytes."""
 
     start: int
-    text: str
+    data: bytes
 
     @property
     def end(self) -> int:
         """The position after it."""
-        return self.start + len(self.text)
+        return self.start + len(self.data)
 
 
-class Output:
-    """The latest of what was printed and the driver is not known to have; thread-safe."""
+class Prints:
+    """The latest that was printed on an applier; thread-safe."""
 
-    def __init__(self, most_chars: int = _MOST_CHARS) -> None:
+    def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._most = most_chars
-        self._pieces: deque[str] = deque()
-        self._held = self._end = 0
-        self._files: _Files | None = None
+        self._ring = mmap.mmap(-1, _END.size + RING_BYTES)
+        self._end = 0
         self._process = os.getpid()
 
     def keep_in(self, path: str) -> None:
-        """Have the latest in files too, from what is held on, for a driver on the same host.
+        """Go on in a file, for a driver on the same host; on another one its folder is not there.
 
-        There are none where their folder is not: on another host.
+        The file is whole from the start, so that a disk which fills up later is of no concern; one
+        that is full already costs last words only.
         """
-        with self._lock:
-            if self._files is not None:
-                self._files.close()
-            self._files = _Files(path) if Path(path).parent.is_dir() else None
-            if self._files is not None:
-                self._files.write(self._held_part())
+        with self._lock, suppress(OSError), open(path, "w+b", opener=private_file) as file:
+            file.write(self._ring)
+            file.flush()
+            self._ring = mmap.mmap(file.fileno(), len(self._ring))
 
     def write(self, text: str) -> None:
-        """Add text; the oldest is dropped when it is more than is held."""
-        if os.getpid() != self._process:  # a fork has the files, but nobody counts what it writes
+        """Add text; it takes the place of the oldest."""
+        if os.getpid() != self._process:  # a fork has the memory, but nobody counts what it writes
             return
+        data = text.encode(errors="replace")
+        kept = data[-RING_BYTES:]
         with self._lock:
-            if self._files is not None:
-                self._files.write(Part(self._end, text))
-            self._end += len(text)
-            self._pieces.append(text[-self._most :])
-            self._held += len(self._pieces[-1])
-            while self._held > self._most:
-                self._drop()
+            self._end += len(data)
+            at = (self._end - len(kept)) % RING_BYTES
+            first = kept[: RING_BYTES - at]
+            self._put(at, first)
+            self._put(0, kept[len(first) :])
+            _END.pack_into(self._ring, 0, self._end)
+
+    def _put(self, at: int, data: bytes) -> None:
+        self._ring[_END.size + at : _END.size + at + len(data)] = data
 
     def take(self, heard: int) -> Part:
-        """Forget what is before a position, which the driver has, and return the rest."""
+        """Return what was printed after a position."""
         with self._lock:
-            while self._pieces and self._end - self._held + len(self._pieces[0]) <= heard:
-                self._drop()
-            return self._held_part()
-
-    def _drop(self) -> None:
-        self._held -= len(self._pieces.popleft())
-
-    def _held_part(self) -> Part:
-        return Part(self._end - self._held, "".join(self._pieces))
+            return _after(heard, self._ring)
 
 
-class _Files:
-    """The latest of an output in two files, whose names say where they begin.
-
-    What was written survives the process; a disk that is full loses last words only.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._names: deque[str] = deque()
-        self._file: int | None = None
-        self._next = self._in_file = 0
-
-    def write(self, part: Part) -> None:
-        text = part.text[-_FILE_CHARS:]
-        data = text.encode(errors="replace")
-        try:
-            file = self._open(part.end - len(text))
-            if os.write(file, data) < len(data):
-                self.close()
-        except OSError:
-            self.close()  # what comes next has a file of its own, as its place would be wrong here
-        self._next = part.end
-        self._in_file += len(text)
-
-    def _open(self, start: int) -> int:
-        if self._file is None or start != self._next or self._in_file > _FILE_CHARS:
-            self.close()
-            name = f"{self._path}.{start}"
-            self._file, self._in_file = os.open(name, os.O_WRONLY | os.O_CREAT, 0o600), 0
-            self._names.append(name)
-            if len(self._names) > _FILES:
-                os.unlink(self._names.popleft())
-        return self._file
-
-    def close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+def _after(heard: int, ring: mmap.mmap | bytes) -> Part:
+    view = memoryview(ring)
+    (end,) = _END.unpack_from(view)
+    start = max(heard, end - RING_BYTES)
+    at, size = start % RING_BYTES, max(0, end - start)
+    first = bytes(view[_END.size + at : _END.size + min(at + size, RING_BYTES)])
+    return Part(start, first + bytes(view[_END.size : _END.size + size - len(first)]))
 
 
 class Heard:
-    """What a driver has of an applier's output.
+    """What a driver has heard of an applier.
 
     Attributes
     ----------
     until
         The position up to which it has it.
     path
-        Where the applier's files are, if it is on this host.
+        The applier's file, if it is on this host.
     """
 
     def __init__(self) -> None:
@@ -145,43 +112,30 @@ class Heard:
         self.path = ""
 
     def add(self, part: Part) -> str:
-        """Return what is new of a part, with what only the files have from before it."""
-        text = self.rest() if part.start > self.until else ""
-        return text + self._add(part)
-
-    def rest(self) -> str:
-        """Return what is new in the files."""
-        return "".join(self._add(part) for part in _parts_in(self.path))
-
-    def _add(self, part: Part) -> str:
+        """Return what is new of a part."""
         if part.end <= self.until:
             return ""
         missing, self.until = part.start - self.until, part.end
-        if missing > 0:
-            return f"[{missing:,} characters were not kept]\n{part.text}"
-        return part.text[-missing:]
+        text = part.data[max(0, -missing) :].decode(errors="replace")
+        return f"[{missing:,} bytes were not kept]\n{text}" if missing > 0 else text
 
-
-def _parts_in(path: str) -> Iterator[Part]:
-    folder, _, name = path.rpartition("/")
-    starts = [int(p.suffix[1:]) for p in Path(folder).glob(f"{name}.*")] if name else []
-    for start in sorted(starts):
-        with contextlib.suppress(OSError):  # it may be removed just now
-            data = Path(f"{path}.{start}").read_bytes()
-            # What is being written may end within a character.
-            yield Part(start, codecs.getincrementaldecoder("utf-8")("replace").decode(data))
+    def rest(self) -> str:
+        """Return what is new in the file."""
+        with suppress(OSError, struct.error):  # on another host, not begun, or its disk was full
+            return self.add(_after(self.until, Path(self.path).read_bytes()))
+        return ""
 
 
 class _Tee:
-    """A stream that also writes to the output of the applier whose thread prints."""
+    """A stream that also writes to the prints of the applier whose thread prints."""
 
-    def __init__(self, stream: TextIO, default: Output | None) -> None:
+    def __init__(self, stream: TextIO, default: Prints | None) -> None:
         self.stream, self.default = stream, default
 
     def write(self, text: str) -> int:
-        output = getattr(_bound, "output", self.default)
-        if output is not None:
-            output.write(text)
+        prints = getattr(_bound, "prints", self.default)
+        if prints is not None:
+            prints.write(text)
         return self.stream.write(text)
 
     def writelines(self, lines: Any) -> None:
@@ -192,12 +146,12 @@ class _Tee:
         return getattr(self.stream, name)
 
 
-def bind(output: Output) -> None:
-    """Let this thread print to an applier's output, once `keep_prints` was called."""
-    _bound.output = output
+def bind(prints: Prints) -> None:
+    """Let this thread print to an applier's prints, once `keep_prints` was called."""
+    _bound.prints = prints
 
 
-def keep_prints(default: Output | None = None) -> None:
+def keep_prints(default: Prints | None = None) -> None:
     """Keep what is printed by this process, besides printing it; idempotent.
 
     Parameters

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -28,20 +27,11 @@ from geneva.storage.snapshot import blob_columns
 from geneva.storage.values import flags, integers
 from geneva.udf import UDF, FilePlaces
 
+Batches = Iterator[tuple[IntArray, pa.RecordBatch]]  # physical rows, and their inputs
 Files = Mapping[str, FilePlaces]  # by the name of the column
 
 _HELD_BYTES = 2 * READ_BYTES  # of rows that are read at once
 _OFFSET = 0xFFFFFFFF  # the low half of a row address is the physical row in its fragment
-
-
-class Tap(Protocol):
-    """Is shown what a task reads."""
-
-    def feed(self, rows: IntArray, inputs: pa.RecordBatch) -> None:
-        """Take in rows."""
-
-    def flush(self) -> None:
-        """Take in that there are no more."""
 
 
 def read(
@@ -50,7 +40,7 @@ def read(
     task: Task,
     settings: JobSettings,
     files: Files = MappingProxyType({}),
-) -> Iterator[tuple[IntArray, pa.RecordBatch]]:
+) -> Batches:
     """Yield (physical rows, inputs) in ascending order.
 
     Of the columns ``files`` only the places of their blobs.
@@ -59,7 +49,7 @@ def read(
     left out.
     """
     sources = _sources(storage, snapshot, task, settings, files)
-    found = _read_needed(storage, snapshot, task, settings, sources)
+    found = _needed(task, _read_live(storage, snapshot, task, settings, sources))
     if not sources.apart:
         yield from found
         return
@@ -134,7 +124,7 @@ def _leaves_read(snapshot: Snapshot, settings: JobSettings) -> set[int]:
 
 def _scan_together(
     storage: TableStorage, snapshot: Snapshot, tasks: Sequence[Task], settings: JobSettings
-) -> Iterator[tuple[IntArray, pa.RecordBatch]]:
+) -> Batches:
     """Yield (positions, inputs) of live rows that are selected; one position per physical row."""
     names = list(settings.target.inputs)
     columns = {f"i{k}": column_path(snapshot.schema, n) for k, n in enumerate(names)}
@@ -261,19 +251,7 @@ def _packs(batch: pa.RecordBatch, sources: _Sources) -> Iterator[tuple[int, int]
         start = end
 
 
-def _read_needed(
-    storage: TableStorage,
-    snapshot: Snapshot,
-    task: Task,
-    settings: JobSettings,
-    sources: _Sources,
-) -> Iterator[tuple[IntArray, pa.RecordBatch]]:
-    return _needed(task, _read_live(storage, snapshot, task, settings, sources))
-
-
-def _needed(
-    task: Task, found: Iterable[tuple[IntArray, pa.RecordBatch]]
-) -> Iterator[tuple[IntArray, pa.RecordBatch]]:
+def _needed(task: Task, found: Iterable[tuple[IntArray, pa.RecordBatch]]) -> Batches:
     need = None if task.need is None else task.need.mask()
     for rows, batch in found:
         wanted = None if need is None else need[rows]
@@ -289,7 +267,7 @@ def _read_live(
     task: Task,
     settings: JobSettings,
     sources: _Sources,
-) -> Iterator[tuple[IntArray, pa.RecordBatch]]:
+) -> Batches:
     inputs = settings.target.inputs
     names = [n for n in inputs if n in sources.blobs or n not in sources.apart]
     columns = {f"i{k}": column_path(snapshot.schema, n) for k, n in enumerate(names)}

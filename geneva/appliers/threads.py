@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-from geneva.appliers.applier import SharedApplier
+from geneva.appliers.applier import Applier, Loaded
 from geneva.appliers.executor import Udfs
-from geneva.appliers.pools import Pools, share_of_cpus
+from geneva.appliers.host import Pools, share_of_cpus
 from geneva.appliers.prints import Heard, bind
 from geneva.model.types import (
     ExecutorEvent,
@@ -30,72 +30,57 @@ from geneva.udf import UDF
 class LocalExecutor:
     """Runs each applier in a thread; breakpoints and tracebacks work as in any program."""
 
-    def __init__(self) -> None:
-        self._tasks: queue.SimpleQueue[Sequence[Task] | None] = queue.SimpleQueue()
-        self._events: queue.SimpleQueue[list[TaskEvent]] = queue.SimpleQueue()
-        self._appliers: list[SharedApplier] = []
-        self._heard: list[Heard] = []
-        self._threads: list[threading.Thread] = []
-        self._in_flight = 0
-        self._cancelled = threading.Event()
-        self._pools = Pools(1)
-
     def capacity(self, udf: UDF, appliers: int) -> int:
         """Every thread can run."""
         return appliers
 
     def start(
         self, storage: TableStorage, udfs: Udfs, settings: JobSettings, appliers: int
-    ) -> None:
+    ) -> ApplierThreads:
         """Start the threads."""
-        # A thread that was stuck in the last job keeps that job's queues.
-        self._tasks, self._events = queue.SimpleQueue(), queue.SimpleQueue()
-        self._in_flight, self._cancelled = 0, threading.Event()
-        names = {column: column for column in udfs}
+        return ApplierThreads(storage, udfs, settings, appliers)
+
+
+class ApplierThreads:
+    """The threads of one round; one that is stuck in a UDF keeps this object, and its queues."""
+
+    def __init__(
+        self, storage: TableStorage, udfs: Udfs, settings: JobSettings, appliers: int
+    ) -> None:
+        self._tasks: queue.SimpleQueue[Sequence[Task] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[list[TaskEvent]] = queue.SimpleQueue()
+        self._in_flight = 0
+        self._cancelled = threading.Event()
         reserved = max((udf.num_cpus for udf in udfs.values()), default=1.0)
         self._pools = Pools(share_of_cpus(appliers, reserved))
-        for k in range(appliers):
-            applier = SharedApplier(storage, udfs.__getitem__, self._pools)
-            self._appliers.append(applier)
-            self._heard.append(Heard())
-            thread = threading.Thread(
-                target=self._serve,
-                args=(k, applier, settings, names, self._tasks, self._events, self._cancelled),
-                name=f"geneva-applier-{k}",
-                daemon=True,
-            )
-            self._threads.append(thread)
+        names = {column: column for column in udfs}
+        self._loaded = [Loaded(storage, udfs.__getitem__, self._pools) for _ in range(appliers)]
+        self._appliers = [Applier(ldd, settings, names, self._cancelled) for ldd in self._loaded]
+        self._heard = [Heard() for _ in range(appliers)]
+        self._threads = [
+            threading.Thread(target=self._serve, args=(k,), name=f"geneva-applier-{k}", daemon=True)
+            for k in range(appliers)
+        ]
+        for thread in self._threads:
             thread.start()
 
-    @staticmethod
-    def _serve(
-        number: int,
-        applier: SharedApplier,
-        settings: JobSettings,
-        names: Mapping[str, str],
-        tasks: queue.SimpleQueue[Sequence[Task] | None],
-        events: queue.SimpleQueue[list[TaskEvent]],
-        cancelled: threading.Event,
-    ) -> None:
-        ready = False
-        bind(applier.output)
-        while (group := tasks.get()) is not None:
-            if not ready and not cancelled.is_set():
-                try:
-                    applier.begin(settings, names)
-                    ready = True
-                except BaseException as error:  # sys.exit() too: it would end this thread only
-                    text = f"{type(error).__name__}: {error}"
-                    events.put(
-                        [TaskFailed(t, "setup", text, cause=error, applier=number) for t in group]
-                    )
-                    continue
-            if cancelled.is_set():  # before the applier began, or while it did
-                events.put([TaskStopped(task) for task in group])
-                continue
-            ended = applier.carry_out(group)
-            events.put([_of(number, event) for event in ended])
-        applier.close()
+    def _serve(self, number: int) -> None:
+        loaded, applier = self._loaded[number], self._appliers[number]
+        bind(loaded.prints)
+        while (group := self._tasks.get()) is not None:
+            self._events.put([_of(number, e) for e in self._carry_out(applier, group)])
+        loaded.close()
+
+    def _carry_out(self, applier: Applier, group: Sequence[Task]) -> Sequence[TaskEvent]:
+        if not self._cancelled.is_set():
+            try:
+                applier.begin()
+            except BaseException as error:  # sys.exit() too: it would end this thread only
+                text = f"{type(error).__name__}: {error}"
+                return [TaskFailed(t, "setup", text, cause=error) for t in group]
+        if self._cancelled.is_set():  # before the applier began, or while it did
+            return [TaskStopped(task) for task in group]
+        return applier.carry_out(group)
 
     def free_slots(self, waiting: int) -> int:
         """One task a thread."""
@@ -119,8 +104,8 @@ class LocalExecutor:
         return [*self._printed(), *itertools.chain.from_iterable(ended)]
 
     def _printed(self) -> list[Printed]:
-        both = zip(self._appliers, self._heard, strict=True)
-        texts = [heard.add(applier.output.take(heard.until)) for applier, heard in both]
+        both = zip(self._loaded, self._heard, strict=True)
+        texts = [heard.add(loaded.prints.take(heard.until)) for loaded, heard in both]
         return [Printed(k, text) for k, text in enumerate(texts) if text]
 
     def workers(self) -> Workers:
@@ -133,8 +118,6 @@ class LocalExecutor:
     def cancel(self) -> None:
         """Stop at the next batch boundary."""
         self._cancelled.set()
-        for applier in self._appliers:
-            applier.cancel()
 
     def close(self, *, kill: bool) -> list[Printed]:
         """End the threads; one that is stuck in a UDF is left behind."""
@@ -144,9 +127,7 @@ class LocalExecutor:
             for thread in self._threads:
                 thread.join()
         self._pools.restore()
-        last = self._printed()
-        self._threads, self._appliers, self._heard = [], [], []
-        return last
+        return self._printed()
 
 
 def _of(applier: int, event: TaskEvent) -> TaskEvent:

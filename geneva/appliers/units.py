@@ -1,19 +1,38 @@
-"""Cut the rows of a task into units: what is computed and checkpointed together."""
+"""A task's rows as units: cut, computed, checkpointed, and back in order.
+
+A unit is what is computed and checkpointed together.
+
+    Units.add -> Unit -> (a UDF thread) -> Computed -> Checkpoints -> the journal
+                  |                          |
+                  `----- InFlight.add       InFlight.surplus -> the column file, in order
+"""
 
 from __future__ import annotations
 
 import itertools
+import json
+import math
+import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from geneva.column.checkpoint.journal import Replay
+from geneva.appliers.batches import HELD_BYTES
+from geneva.column.checkpoint.journal import Journal, Replay
+from geneva.column.file import GATHER_BYTES
 from geneva.model.rows import IntArray
-from geneva.model.types import Task
+from geneva.model.types import Counts, Failure, Target, Task, stored_type
+from geneva.udf import Applied, RowError
+
+_HELD_S = 0.2
+_HELD_BYTES = 32 << 20
+_LOOK_S = 0.5
 
 T = TypeVar("T")
 
@@ -124,3 +143,206 @@ def emptied(items: deque[T]) -> Iterator[T]:
     """Yield items and forget them."""
     while items:
         yield items.popleft()
+
+
+@dataclass(slots=True)
+class Computed:
+    """The values of some rows, one array per column, and the positions of those that failed."""
+
+    rows: IntArray
+    values: list[pa.Array]
+    failed: IntArray
+    failures: tuple[Failure, ...]
+    counts: Counts = field(default_factory=Counts)
+    value_bytes: int = 0
+
+
+def joined(
+    applied: Sequence[Applied], target: Target
+) -> tuple[list[pa.Array], list[tuple[int, RowError]]]:
+    """Join batches that follow each other: their columns, and what failed where."""
+    if len(applied) == 1:
+        return _columns_of(applied[0].values, target), [(e.row, e) for e in applied[0].failures]
+    starts = itertools.accumulate((len(a.values) for a in applied), initial=0)
+    errors = [(s + e.row, e) for s, a in zip(starts, applied, strict=False) for e in a.failures]
+    return _columns_of(pa.concat_arrays([a.values for a in applied]), target), errors
+
+
+def together(done: Collection[Computed]) -> Computed:
+    """Join units that follow each other."""
+    starts = itertools.accumulate((len(d.rows) for d in done), initial=0)
+    failed = [s + d.failed for s, d in zip(starts, done, strict=False)]
+    return Computed(
+        np.concatenate([d.rows for d in done]),
+        [pa.concat_arrays(c) for c in zip(*(d.values for d in done), strict=True)],
+        np.concatenate(failed),
+        tuple(itertools.chain.from_iterable(d.failures for d in done)),
+        Counts.total([d.counts for d in done]),
+        sum(d.value_bytes for d in done),
+    )
+
+
+class Checkpoints:
+    """Appends units to a task's journal; thread-safe.
+
+    What is computed in the first blink of a task is held back: a fragment that is done by then
+    needs no checkpoint besides its column file. Any other has the held units recorded together
+    with the first one behind the blink.
+
+    Parameters
+    ----------
+    holds
+        Whether units may be held back at all.
+    """
+
+    def __init__(self, journal: Journal, *, holds: bool) -> None:
+        self._journal, self._holds = journal, holds
+        self._lock = threading.Lock()
+        self._held: list[tuple[Computed, Sequence[RowError]]] = []
+        self._held_bytes = 0
+        self._began = math.inf
+
+    def record(self, done: Computed, errors: Sequence[RowError], began_s: float) -> None:
+        """Record a unit whose computing began at a moment of ``time.perf_counter``.
+
+        ``errors`` has one for each of ``done.failed``.
+        """
+        with self._lock:
+            self._began = min(self._began, began_s)
+            self._held.append((done, errors))
+            self._held_bytes += done.value_bytes
+            young = time.perf_counter() - self._began < _HELD_S
+            if self._holds and young and self._held_bytes < _HELD_BYTES:
+                return
+        self.release()
+
+    def release(self) -> None:
+        """Record what is held, and hold nothing from now on."""
+        with self._lock:
+            held, self._held, self._holds = self._held, [], False
+        for done, errors in held:
+            self._append(done, errors)
+
+    def _append(self, done: Computed, errors: Sequence[RowError]) -> None:
+        texts: list[str | None] | None = None
+        if len(done.failed):
+            texts = [None] * len(done.rows)
+            for k, error in zip(done.failed.tolist(), errors, strict=True):
+                texts[k] = error_text(error)
+        self._journal.append(done.rows, done.values, texts)
+
+
+def _columns_of(values: pa.Array, target: Target) -> list[pa.Array]:
+    """Return the columns that a UDF's values fill: fields of a struct, or all in one."""
+    columns = [values]
+    if target.fields:
+        flat = values.flatten()
+        columns = [flat[k] for k in target.fields]
+    plain = [c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c for c in columns]
+    # Lance keeps views of text as text: new values must be of the type of those that are kept.
+    types = map(stored_type, target.data_types)
+    return [c if c.type == t else c.cast(t) for c, t in zip(plain, types, strict=True)]
+
+
+def error_text(error: RowError) -> str:
+    """Return what the journal keeps of a row that failed."""
+    return json.dumps({f: getattr(error, f) for f in error.__slots__})
+
+
+class InFlight:
+    """Hands back what was computed, in the order in which it was handed out.
+
+    So many are in flight as keep the threads busy; of large ones, fewer. Small ones come back in
+    groups: to wake the thread that writes them takes longer than the call of a quick UDF.
+
+    The values of a unit are taken to be as large as the largest of those that came before.
+
+    Parameters
+    ----------
+    threads
+        That call the UDF.
+    joins
+        Whether values are of use, and may be joined.
+    learns
+        Whether the size of the next unit should wait for what those in flight will have cost.
+    """
+
+    def __init__(
+        self, threads: int, *, joins: bool, learns: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._threads, self._joins, self._learns = threads, joins, learns
+        self._items: deque[Future[Computed] | Computed] = deque()
+        self._sizes: deque[int] = deque()  # bytes that each keeps in memory now
+        self._values = 0
+
+    def add(self, unit: Unit, computed: Future[Computed]) -> None:
+        """Take in a unit that was handed out."""
+        self._items.append(computed)
+        self._sizes.append(unit.input_bytes)
+
+    def add_replayed(self, done: Computed) -> None:
+        """Take in rows that need no computing."""
+        self._items.append(done)
+        self._sizes.append(done.value_bytes)
+
+    def surplus(self) -> Iterator[Computed]:
+        """Yield the oldest, joined where they are small, if more are in flight than may be.
+
+        Raises whatever computing one of them raised; so does `rest`.
+        """
+        while (count := self._excess()) > 0:
+            await_last([i for i in itertools.islice(self._items, count) if isinstance(i, Future)])
+            done = deque(self._next() for _ in range(count))
+            if self._joins and count > 1 and sum(d.value_bytes for d in done) <= GATHER_BYTES:
+                done = deque([together(done)])
+            yield from emptied(done)  # large ones are let go before the next are waited for
+
+    def rest(self) -> Iterator[Computed]:
+        """Yield all, each as soon as it is done."""
+        while self._items:
+            yield self._next()
+
+    def settle(self) -> None:
+        """Let those that were begun end, and no other begin."""
+        for item in self._items:
+            if isinstance(item, Future) and not item.cancel():
+                item.exception()
+
+    def _excess(self) -> int:
+        """Return how many of the oldest to wait for now."""
+        if self._learns():
+            return int(len(self._items) >= self._threads)
+        held = self._bytes
+        if held <= HELD_BYTES // 2:
+            group = self._threads + 1
+            return group if len(self._items) > self._threads + 1 + group else 0
+        most = self._threads + (2 if held <= HELD_BYTES else -1)
+        return int(len(self._items) > most)
+
+    @property
+    def _bytes(self) -> int:
+        """Inputs and values of all units in flight."""
+        return sum(self._sizes) + len(self._sizes) * self._values
+
+    def _next(self) -> Computed:
+        item = self._items.popleft()
+        self._sizes.popleft()
+        if not isinstance(item, Future):
+            return item
+        done = item.result()
+        self._values = max(self._values, done.value_bytes)
+        return done
+
+
+def await_last(calls: Sequence[Future[Any]]) -> None:
+    """Wait for the last of some calls, or until it is seen that one of them failed.
+
+    To wait for all of them, `concurrent.futures.wait` would take a lock for each.
+    """
+    while calls:
+        try:
+            calls[-1].exception(_LOOK_S)
+        except TimeoutError:
+            if not any(c.done() and c.exception() for c in calls):
+                continue
+        return

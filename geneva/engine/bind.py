@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from geneva.appliers.reservation import reservation
+from geneva.appliers.executor import reservation
 from geneva.column.auto import Auto, declared
 from geneva.column.binding import (
     Binding,

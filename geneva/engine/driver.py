@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from geneva.appliers.batches import read_rows, together_rows
-from geneva.appliers.executor import Executor
+from geneva.appliers.executor import Appliers, Executor
 from geneva.appliers.outcome import died
 from geneva.column.binding import top_level
 from geneva.column.checkpoint.journal import find_logs
@@ -37,6 +37,7 @@ from geneva.errors import (
     UdfFailedError,
     WorkerDiedError,
 )
+from geneva.interrupts import uninterrupted
 from geneva.model.result import BackfillResult
 from geneva.model.types import (
     ColumnFile,
@@ -98,6 +99,7 @@ class Driver:
         self._estate: dict[str, set[str]] = {}
         self._error: GenevaError | None = None
         self._stopped_by = ""  # what stopped it, if it was stopped
+        self._appliers: Appliers | None = None  # of the present round
         self._live = Workers(0, 0, 0)
         self._physical = self._looked_at = 0  # rows of the round's tasks; of those that are done
         self._most: int | None = None  # fragments that this round may fill
@@ -158,8 +160,11 @@ class Driver:
         )
         wanted = min(self._options.concurrency, sum(len(p) for p in pieces))
         try:
-            self._executor.start(self._storage, self._turn.udfs, settings, wanted)
-            self._drive(min(appliers, wanted))
+            with uninterrupted():  # an interrupt finds them here, where they are released
+                self._appliers = self._executor.start(
+                    self._storage, self._turn.udfs, settings, wanted
+                )
+            self._drive(self._appliers, min(appliers, wanted))
         except KeyboardInterrupt:
             self._interrupted()
         finally:
@@ -220,19 +225,19 @@ class Driver:
         left = [f for f in self._vanished if not found.heirs.keys() & set(f.logs)]
         self._forget(left)  # nothing proves where their rows are
 
-    def _drive(self, appliers: int) -> None:
+    def _drive(self, appliers: Appliers, most: int) -> None:
         """Hand out tasks and take in events until nothing is left or the job must stop."""
         schedule = self._schedule
         while not schedule.idle and self._error is None:
-            while self._executor.free_slots(schedule.waiting) > 0:
-                if not (tasks := schedule.next_group(appliers)):
+            while appliers.free_slots(schedule.waiting) > 0:
+                if not (tasks := schedule.next_group(most)):
                     break
-                self._executor.submit([self._turn.admitted(task) for task in tasks])
+                appliers.submit([self._turn.admitted(task) for task in tasks])
                 for task in tasks:
                     self._control.recorder.began(task)
             if self.claims.due:
                 schedule.give_up(self.claims.refresh(schedule.not_begun))
-            for event in self._executor.wait(_TICK_S):
+            for event in appliers.wait(_TICK_S):
                 self._take(event)
             if schedule.commit_due(time.monotonic()):
                 self._commit()
@@ -266,22 +271,26 @@ class Driver:
 
     def _wind_up(self) -> None:
         """Let running tasks stop, commit what is finished, release the appliers."""
-        schedule = self._schedule
+        schedule, appliers = self._schedule, self._appliers
+        if appliers is None:  # none could be had
+            self._add_up()
+            return
         try:
             if schedule.running:
-                self._executor.cancel()
+                appliers.cancel()
                 stopping = JobState.PAUSING if self.paused else JobState.CANCELLING
                 self.report(stopping)
                 deadline = time.monotonic() + _GRACE_S
                 while schedule.running and time.monotonic() < deadline:
-                    for event in self._executor.wait(_TICK_S):
+                    for event in appliers.wait(_TICK_S):
                         self._take(event)
                 self.report(stopping)  # with all that was checkpointed, while appliers can tell
         finally:  # after a second Ctrl-C too: appliers that nobody releases hold their CPUs
             try:
                 self._commit()
             finally:
-                for printed in self._executor.close(kill=bool(schedule.running)):
+                self._appliers = None
+                for printed in appliers.close(kill=bool(schedule.running)):
                     self._control.recorder.took(printed)
                 self._add_up()
 
@@ -525,7 +534,7 @@ class Driver:
 
     def report(self, state: JobState) -> None:
         """Tell whoever watches how the job stands."""
-        self._live = self._executor.workers()
+        self._live = self._appliers.workers() if self._appliers else Workers(0, 0, 0)
         counts = self.tally.counts + self._schedule.counts
         here = self._live.rows_done - self._schedule.rows_twice
         seen = max(counts.computed, here + self.tally.counts.computed, self._rows_seen)

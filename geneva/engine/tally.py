@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from geneva.appliers.memory import peak_bytes
+from geneva.appliers.host import peak_bytes
 from geneva.column.history.ledger import Kept
 from geneva.engine.plan.decision import FragmentPlan
 from geneva.model.result import BackfillResult

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from geneva.appliers.reservation import lacking
+from geneva.appliers.executor import lacking
 from geneva.errors import ResourceError
 
 _LOG = logging.getLogger("geneva.service")

@@ -13,6 +13,12 @@ from typing import Any
 from geneva.errors import UdfTimeoutError
 
 _Work = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
+_stuck: list[threading.Thread] = []  # that made a call which did not return in time
+
+
+def calls_are_stuck() -> bool:
+    """Whether calls that did not return in time are under way in this process still."""
+    return any(thread.is_alive() for thread in _stuck)
 
 
 class Watch:
@@ -29,6 +35,7 @@ class Watch:
     def __init__(self, timeout_s: float, begin: Callable[[], None]) -> None:
         self._timeout_s, self._begin = timeout_s, begin
         self._works: queue.SimpleQueue[_Work | None] | None = None
+        self._thread: threading.Thread | None = None
         self._local = SimpleNamespace()
         self._ready: Callable[..., Any] | None = None
 
@@ -56,6 +63,8 @@ class Watch:
             if future.done():  # the call's own, or it came at the last moment
                 return future.result()
             self.close()  # its thread ends when the call does, if ever
+            if self._thread is not None:
+                _stuck.append(self._thread)
             raise UdfTimeoutError(
                 f"the call did not return within timeout={self._timeout_s:g} s"
             ) from None
@@ -72,9 +81,10 @@ class Watch:
             self._works = queue.SimpleQueue()
             run = contextvars.copy_context().run
             # A daemon: one that is stuck must not keep the process from ending.
-            threading.Thread(
+            self._thread = threading.Thread(
                 target=run, args=(_serve, self._works, self._begin), name="geneva-call", daemon=True
-            ).start()
+            )
+            self._thread.start()
         future: Future[Any] = Future()
         self._works.put((future, call, args))
         return future

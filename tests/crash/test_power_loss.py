@@ -16,7 +16,7 @@ import lance
 import pytest
 
 import geneva
-from geneva.appliers import record
+from geneva.appliers import units
 from geneva.errors import CorruptFileError
 from geneva.storage import objects
 from tests.support.backfills import times
@@ -38,7 +38,7 @@ KINDS: dict[str, tuple[int, int, dict[str, int]]] = {
 def scene(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> Scene:
     """A table of which nothing is computed; every batch is recorded unless it is the only one."""
     if kind != "quick":
-        monkeypatch.setattr(record, "_HELD_S", 0.0)
+        monkeypatch.setattr(units, "_HELD_S", 0.0)
     rows, fragments, arguments = KINDS[kind]
     chosen = {"executor": "local", "batch_size": BATCH} | arguments
     return Scene(tmp_path, rows, fragments, BATCH * arguments["concurrency"], chosen).build()

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import pytest
 
 import geneva
-from geneva.appliers import record
+from geneva.appliers import units
 from geneva.errors import GenevaError
 from tests.support.calls import CallLog
 from tests.support.tables import assert_table_invariants, make_table, pairs
@@ -83,7 +83,7 @@ def test_backfills_beside_a_hot_loop_of_cleanups_end_well(
     executor: Literal["local", "ray"],
     commit_granularity: int,
 ) -> None:
-    monkeypatch.setattr(record, "_HELD_S", 0.0)
+    monkeypatch.setattr(units, "_HELD_S", 0.0)
     rows = 80
     table = table_of(tmp_path, calls, rows, 0.01)
     columns = ["y", "z", "w"]

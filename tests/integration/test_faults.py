@@ -25,7 +25,7 @@ import pyarrow as pa
 import pytest
 
 import geneva
-from geneva.appliers import record
+from geneva.appliers import units
 from geneva.column import pickles
 from geneva.column.checkpoint.journal import replay
 from geneva.column.checkpoint.key import logs_by_key
@@ -57,7 +57,7 @@ RESUME = "run the same command again when the cause is gone"
 
 @pytest.fixture(autouse=True)
 def _every_batch_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "_HELD_S", 0.0)
+    monkeypatch.setattr(units, "_HELD_S", 0.0)
 
 
 def ours(table: geneva.Table) -> set[str]:
@@ -453,7 +453,7 @@ def test_truncated_column_file_is_not_adopted(tmp_path: Path, calls: CallLog, ke
 def test_column_file_that_is_adopted_hides_who_failed(
     tmp_path: Path, calls: CallLog, monkeypatch: pytest.MonkeyPatch, resumed: str, held_s: float
 ) -> None:
-    monkeypatch.setattr(record, "_HELD_S", held_s)
+    monkeypatch.setattr(units, "_HELD_S", held_s)
     table = make_table(tmp_path, rows=40, fragments=1)
 
     @geneva.udf

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 import geneva
-from geneva.appliers import group, reader, record
+from geneva.appliers import applier, reader, units
 from geneva.engine import schedule as state
 from geneva.errors import ConflictError, UdfFailedError
 from geneva.storage.lance import TableStorage
@@ -28,7 +28,7 @@ TENFOLD = {"y": lambda row: 10 * row["x"]}
 def large_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """However busy the machine is."""
     monkeypatch.setattr(state, "_GROUP_S", 1e6)
-    monkeypatch.setattr(group, "GROUP_S", 1e6)
+    monkeypatch.setattr(applier, "GROUP_S", 1e6)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_row_that_fails_ends_its_group_but_not_what_was_done_before(
 def test_what_a_slow_group_did_not_begin_is_handed_out_again(
     table: geneva.Table, calls: CallLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group, "GROUP_S", 0.0)
+    monkeypatch.setattr(applier, "GROUP_S", 0.0)
     table.backfill("y", **LOCAL)
     assert xs(calls) == list(range(ROWS))
     assert column(table, "y") == [10 * x for x in range(ROWS)]
@@ -168,7 +168,7 @@ def test_group_that_cannot_be_read_at_once_is_read_one_by_one(
     def fail(*args: object) -> None:
         raise OSError("not together")
 
-    monkeypatch.setattr(group, "read_together", fail)
+    monkeypatch.setattr(applier, "read_together", fail)
     table.backfill("y", **LOCAL)
     assert xs(calls) == list(range(ROWS))
     assert column(table, "y") == [10 * x for x in range(ROWS)]
@@ -230,7 +230,7 @@ def test_group_whose_log_cannot_be_written_is_computed_again(
 def test_task_of_a_group_ends_only_once_when_its_records_cannot_be_written(
     table: geneva.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record, "_HELD_S", 0.0)  # every task has records of its own
+    monkeypatch.setattr(units, "_HELD_S", 0.0)  # every task has records of its own
     table.backfill("y", num_frags=1, **LOCAL)
     storage = Losing(table.storage.uri, word=".log", lost=str(tmp_path / "lost"))
     with_group = LOCAL | {"timeout": 60}

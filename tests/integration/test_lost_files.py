@@ -14,7 +14,7 @@ import pytest
 from lance.file import LanceFileSession
 
 import geneva
-from geneva.appliers import record
+from geneva.appliers import units
 from geneva.column.name import ColumnFileName
 from geneva.errors import CorruptFileError, GenevaError
 from geneva.storage.lance import TableStorage
@@ -258,7 +258,7 @@ def test_file_that_vanishes_as_it_is_committed_is_published_again_from_its_check
     executor: Literal["local", "ray"],
     commit_granularity: int,
 ) -> None:
-    monkeypatch.setattr(record, "_HELD_S", 0.0)
+    monkeypatch.setattr(units, "_HELD_S", 0.0)
     table = make_table(tmp_path, rows=ROWS, fragments=FRAGMENTS)
 
     @geneva.udf(num_cpus=0.5)
@@ -298,7 +298,7 @@ def test_file_that_is_damaged_before_its_commit_is_made_again_from_its_checkpoin
     monkeypatch: pytest.MonkeyPatch,
     damage: Callable[[Path], None],
 ) -> None:
-    monkeypatch.setattr(record, "_HELD_S", 0.0)
+    monkeypatch.setattr(units, "_HELD_S", 0.0)
     table = make_table(tmp_path, rows=ROWS, fragments=FRAGMENTS)
 
     @geneva.udf

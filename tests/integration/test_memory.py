@@ -12,7 +12,7 @@ import pytest
 
 import geneva
 from geneva.appliers import reader
-from geneva.appliers.memory import peak_bytes
+from geneva.appliers.host import peak_bytes
 from geneva.column.file import ColumnFileBuilder
 from geneva.errors import StorageError
 from geneva.storage.values import ColumnReader
@@ -38,7 +38,7 @@ def test_large_rows_that_are_read_before_the_last_ones_are_written(
     size = 20_000
     table = large_values(tmp_path, 40, size)
     monkeypatch.setattr(reader, "READ_BYTES", 2 * size)
-    monkeypatch.setattr("geneva.appliers.inflight.HELD_BYTES", size)
+    monkeypatch.setattr("geneva.appliers.units.HELD_BYTES", size)
     read, written, waiting = [0], [0], []
     read_rows, add = ColumnReader.read, ColumnFileBuilder.add
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import geneva
-from geneva.appliers.prints import Heard, Output, Part
+from geneva.appliers.prints import RING_BYTES, Heard, Part, Prints
 from geneva.engine.recorder import Recorder
 from geneva.errors import NoSuchJobError
 from geneva.model.types import ExecutorEvent, Printed, Progress
@@ -90,17 +90,19 @@ def test_log_that_cannot_be_written_ends_nothing(tmp_path: Path):
 
 
 def test_output_that_nobody_takes_holds_the_latest():
-    output, heard = Output(most_chars=10), Heard()
+    output, heard = Prints(), Heard()
     for k in range(8):
-        output.write(f"{k}ab")
-    assert heard.add(output.take(0)) == "[15 characters were not kept]\n5ab6ab7ab"
+        output.write(f"{k}" * (RING_BYTES // 4))
+    latest = "".join(f"{k}" * (RING_BYTES // 4) for k in (4, 5, 6, 7))
+    assert heard.add(output.take(0)) == f"[{RING_BYTES:,} bytes were not kept]\n{latest}"
     assert heard.add(output.take(heard.until)) == ""
-    output.write("0123456789xyz")
-    assert heard.add(output.take(heard.until)) == "[3 characters were not kept]\n3456789xyz"
+    output.write("abc" + "x" * (RING_BYTES - 1) + "y")
+    text = heard.add(output.take(heard.until))
+    assert text == "[3 bytes were not kept]\n" + "x" * (RING_BYTES - 1) + "y"
 
 
 def test_replies_that_are_lost_or_late():
-    output, heard = Output(), Heard()
+    output, heard = Prints(), Heard()
     output.write("one ")
     output.take(0)  # lost
     output.write("two ")
@@ -109,12 +111,12 @@ def test_replies_that_are_lost_or_late():
     assert heard.add(output.take(0)) == "one two three "
     assert heard.add(late) == ""
     output.write("four")
-    assert output.take(heard.until) == Part(heard.until, "four")
+    assert output.take(heard.until) == Part(heard.until, b"four")
     assert heard.add(output.take(late.end)) == "four"
 
 
 def test_what_nobody_heard_outlives_the_process(tmp_path: Path):
-    output, heard, kept = Output(), Heard(), tmp_path / "kept"
+    output, heard, kept = Prints(), Heard(), tmp_path / "kept"
     kept.mkdir()
     output.keep_in(str(tmp_path / "another host" / "output"))
     output.write("before\n")
@@ -132,10 +134,10 @@ def test_what_nobody_heard_outlives_the_process(tmp_path: Path):
 
 
 def test_more_prints_at_once_than_are_held(tmp_path: Path):
-    output, heard = Output(most_chars=100), Heard()
+    output, heard = Prints(), Heard()
     heard.path = str(tmp_path / "output")
     output.keep_in(heard.path)
-    lines = [f"line {k}\n" for k in range(50_000)]
+    lines = [f"line {k} ä\n" for k in range(50_000)]
     for k in range(0, len(lines), 10_000):
         for line in lines[k : k + 10_000]:
             output.write(line)
@@ -144,34 +146,34 @@ def test_more_prints_at_once_than_are_held(tmp_path: Path):
         output.write(line)
     assert sum(f.stat().st_size for f in tmp_path.iterdir()) < 3 * SEGMENT_BYTES
     note, _, text = heard.add(output.take(heard.until)).partition("\n")
-    assert note.endswith("characters were not kept]")
+    assert note.endswith("bytes were not kept]")
     assert int(note[1:].split()[0].replace(",", "")) + len(text) == 5_000_000
     assert len(text) >= SEGMENT_BYTES
     output.write("y" * 3 * SEGMENT_BYTES)
     assert heard.rest().endswith("\n" + "y" * SEGMENT_BYTES)
 
 
-def test_full_disk_takes_what_was_printed_meanwhile_only(tmp_path: Path):
+def test_full_disk_costs_no_more_than_last_words(tmp_path: Path):
     program = (
-        "import resource, signal, sys; from geneva.appliers.prints import Output\n"
+        "import resource, signal, sys; from geneva.appliers.prints import Heard, Prints\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "output = Output(most_chars=10)\n"
-        f"output.keep_in({str(tmp_path / 'output')!r})\n"
+        "output, heard = Prints(), Heard()\n"
         "def limit(most): resource.setrlimit(resource.RLIMIT_FSIZE, (most, -1))\n"
-        "output.write('one '); limit(6); output.write('two ')\n"
-        "limit(0); output.write('three '); limit(100); output.write('four')\n"
+        "output.write('one ')\n"
+        "for most in (0, 6):\n"
+        f"    limit(most); heard.path = {str(tmp_path / 'output')!r} + str(most)\n"
+        "    output.keep_in(heard.path); output.write('two '); assert heard.rest() == ''\n"
+        "assert heard.add(output.take(0)) == 'one two two '\n"
+        "limit(1 << 20); output.keep_in(heard.path); limit(0); output.write('three')\n"
+        "assert heard.rest() == 'three'\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
-    heard = Heard()
-    heard.path = str(tmp_path / "output")
-    assert heard.rest().endswith("characters were not kept]\nfour")
-    assert heard.until == len("one two three four")
 
 
 def test_fork_of_an_applier_does_not_move_what_it_prints(tmp_path: Path):
     program = (
-        "import os; from geneva.appliers.prints import Output\n"
-        "output = Output()\n"
+        "import os; from geneva.appliers.prints import Prints\n"
+        "output = Prints()\n"
         f"output.keep_in({str(tmp_path / 'output')!r})\n"
         "output.write('one '); pid = os.fork()\n"
         "if not pid: output.write('of the fork '); os._exit(0)\n"

@@ -54,18 +54,25 @@ def _one(x: int) -> int:
 class ScriptedExecutor:
     """Ends every task at once, with another name of a column file that it wrote before."""
 
-    def __init__(self) -> None:
-        self._events: deque[TaskEvent] = deque()
-        self._file: ColumnFile | None = None
-        self._links = 0
-
-    def start(self, storage: TableStorage, udf: UDF, settings: JobSettings, appliers: int) -> None:
+    def start(
+        self, storage: TableStorage, udfs: object, settings: JobSettings, appliers: int
+    ) -> ScriptedAppliers:
         """Keep what column files are written with."""
-        self._storage, self._settings = storage, settings
+        return ScriptedAppliers(storage, settings)
 
     def capacity(self, udf: UDF, appliers: int) -> int:
         """One applier: nothing is split."""
         return 1
+
+
+class ScriptedAppliers:
+    """Those of one round."""
+
+    def __init__(self, storage: TableStorage, settings: JobSettings) -> None:
+        self._storage, self._settings = storage, settings
+        self._events: deque[TaskEvent] = deque()
+        self._file: ColumnFile | None = None
+        self._links = 0
 
     def free_slots(self, waiting: int) -> int:
         """Take a few tasks at a time, as appliers do."""

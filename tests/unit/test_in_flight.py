@@ -12,9 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geneva.appliers.inflight import InFlight
-from geneva.appliers.record import Computed, together
-from geneva.appliers.units import Unit
+from geneva.appliers.units import Computed, InFlight, Unit, together
 from geneva.model.types import Counts
 from geneva.storage.values import size_of
 

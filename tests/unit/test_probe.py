@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from geneva.appliers.ray.probe import ensure_probe
-from geneva.appliers.ray.worker import RayApplier
+from geneva.appliers.ray.worker import check_probe, ensure_probe
 from geneva.storage.lance import TableStorage
 from geneva.storage.objects import LocalObjects
 
@@ -28,4 +27,4 @@ def test_second_driver_of_a_new_table_hides_the_directory_from_the_firsts_worker
     monkeypatch.setattr(LocalObjects, "put", put_later)
     probes.append(ensure_probe(storage))
     for probe in [*probes, ensure_probe(storage)]:
-        RayApplier(storage, {})._check_path(probe)  # raises where it sees another directory
+        check_probe(storage, probe)  # raises where it sees another directory

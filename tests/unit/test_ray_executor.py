@@ -12,36 +12,38 @@ import ray
 
 from geneva.appliers.ray import actors as ray_executor
 from geneva.appliers.ray import warm
-from geneva.appliers.ray.actors import RayExecutor, start_ray
+from geneva.appliers.ray.actors import RayAppliers, start_ray
 from geneva.appliers.ray.warm import Actor, WarmPool
 from tests.support.backfills import until
 
 
-def executor(*appliers: tuple[int, bool, bool], attempt: int = 0) -> RayExecutor:
-    """Return one with appliers that have so many tasks, are ready, and are leaving."""
-    made = RayExecutor({}, 0.0)
-    for tasks, ready, leaving in appliers:
+def of(*states: tuple[int, bool, bool], attempt: int = 0) -> RayAppliers:
+    """Return appliers that have so many tasks, are ready, and are leaving."""
+    actors = []
+    for tasks, ready, leaving in states:
         held = {k: (SimpleNamespace(attempt=attempt),) for k in range(tasks)}
-        made._actors.append(Actor(None, "", ready=ready, leaving=leaving, tasks=held))
-    return made
+        actors.append(Actor(None, "", ready=ready, leaving=leaving, tasks=held))
+    maker: Any = SimpleNamespace(take_warm=lambda _: actors)
+    places: Any = None
+    return RayAppliers(maker, places, len(actors), 0)
 
 
 def test_applier_has_two_tasks_while_there_are_more_than_appliers() -> None:
-    assert executor((1, True, False), (0, True, False)).free_slots(3) == 3
+    assert of((1, True, False), (0, True, False)).free_slots(3) == 3
 
 
 def test_last_tasks_are_kept_for_appliers_that_get_free_or_join() -> None:
-    assert executor((1, True, False), (1, True, False)).free_slots(2) == 0
-    assert executor((2, True, False), (0, True, False)).free_slots(2) == 1
-    assert executor((1, True, False), (0, False, False)).free_slots(2) == 0
+    assert of((1, True, False), (1, True, False)).free_slots(2) == 0
+    assert of((2, True, False), (0, True, False)).free_slots(2) == 1
+    assert of((1, True, False), (0, False, False)).free_slots(2) == 0
 
 
 def test_task_that_an_applier_died_with_has_one_to_itself() -> None:
-    assert executor((1, True, False), attempt=1).free_slots(100) == 0
+    assert of((1, True, False), attempt=1).free_slots(100) == 0
 
 
 def test_applier_that_starts_or_leaves_gets_no_task() -> None:
-    assert executor((0, False, False), (0, True, True)).free_slots(100) == 0
+    assert of((0, False, False), (0, True, True)).free_slots(100) == 0
 
 
 def test_applier_that_is_kept_while_the_last_one_ends_stays_for_ever(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from geneva.appliers.pools import Pools, share_of_cpus
+from geneva.appliers.host import Pools, share_of_cpus
 from geneva.udf import Caller, udf
 from geneva.udf.build import import_ahead
 

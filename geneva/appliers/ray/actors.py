@@ -1,26 +1,36 @@
-"""Appliers as Ray actors.
+"""Appliers as Ray actors: the driver's side.
 
 Only tasks and the names of files travel through Ray. Actors stay warm between the backfills of a
 process, so that the second call starts at once. A node that
 vanishes takes at most the batches in flight with it; one that is being drained, nothing.
+
+    Maker -- begin --> Actor: starting -- its node's id --> ready <-- run, progress --> tasks
+                         |                                    |
+                         | it dies, is out of reach,          | close: no task is left
+                         | or its node or a call of it        v
+                         | cannot be kept                   WarmPool -- take --> the next job
+                         v
+                      another one is asked for
 """
 
 from __future__ import annotations
 
 import atexit
+import hashlib
 import itertools
+import json
 import logging
 import os
 import tempfile
 import threading
 import time
 import warnings
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from shutil import rmtree
-from typing import Any
+from typing import Any, assert_never
 from uuid import uuid4
 
 import ray
@@ -33,7 +43,7 @@ from ray.exceptions import (
     RuntimeEnvSetupError,
 )
 
-from geneva.appliers.executor import Udfs
+from geneva.appliers.executor import Udfs, lacking, reservation, slots
 from geneva.appliers.ray.cluster import (
     autoscaling,
     draining_nodes,
@@ -41,17 +51,8 @@ from geneva.appliers.ray.cluster import (
     node_lost,
     nodes,
 )
-from geneva.appliers.ray.probe import ensure_probe
 from geneva.appliers.ray.warm import POOL, Actor, end
-from geneva.appliers.ray.worker import TASKS_AT_ONCE, actor_class
-from geneva.appliers.reservation import (
-    actor_options,
-    applier_key,
-    lacking,
-    reservation,
-    slots,
-    udf_names,
-)
+from geneva.appliers.ray.worker import TASKS_AT_ONCE, Reply, actor_class, ensure_probe
 from geneva.errors import ClusterError, ResourceError, SharedPathError, UdfError
 from geneva.interrupts import uninterrupted
 from geneva.model.types import (
@@ -64,6 +65,7 @@ from geneva.model.types import (
     TaskEvent,
     TaskFailed,
     TaskLost,
+    TaskReturned,
     TaskStopped,
     Workers,
 )
@@ -73,6 +75,7 @@ from geneva.udf import UDF
 _PROGRESS_S = 0.5
 _NODES_S = 1.0
 _REST_S = 2.0
+_SILENCE_S = 30.0
 _LAST_REPLY_S = 0.5  # a reply that left before its sender died comes at once, or never
 _START_DEATHS = 3
 _REASON_CHARS = 500
@@ -83,7 +86,7 @@ _LOG = logging.getLogger("geneva")
 
 
 class RayExecutor:
-    """Runs tasks on Ray actors.
+    """Starts appliers as Ray actors.
 
     Parameters
     ----------
@@ -98,17 +101,6 @@ class RayExecutor:
         self._options = dict(ray_options)
         self._resource_timeout_s = resource_timeout_s
         self._alive: list[dict[str, float]] = []  # nodes, as `capacity` found them
-        self._actors: list[Actor] = []
-        self._events: deque[ExecutorEvent] = deque()
-        self._suspects: deque[Task] = deque()  # wait for an applier without tasks
-        self._wanted = 0
-        self._cancelled = False
-        self._polled_at = self._watched_at = 0.0
-        self._missing, self._missing_since, self._worked = "", 0.0, False
-        self._start_deaths = 0  # in a row
-        self._outputs = ""  # folder of what appliers of this host printed last
-
-    # --- starting ----------------------------------------------------------------------
 
     def capacity(self, udf: UDF, appliers: int) -> int:
         """Return how many appliers the alive nodes hold now, between 1 and ``appliers``."""
@@ -118,54 +110,133 @@ class RayExecutor:
 
     def start(
         self, storage: TableStorage, udfs: Udfs, settings: JobSettings, appliers: int
-    ) -> None:
+    ) -> RayAppliers:
         """Take warm actors, ask for the rest; returns at once."""
-        udf = udfs[settings.target.incarnation]
-        self._needs = reservation(udf)
-        self._missing = lacking(self._alive, self._needs)
-        if self._missing and not autoscaling():
-            raise ResourceError(self._missing)
-        self._started_at = self._missing_since = self._watched_at = time.monotonic()
-        self._cancelled = self._worked = False
-        self._wanted = appliers
-        self._storage, self._settings = storage, settings
-        pickled = {column: u.dumps() for column, u in udfs.items()}
-        self._names = udf_names(pickled)
-        self._probe = ensure_probe(storage)
-        self._actor_options = actor_options(udf)
-        self._key = f"{_connection()}.{applier_key(storage, self._names.values(), udf)}"
-        self._outputs = tempfile.mkdtemp(prefix="geneva-")
-        self._actors = POOL.take(self._key, appliers)
-        self._job = next(_JOBS)  # drawn by who holds the actors: theirs only ever grow
-        for number, actor in enumerate(self._actors):
-            actor.number, actor.ready, actor.rows_done = number, False, RowsDone()
-            actor.beginning = self._begin(actor)
-        self._reference = ray.put({self._names[column]: data for column, data in pickled.items()})
+        needs = reservation(udfs[settings.target.incarnation])
+        places = Places(needs, self._alive, self._resource_timeout_s)
+        maker = Maker(storage, udfs, settings)
         # What cannot fit now is asked for once it is clear that the job lasts.
-        self._ask_for(min(appliers, max(1, slots(self._alive, self._needs))))
+        return RayAppliers(maker, places, appliers, max(1, slots(self._alive, needs)))
+
+
+class Maker:
+    """Makes actors for one job, and has warm ones begin it.
+
+    Attributes
+    ----------
+    job
+        Its number.
+    outputs
+        The folder of what appliers of this host printed last.
+    call_timeout_s
+        Of a UDF call, if it has one.
+    """
+
+    def __init__(self, storage: TableStorage, udfs: Udfs, settings: JobSettings) -> None:
+        udf = udfs[settings.target.incarnation]
+        pickled = {column: u.dumps() for column, u in udfs.items()}
+        self.storage, self._settings, self.call_timeout_s = storage, settings, udf.timeout
+        self._names = _udf_names(pickled)
+        self._probe = ensure_probe(storage)
+        self._options = _actor_options(udf)
+        self._key = f"{_connection()}.{_applier_key(storage, self._names.values(), udf)}"
+        self.pickled = ray.put({self._names[column]: data for column, data in pickled.items()})
+        self.outputs = tempfile.mkdtemp(prefix="geneva-")
+        self.job = 0  # until it is drawn
+
+    def take_warm(self, count: int) -> list[Actor]:
+        """Return idle actors that fit, at most so many, which begin the job."""
+        actors = POOL.take(self._key, count)
+        self.job = next(_JOBS)  # drawn by who holds the actors: theirs only ever grow
+        for number, actor in enumerate(actors):
+            actor.number, actor.ready, actor.rows_done = number, False, RowsDone()
+            self._begin(actor)
+        return actors
+
+    def new(self, number: int) -> Actor:
+        """Ask for another actor."""
+        actor = Actor(self._handle(), self._key, number)
+        self._begin(actor)
+        return actor
+
+    def _handle(self) -> Any:
+        return actor_class().options(**self._options).remote(self.storage, self.pickled)
+
+    def _begin(self, actor: Actor) -> None:
+        actor.heard.path = f"{self.outputs}/{uuid4().hex}"
+        begin = actor.handle.begin.options(concurrency_group="work")
+        actor.beginning = begin.remote(
+            self.job, self._settings, self._names, actor.heard.path, self._probe
+        )
+
+
+class Places:
+    """Whether an applier can have a place at all, and since when none could.
+
+    Raises
+    ------
+    ResourceError
+        No node can ever hold one.
+    """
+
+    def __init__(
+        self, needs: Mapping[str, float], alive: Sequence[Mapping[str, float]], timeout_s: float
+    ) -> None:
+        self._needs, self._timeout_s = needs, timeout_s
+        self.missing = lacking(alive, needs)
+        if self.missing and not autoscaling():
+            raise ResourceError(self.missing)
+        self._since_s, self._worked = time.monotonic(), False
+
+    def look(self, actors: Sequence[Actor]) -> None:
+        """Find out what the appliers wait for; give up if they did for too long."""
+        if any(a.works for a in actors):
+            self.missing, self._worked = "", True
+            return
+        now, lacks = time.monotonic(), lacking(nodes(), self._needs)
+        reason = lacks or held_by_others(self._needs, [a.handle for a in actors if not a.leaving])
+        if reason and not self.missing and self._worked:
+            self._since_s = now  # else they have waited from the start
+        self.missing, waited = reason, now - self._since_s
+        if reason and waited > self._timeout_s:
+            raise ResourceError(
+                f"{reason}; waited {waited:.0f} s {'for one' if lacks else 'for them'} "
+                f"(resource_timeout={self._timeout_s:g})"
+            )
+
+
+class RayAppliers:
+    """The actors of one round.
+
+    Parameters
+    ----------
+    wanted
+        How many there should be.
+    first
+        How many of them are asked for at once; the others when the job lasts.
+    """
+
+    def __init__(self, maker: Maker, places: Places, wanted: int, first: int) -> None:
+        self._maker, self._places, self._wanted = maker, places, wanted
+        self._events: deque[ExecutorEvent] = deque()
+        self._suspects: deque[Task] = deque()  # wait for an applier without tasks
+        self._cancelled = False
+        self._started_at = self._watched_at = time.monotonic()
+        self._polled_at = 0.0
+        self._start_deaths = 0  # in a row
+        self._actors = maker.take_warm(wanted)
+        self._ask_for(min(wanted, first))
 
     def _ask_for(self, appliers: int) -> None:
         for _ in range(appliers - self._staying):
-            self._actors.append(self._new_actor())
+            taken = {a.number for a in self._actors}
+            number = next(k for k in itertools.count() if k not in taken)
+            self._actors.append(self._maker.new(number))
 
     @property
     def _staying(self) -> int:
         """Appliers that work, start or wait for a place."""
         return sum(not a.leaving for a in self._actors)
-
-    def _new_actor(self) -> Actor:
-        make = actor_class().options(**self._actor_options).remote
-        handle = make(self._storage, self._reference)
-        taken = {a.number for a in self._actors}
-        number = next(k for k in itertools.count() if k not in taken)
-        actor = Actor(handle, self._key, number)
-        actor.beginning = self._begin(actor)
-        return actor
-
-    def _begin(self, actor: Actor) -> Any:
-        actor.heard.path = f"{self._outputs}/{uuid4().hex}"
-        begin = actor.handle.begin.options(concurrency_group="work")
-        return begin.remote(self._job, self._settings, self._names, actor.heard.path, self._probe)
 
     # --- running -----------------------------------------------------------------------
 
@@ -189,7 +260,7 @@ class RayExecutor:
 
     def _hand_out(self, actor: Actor, *tasks: Task) -> None:
         run = actor.handle.run.options(concurrency_group="work")
-        actor.tasks[run.remote(self._job, tasks, actor.heard.until)] = tasks
+        actor.tasks[run.remote(self._maker.job, tasks, actor.heard.until)] = tasks
 
     def _hand_out_suspects(self) -> None:
         for actor in self._actors:
@@ -219,6 +290,7 @@ class RayExecutor:
         return events
 
     def _settle(self, actor: Actor, reference: Any) -> None:
+        """Take in a reply, or the death that comes in its place."""
         if actor not in self._actors:
             return  # it died, and an earlier reference of the same actor said so
         begins = reference == actor.beginning
@@ -237,14 +309,19 @@ class RayExecutor:
         if begins:
             actor.ready, actor.node = True, value
             self._start_deaths = 0
-        elif reference == actor.progress:
-            actor.progress, (actor.rows_done, part) = None, value
-            self._printed(actor, actor.heard.add(part))
-        else:
-            events, actor.rows_done, part = value
-            self._printed(actor, actor.heard.add(part))
-            del actor.tasks[reference]
-            self._events += [self._ended(actor, event) for event in events]
+            return
+        if reference == actor.progress:
+            actor.progress = None
+        actor.tasks.pop(reference, None)
+        self._hear(actor, value)
+
+    def _hear(self, actor: Actor, reply: Reply) -> None:
+        actor.rows_done = reply.rows_done
+        # Python cannot end a thread that is stuck in a call: nothing but the process's end gives
+        # back the core that it may hold. It gets no more tasks, and another one takes its place.
+        actor.leaving = actor.leaving or reply.stuck
+        self._printed(actor, actor.heard.add(reply.printed))
+        self._events += [self._ended(actor, event) for event in reply.events]
 
     def _printed(self, actor: Actor, text: str) -> None:
         if text:
@@ -252,11 +329,14 @@ class RayExecutor:
 
     def _ended(self, actor: Actor, event: TaskEvent) -> TaskEvent:
         """Return how a task ended; one that stopped unasked is for another applier."""
-        if isinstance(event, TaskDone | TaskFailed):
-            return replace(event, applier=actor.number)
-        if isinstance(event, TaskStopped) and not self._cancelled:
-            return TaskLost(event.task, "its node is being drained", started=False)
-        return event
+        match event:
+            case TaskDone() | TaskFailed():
+                return replace(event, applier=actor.number)
+            case TaskStopped() if not self._cancelled:
+                return TaskLost(event.task, "its node is being drained", started=False)
+            case TaskStopped() | TaskReturned() | TaskLost():
+                return event
+        assert_never(event)
 
     def _refused(self, actor: Actor, reference: Any, error: RayTaskError) -> None:
         """Take in what an actor raised outside the UDF's rows: it could not begin."""
@@ -278,15 +358,24 @@ class RayExecutor:
         ) from error
 
     def _lost(self, actor: Actor, error: Exception) -> None:
-        """Report the tasks of an applier that is dead or out of reach, and ask for another one."""
+        """Report the tasks of an applier that is dead or out of reach, and ask for another one.
+
+        1. It is killed: out of reach is not dead, and it must not compute what others get now.
+           What it had appended to a journal is found there by whoever gets the task.
+        2. What it printed last is read from its file, if it was on this host.
+        3. Replies that left before it died count: a task that was done is done.
+        4. All other tasks are lost. Unless its node is to blame, the UDF may be: then the next
+           attempt is careful, and alone on its applier.
+        5. Another actor takes its number.
+        """
         self._actors.remove(actor)
-        end(actor)  # out of reach is not dead: it must not compute what others get now
+        end(actor)
         self._last_words(actor)
         innocent = node_lost(error, actor.node)
         if not actor.node and not innocent:
             self._dead_at_start(error)
-        for reference, tasks in reversed(actor.tasks.items()):  # the first is to be the next again
-            self._events += self._last_events(actor, reference, tasks, error, started=not innocent)
+        for reference in reversed(actor.tasks):  # the first is to be the next again
+            self._last_events(actor, reference, error, started=not innocent)
         _LOG.info("an applier died: %s", error)
         if not self._cancelled and not actor.leaving:
             self._ask_for(min(self._wanted, self._staying + 1))
@@ -298,27 +387,21 @@ class RayExecutor:
         self._printed(actor, actor.heard.rest())
         if actor.progress is not None:
             with suppress(RayError):
-                _, part = ray.get(actor.progress, timeout=0)
-                self._printed(actor, actor.heard.add(part))
+                self._hear(actor, ray.get(actor.progress, timeout=0))
 
     def _last_events(
-        self,
-        actor: Actor,
-        reference: Any,
-        tasks: Sequence[Task],
-        death: Exception,
-        *,
-        started: bool,
-    ) -> list[TaskEvent]:
-        """Return how a dead applier's tasks ended: they may have been done, and the next not."""
+        self, actor: Actor, reference: Any, death: Exception, *, started: bool
+    ) -> None:
+        """Report how a dead applier's tasks ended: they may have been done, and the next not."""
+        tasks = actor.tasks[reference]
         try:
-            events, _, part = ray.get(reference, timeout=0)
+            self._hear(actor, ray.get(reference, timeout=0))
         except (GetTimeoutError, RayActorError, ObjectLostError):
             if self._cancelled:
-                return [TaskStopped(task) for task in tasks]
-            return [TaskLost(t, _reason(death), started=started) for t in reversed(tasks)]
-        self._printed(actor, actor.heard.add(part))
-        return [self._ended(actor, event) for event in events]
+                self._events += [TaskStopped(task) for task in tasks]
+            else:
+                reason = _reason(death)
+                self._events += [TaskLost(t, reason, started=started) for t in reversed(tasks)]
 
     def _dead_at_start(self, error: Exception) -> None:
         self._start_deaths += 1
@@ -332,29 +415,14 @@ class RayExecutor:
             return
         self._watched_at = now
         self._leave(draining_nodes())
-        if any(a.works for a in self._actors):
-            self._missing, self._worked = "", True
-            return
-        missing = lacking(nodes(), self._needs)
-        waits = [a.handle for a in self._actors if not a.leaving]
-        reason = missing or held_by_others(self._needs, waits)
-        if reason and not self._missing and self._worked:
-            self._missing_since = now  # else they have waited from the start
-        self._missing = reason
-        waited = now - self._missing_since
-        if reason and waited > self._resource_timeout_s:
-            what = "for one" if missing else "for them"
-            raise ResourceError(
-                f"{reason}; waited {waited:.0f} s {what} "
-                f"(resource_timeout={self._resource_timeout_s:g})"
-            )
+        self._places.look(self._actors)
 
     def _leave(self, going: frozenset[str]) -> None:
         """Let appliers on some nodes stop at the next batch boundary; others take their place."""
         for actor in self._actors:
             if actor.node in going and not actor.leaving:
                 actor.leaving = True
-                actor.handle.cancel.options(concurrency_group="control").remote(self._job)
+                actor.handle.cancel.options(concurrency_group="control").remote(self._maker.job)
         gone = [a for a in self._actors if a.leaving and not a.tasks]
         for actor in gone:
             end(actor)
@@ -367,20 +435,30 @@ class RayExecutor:
             return
         self._polled_at = now
         for actor in self._actors:
-            if actor.ready and actor.tasks and actor.progress is None:
+            if actor.progress is not None:
+                self._end_if_stuck(actor, now)
+            elif actor.ready and actor.tasks:
                 call = actor.handle.progress.options(concurrency_group="control")
-                actor.progress = call.remote(actor.heard.until)
+                actor.progress, actor.polled_at = call.remote(actor.heard.until), now
+
+    def _end_if_stuck(self, actor: Actor, now: float) -> None:
+        """End an applier whose UDF holds Python's lock for longer than a call may take.
+
+        Nothing else runs in its process then, so that it cannot notice by itself. Its death is
+        reported as any other.
+        """
+        limit = self._maker.call_timeout_s
+        if limit is not None and now - actor.polled_at > limit + _SILENCE_S:
+            end(actor)
 
     def workers(self) -> Workers:
         """Return ready and wanted appliers, and rows done."""
         ready = sum(a.works for a in self._actors)
-        starting = (
-            f"waiting for resources: {self._missing}" if self._missing else "appliers are starting"
-        )
-        waiting = "" if ready else starting
+        missing = self._places.missing
+        starting = f"waiting for resources: {missing}" if missing else "appliers are starting"
         rows = sum(a.rows_done.rows for a in self._actors)
         replayed = sum(a.rows_done.replayed for a in self._actors)
-        return Workers(ready, self._wanted, rows, waiting, replayed)
+        return Workers(ready, self._wanted, rows, "" if ready else starting, replayed)
 
     # --- stopping ----------------------------------------------------------------------
 
@@ -391,11 +469,19 @@ class RayExecutor:
         self._suspects.clear()
         for actor in self._actors:
             if actor.ready:
-                actor.handle.cancel.options(concurrency_group="control").remote(self._job)
+                actor.handle.cancel.options(concurrency_group="control").remote(self._maker.job)
 
     def close(self, *, kill: bool) -> list[Printed]:
-        """Keep the actors that are idle or about to be, release the others."""
-        young = time.monotonic() - self._started_at <= _REST_S if self._actors else False
+        """Keep the actors that are idle or about to be, release the others.
+
+        1. An actor with a task, on a node that goes, or with a stuck call is killed. So is one
+           that still starts, unless the job was so short that it may well serve the next one.
+        2. A call that was made and not answered is forgotten: the reply may come when the actor
+           serves another job, whose number is higher, and which begins after this one in any case.
+        3. What was printed and not heard is read from the files, while their folder is there.
+        4. Whoever backfills next in this process takes the idle actors, or else their time is up.
+        """
+        young = time.monotonic() - self._started_at <= _REST_S
         usable = [a for a in self._actors if not a.tasks and not a.leaving and (a.ready or young)]
         keep = [] if kill else usable
         for actor in self._actors:
@@ -407,13 +493,50 @@ class RayExecutor:
             actor.progress = actor.beginning = None
         for actor in self._actors:  # what was killed, or could not begin, has told no reply
             self._printed(actor, actor.heard.rest())
-        last = [event for event in self._events if isinstance(event, Printed)]
         POOL.give(keep)
-        self._actors, self._wanted = [], 0
-        rmtree(self._outputs, ignore_errors=True)
-        self._events.clear()
-        self._suspects.clear()
-        return last
+        self._actors = []
+        rmtree(self._maker.outputs, ignore_errors=True)
+        return [event for event in self._events if isinstance(event, Printed)]
+
+
+def _udf_names(pickled: Mapping[str, bytes]) -> dict[str, str]:
+    """Name the UDF of each column by what it is; two columns of equal UDFs have one each.
+
+    A column that was dropped and bound anew finds its UDF warm, with the model that it loaded.
+    """
+    seen: Counter[str] = Counter()
+    names = {}
+    for column, data in pickled.items():
+        digest = hashlib.sha256(data).hexdigest()
+        names[column] = f"{digest}.{seen[digest]}"
+        seen[digest] += 1
+    return names
+
+
+def _applier_key(storage: TableStorage, names: Collection[str], udf: UDF) -> str:
+    """Return what appliers must share to take over each other's jobs."""
+    what = [
+        storage.uri,
+        sorted((storage.options or {}).items()),
+        udf.runtime_env,
+        reservation(udf),
+        udf.memory,
+        sorted(names),
+    ]
+    text = json.dumps(what, default=repr, sort_keys=True)
+    return hashlib.sha256(text.encode() + repr(type(storage)).encode()).hexdigest()
+
+
+def _actor_options(udf: UDF) -> dict[str, Any]:
+    """Return what Ray is told of an applier."""
+    options = {
+        "num_cpus": udf.num_cpus,
+        "num_gpus": udf.num_gpus,
+        "memory": udf.memory,
+        "resources": dict(udf.resources) if udf.resources else None,
+        "runtime_env": udf.runtime_env,
+    }
+    return {k: v for k, v in options.items() if v is not None}
 
 
 def _references(actor: Actor) -> list[Any]:

@@ -27,7 +27,7 @@ class Actor:
     Attributes
     ----------
     key
-        What it is; see `geneva.appliers.reservation.applier_key`.
+        What it is; see `geneva.appliers.ray.actors.Maker`.
     number
         Among the appliers of its job; one that takes a dead one's place has its number.
     node
@@ -35,7 +35,9 @@ class Actor:
     ready
         Whether it has begun the present job.
     leaving
-        Whether its node is being drained: it gets no more tasks.
+        Whether its node is being drained, or a call of its UDF is stuck: it gets no more tasks.
+    beginning, progress
+        Calls that were not answered yet, and in ``polled_at`` since when the latter.
     heard
         What its driver has of what it printed.
     tasks
@@ -51,6 +53,7 @@ class Actor:
     beginning: Any = None
     tasks: dict[Any, tuple[Task, ...]] = field(default_factory=dict)
     progress: Any = None
+    polled_at: float = 0.0
     rows_done: RowsDone = field(default_factory=RowsDone)
     heard: Heard = field(default_factory=Heard)
     idle_since: float = 0.0
