@@ -27,8 +27,8 @@ from geneva.column.unbound import computed_in, groups_in
 from geneva.engine.bind import bind, check_transforms, declare, is_udf, rebind
 from geneva.engine.control import Control
 from geneva.engine.coverage import Coverage, coverage
-from geneva.engine.driver import Observer
 from geneva.engine.plan.report import Plan
+from geneva.engine.reporter import Observer
 from geneva.errors import SettingError, TableError
 from geneva.interrupts import interrupt_cancels
 from geneva.jobs.call import Call, check_call, plan_call

@@ -1,12 +1,11 @@
-"""What the rounds of a job add up to."""
+"""The figures of a job: what its rounds add up to."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 
 from geneva.appliers.host import peak_bytes
-from geneva.column.history.ledger import Kept
 from geneva.engine.plan.decision import FragmentPlan
 from geneva.model.result import BackfillResult
 from geneva.model.rows import RowStatus
@@ -15,7 +14,15 @@ from geneva.model.types import ColumnFile, Counts, Failure, JobState, Target
 
 @dataclass(slots=True)
 class Tally:
-    """What the rounds of a job add up to."""
+    """What the rounds of a job add up to.
+
+    Attributes
+    ----------
+    done
+        Fragments of which every task ended, committed or with nothing to do.
+    unfinished
+        Fragments that were planned and are not committed.
+    """
 
     counts: Counts = field(default_factory=Counts)
     failures: list[tuple[str, Failure]] = field(default_factory=list)
@@ -24,9 +31,14 @@ class Tally:
     commit_s: float = 0.0
     peak_applier_bytes: int = 0
     done: int = 0
-    left: int = 0
-    done_work: dict[str, Kept] = field(default_factory=dict)
+    unfinished: set[int] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+
+    def planned(self, fragments: Container[int], plans: Sequence[FragmentPlan]) -> None:
+        """Take in the plans of a round on a version that has some fragments."""
+        there = {i for i in self.unfinished if i in fragments}  # a compaction's were planned anew
+        there -= {p.fragment_id for p in plans}
+        self.unfinished = there | {p.fragment_id for p in plans if p.task is not None}
 
     def saw_peak(self, applier_bytes: int) -> None:
         """Take in how much memory an applier took at most."""
@@ -60,7 +72,7 @@ class Tally:
             rows_failed_before=sum(p.rows_failed for p in first),
             fragments_committed=len(self.committed),
             fragments_skipped=sum(p.task is None for p in first),
-            fragments_left=self.left,
+            fragments_left=len(self.unfinished),
             versions=tuple(self.versions),
             seconds=seconds,
             peak_applier_bytes=self.peak_applier_bytes,

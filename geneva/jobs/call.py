@@ -8,14 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 from geneva.appliers.executor import Executor
-from geneva.backfill import backfill, check, plan, prepare
+from geneva.backfill import backfill
 from geneva.column.unbound import groups_in
 from geneva.engine.control import Control
-from geneva.engine.driver import Observer
 from geneva.engine.plan.force import ForceToken
+from geneva.engine.plan.preview import plan
 from geneva.engine.plan.report import Plan
 from geneva.engine.presence import Presence
-from geneva.engine.request import Request
+from geneva.engine.reporter import Observer
+from geneva.engine.request import Request, check, prepare
 from geneva.engine.sharing import Sharing, Turn
 from geneva.errors import ColumnError, GenevaError, JobCancelledError, TableChangedError
 from geneva.model.result import BackfillResult, combined

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 import geneva.errors
 from geneva.engine.control import Control, Wanted
-from geneva.engine.driver import Observer
 from geneva.engine.process import this_process
+from geneva.engine.reporter import Observer
 from geneva.errors import GenevaError, JobCancelledError, JobError, SettingError
 from geneva.extras import installed
 from geneva.jobs.call import Call

@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 
 from geneva.arguments import checked_options, with_defaults
-from geneva.backfill import plan
 from geneva.column.binding import (
     Binding,
     as_called,
@@ -26,6 +25,7 @@ from geneva.column.binding import (
 )
 from geneva.column.history.marks import group_subtree
 from geneva.engine.plan.decision import NOT_SELECTED, Action, FragmentPlan
+from geneva.engine.plan.preview import plan
 from geneva.engine.plan.report import Plan, plan_facts
 from geneva.errors import SettingError
 from geneva.jobs.records import Submission

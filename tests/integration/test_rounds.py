@@ -12,7 +12,7 @@ import lance
 import pytest
 
 import geneva
-import geneva.engine.driver
+import geneva.engine.round
 from geneva.errors import StorageError, TableChangedError, UdfFailedError
 from geneva.model.types import JobState
 from geneva.storage.lance import TableStorage
@@ -69,7 +69,7 @@ def test_job_paused_during_a_compaction_ends_early(tmp_path: Path, calls: CallLo
 def test_job_breaks_on_a_task_that_outlived_the_pause(
     tmp_path: Path, calls: CallLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(geneva.engine.driver, "_GRACE_S", 0.2)
+    monkeypatch.setattr(geneva.engine.round, "_GRACE_S", 0.2)
     table = make_table(tmp_path, rows=6, fragments=3)
     gate = Gate(tmp_path / "gate")
 

@@ -74,6 +74,11 @@ class Discarded:
     reason: str
     keep_file: bool = False
 
+    @property
+    def vanished(self) -> bool:
+        """True if the file's rows may be part of a compaction's fragment now."""
+        return self.verdict is Verdict.VANISHED
+
 
 @dataclass(frozen=True, slots=True)
 class Published:
