@@ -15,19 +15,17 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-
-import pyarrow as pa
+from functools import partial
 
 from geneva.appliers.calls import ColumnWork, LoadedUdf, Turns, UdfThreads
 from geneva.appliers.host import Pools, peak_bytes
 from geneva.appliers.outcome import TaskCancelledError, event_of
 from geneva.appliers.prints import Prints
-from geneva.appliers.reader import Batches, Files, files_of, read, read_together
+from geneva.appliers.reader import Batch, Reader
 from geneva.appliers.task_run import Follower, TaskRun
 from geneva.column.checkpoint.journal import Journal
 from geneva.column.checkpoint.key import new_attempt, shared_log_path
 from geneva.errors import VersionGoneError
-from geneva.model.rows import IntArray
 from geneva.model.types import (
     ColumnFile,
     JobSettings,
@@ -38,7 +36,7 @@ from geneva.model.types import (
     TaskReturned,
     TaskStopped,
 )
-from geneva.storage.lance import Snapshot, TableStorage
+from geneva.storage.lance import TableStorage
 from geneva.udf import UDF, UdfKind
 
 GROUP_S = 0.2
@@ -113,8 +111,7 @@ class Applier:
         self._works: dict[str, ColumnWork] = {}
         self._hopeless: set[str] = set()  # followers that could not be begun
         self._beginning = threading.Lock()
-        self._snapshots: dict[int, Snapshot] = {}
-        self._files: dict[int, Files] = {}
+        self._readers: dict[int, Reader] = {}  # by version
 
     def begin(self) -> ColumnWork:
         """Build the instance of the column's own UDF, unless that was done.
@@ -162,12 +159,12 @@ class Applier:
         turn = self.turns.join()
         followers: list[Follower] = []
         try:
-            snapshot = self.snapshot(task.version)
-            run = TaskRun(self.begin(), snapshot, task)
+            reader = self.reader(task.version)
+            run = TaskRun(self.begin(), reader.snapshot, task)
             followers += [
                 f for column, t in task.followers if (f := self._follower(column, t, task))
             ]
-            done = run.run(lambda: self.read(snapshot, task), turn, followers)
+            done = run.run(reader, turn, followers)
         finally:
             turn.end()
             followed = tuple(f.end() for f in followers)
@@ -183,29 +180,21 @@ class Applier:
             self._hopeless.add(column)
             return None
         names = work.settings.target.inputs
-        begin = lambda task: TaskRun(work, self.snapshot(task.version), task)  # noqa: E731
+        begin = partial(TaskRun, work, self.reader(task.version).snapshot)
         return Follower(column, begin, names, task, lead)
 
-    def snapshot(self, version: int) -> Snapshot:
-        """Return a version of the table, opened once for all tasks that read it."""
-        if version not in self._snapshots:
+    def reader(self, version: int) -> Reader:
+        """Return what reads a version of the table, opened once for all tasks that read it."""
+        if version not in self._readers:
             try:
-                self._snapshots[version] = self.storage.open(version)
+                snapshot = self.storage.open(version)
             except VersionGoneError:
-                planned = self.storage.open_planned(self.settings.planned)
-                if planned.version != version:
+                snapshot = self.storage.open_planned(self.settings.planned)
+                if snapshot.version != version:
                     raise
-                self._snapshots[version] = planned
-        return self._snapshots[version]
-
-    def read(self, snapshot: Snapshot, task: Task) -> Batches:
-        """Yield (physical rows, inputs) of a task, in ascending order."""
-        # Kept for as long as the job: Arrow does not keep what a column's type opens files with.
-        udf = self.begin().udf
-        files = self._files.setdefault(
-            snapshot.version, files_of(self.storage, snapshot, self.settings.target, udf)
-        )
-        return read(self.storage, snapshot, task, self.settings, files)
+            udf = self.begin().udf
+            self._readers[version] = Reader(self.storage, snapshot, self.settings, udf)
+        return self._readers[version]
 
 
 class _Group:
@@ -221,7 +210,7 @@ class _Group:
     def __init__(self, applier: Applier, tasks: Sequence[Task]) -> None:
         self._applier, self._tasks = applier, tasks
         self._work = applier.begin()
-        self._snapshot = applier.snapshot(tasks[0].version)
+        self._reader = applier.reader(tasks[0].version)
         self._written: list[tuple[Task, TaskRun, ColumnFile | None]] = []
         self._events: list[TaskEvent] = []
         self._read_s = 0.0  # of each task
@@ -238,16 +227,16 @@ class _Group:
         self._seal()
         return self._events
 
-    def _read(self) -> dict[int, list[tuple[IntArray, pa.RecordBatch]]]:
-        applier, started = self._applier, time.perf_counter()
+    def _read(self) -> dict[int, list[Batch]]:
+        started = time.perf_counter()
         try:
-            inputs = read_together(applier.storage, self._snapshot, self._tasks, applier.settings)
+            inputs = self._reader.read_together(self._tasks)
         except Exception:  # each task reads for itself, and the one to blame says so
             return {}
         self._read_s = (time.perf_counter() - started) / len(self._tasks)
         return inputs
 
-    def _compute(self, inputs: Mapping[int, list[tuple[IntArray, pa.RecordBatch]]]) -> None:
+    def _compute(self, inputs: Mapping[int, list[Batch]]) -> None:
         ahead: deque[tuple[Task, TaskRun]] = deque()
         until = time.perf_counter() + GROUP_S
         for k, task in enumerate(self._tasks):
@@ -265,18 +254,18 @@ class _Group:
     def _begin(
         self,
         task: Task,
-        inputs: Mapping[int, list[tuple[IntArray, pa.RecordBatch]]],
+        inputs: Mapping[int, list[Batch]],
         ahead: deque[tuple[Task, TaskRun]],
     ) -> None:
         """Give a task's rows to the UDF threads."""
         run = None
         try:
-            run = TaskRun(self._work, self._snapshot, task)
+            run = TaskRun(self._work, self._reader.snapshot, task)
             if task.fragment_id in inputs:
                 run.add_seconds(read=self._read_s)
                 run.feed_all(inputs[task.fragment_id])
             else:
-                run.feed_all(self._applier.read(self._snapshot, task))
+                run.feed_all(self._reader.read(task))
         except BaseException as error:
             self._failed(task, run, error)
         else:
@@ -298,7 +287,7 @@ class _Group:
     def _seal(self) -> None:
         """Make what was written durable, and record that it is complete."""
         target, storage = self._applier.settings.target, self._applier.storage
-        attempt = new_attempt(self._snapshot.version)
+        attempt = new_attempt(self._reader.snapshot.version)
         path = shared_log_path(target.incarnation, attempt)
         shared = Journal(storage.objects, path, target.data_types)
         fault: Exception | None = None

@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -27,126 +26,194 @@ from geneva.storage.snapshot import blob_columns
 from geneva.storage.values import flags, integers
 from geneva.udf import UDF, FilePlaces
 
-Batches = Iterator[tuple[IntArray, pa.RecordBatch]]  # physical rows, and their inputs
+Batch = tuple[IntArray, pa.RecordBatch]  # physical rows, and their inputs
+Batches = Iterator[Batch]
+Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 Files = Mapping[str, FilePlaces]  # by the name of the column
 
 _HELD_BYTES = 2 * READ_BYTES  # of rows that are read at once
 _OFFSET = 0xFFFFFFFF  # the low half of a row address is the physical row in its fragment
 
 
-def read(
-    storage: TableStorage,
-    snapshot: Snapshot,
-    task: Task,
-    settings: JobSettings,
-    files: Files = MappingProxyType({}),
-) -> Batches:
-    """Yield (physical rows, inputs) in ascending order.
+class Reader:
+    """Reads the inputs of one column from one version of the table."""
 
-    Of the columns ``files`` only the places of their blobs.
+    def __init__(
+        self, storage: TableStorage, snapshot: Snapshot, settings: JobSettings, udf: UDF
+    ) -> None:
+        self._storage, self.snapshot, self._settings = storage, snapshot, settings
+        self._names = settings.target.inputs
+        # Kept for as long as the job: Arrow does not keep what a column's type opens files with.
+        self._files = _files_of(storage, snapshot, settings.target, udf)
 
-    Live rows only; those that the filter does not select, or that the plan says are done, are
-    left out.
-    """
-    sources = _sources(storage, snapshot, task, settings, files)
-    found = _needed(task, _read_live(storage, snapshot, task, settings, sources))
-    if not sources.apart:
-        yield from found
-        return
-    names = settings.target.inputs
-    for rows, batch in found:
-        for start, end in _packs(batch, sources):
-            part, at = batch.slice(start, end - start), rows[start:end]
-            yield at, _filled(part, at, names, sources)  # not kept here while the next is read
+    def read(self, task: Task) -> Batches:
+        """Yield (physical rows, inputs) in ascending order.
 
-
-def _filled(
-    part: pa.RecordBatch, rows: IntArray, names: Sequence[str], sources: _Sources
-) -> pa.RecordBatch:
-    """Return all inputs of some rows, of which the scan brought a part."""
-    apart = sources.apart
-    columns = [apart[n](rows) if n in apart else part.column(n) for n in names]
-    return pa.RecordBatch.from_arrays(columns, names=list(names))
-
-
-def read_together(
-    storage: TableStorage, snapshot: Snapshot, tasks: Sequence[Task], settings: JobSettings
-) -> dict[int, list[tuple[IntArray, pa.RecordBatch]]]:
-    """Read small fragments in one scan: what `read` yields of each, by fragment id.
-
-    Those that a scan must not read, because some input is large there, are left out, and what is
-    too much to hold at once.
-
-    Raises
-    ------
-    StorageError
-        Rows came in another order than that of the tasks.
-    """
-    narrow = list(_held_together(storage, snapshot, tasks, settings))
-    if not narrow:
-        return {}
-    ids = np.repeat([t.fragment_id for t in narrow], [t.rows for t in narrow])
-    rows = np.concatenate([np.arange(t.rows, dtype=np.int64) for t in narrow])
-    found: dict[int, list[tuple[IntArray, pa.RecordBatch]]] = {t.fragment_id: [] for t in narrow}
-    for at, batch in _scan_together(storage, snapshot, narrow, settings):
-        own = ids[at]
-        edges = [0, *(np.flatnonzero(own[1:] != own[:-1]) + 1).tolist(), len(own)]
-        for a, b in itertools.pairwise(edges):
-            if b > a:
-                found[int(own[a])].append((rows[at[a:b]], batch.slice(a, b - a)))
-    return {t.fragment_id: list(_needed(t, found[t.fragment_id])) for t in narrow}
-
-
-def _held_together(
-    storage: TableStorage, snapshot: Snapshot, tasks: Sequence[Task], settings: JobSettings
-) -> Iterator[Task]:
-    """Yield tasks that one scan may read, as long as what they read together may be held."""
-    held = 0
-    for task in tasks:
-        sources = _sources(storage, snapshot, task, settings)
-        if sources.blobs or sources.apart or sources.readahead is not None:
-            continue
-        size = sources.most_bytes
-        if held + size > _HELD_BYTES:  # other columns may be most of the files: look
-            sizes = storage.column_bytes(snapshot, task.fragment_id)
-            size = sum(sizes.get(i, 0) for i in _leaves_read(snapshot, settings))
-        held += size
-        if held > _HELD_BYTES:
+        Of columns that the UDF takes as files, the inputs are only the places of their blobs.
+        Live rows only; those that the filter does not select, or that the plan says are done, are
+        left out.
+        """
+        sources = self._sources(task)
+        batches = _needed(task, self._live(task, sources))
+        if not sources.apart:
+            yield from batches
             return
-        yield task
+        for rows, batch in batches:
+            for start, end in _packs(batch, sources):
+                part, at = batch.slice(start, end - start), rows[start:end]
+                yield at, self._filled(part, at, sources)  # not kept here while the next is read
 
+    def _filled(self, part: pa.RecordBatch, rows: IntArray, sources: _Sources) -> pa.RecordBatch:
+        """Return all inputs of some rows, of which the scan brought a part."""
+        apart = sources.apart
+        columns = [apart[n](rows) if n in apart else part.column(n) for n in self._names]
+        return pa.RecordBatch.from_arrays(columns, names=list(self._names))
 
-def _leaves_read(snapshot: Snapshot, settings: JobSettings) -> set[int]:
-    """Return the ids of all fields below the UDF's inputs."""
-    names = {top_level(snapshot.schema, n) for n in settings.target.inputs}
-    return {i for n in names for i in snapshot.fields[n].subtree}
+    def read_together(self, tasks: Sequence[Task]) -> dict[int, list[Batch]]:
+        """Read small fragments in one scan: what `read` yields of each, by fragment id.
 
+        Those that a scan must not read, because some input is large there, are left out, and what
+        is too much to hold at once.
 
-def _scan_together(
-    storage: TableStorage, snapshot: Snapshot, tasks: Sequence[Task], settings: JobSettings
-) -> Batches:
-    """Yield (positions, inputs) of live rows that are selected; one position per physical row."""
-    names = list(settings.target.inputs)
-    columns = {f"i{k}": column_path(snapshot.schema, n) for k, n in enumerate(names)}
-    masked = settings.where is not None
-    addresses = np.concatenate(
-        [np.arange(t.rows, dtype=np.int64) + (t.fragment_id << 32) for t in tasks]
-    )
-    cursor = 0
-    for batch in storage.scan(
-        snapshot,
-        [t.fragment_id for t in tasks],
-        columns if settings.where is None else {**columns, "m": settings.where},
-        batch_rows=settings.read_rows,
-    ):
-        at = np.arange(cursor, cursor + batch.num_rows, dtype=np.int64)
-        cursor += batch.num_rows
-        live = batch.column("_rowaddr")
-        if not pc.all(pc.equal(live, pa.array(addresses[at], pa.uint64())), min_count=0).as_py():
-            raise StorageError(f"rows of {storage.uri} were not read in the order of its fragments")
-        chosen = _selected(batch, deleted=bool(live.null_count), masked=masked)
-        inputs = _inputs(batch, names)
-        yield (at, inputs) if chosen is None else (at[chosen], inputs.filter(pa.array(chosen)))
+        Raises
+        ------
+        StorageError
+            Rows came in another order than that of the tasks.
+        """
+        narrow = list(self._held_together(tasks))
+        if not narrow:
+            return {}
+        ids = np.repeat([t.fragment_id for t in narrow], [t.rows for t in narrow])
+        rows = np.concatenate([np.arange(t.rows, dtype=np.int64) for t in narrow])
+        batches: dict[int, list[Batch]] = {t.fragment_id: [] for t in narrow}
+        for at, batch in self._scan_together(narrow):
+            own = ids[at]
+            edges = [0, *(np.flatnonzero(own[1:] != own[:-1]) + 1).tolist(), len(own)]
+            for a, b in itertools.pairwise(edges):
+                if b > a:
+                    batches[int(own[a])].append((rows[at[a:b]], batch.slice(a, b - a)))
+        return {t.fragment_id: list(_needed(t, batches[t.fragment_id])) for t in narrow}
+
+    def _held_together(self, tasks: Sequence[Task]) -> Iterator[Task]:
+        """Yield tasks that one scan may read, as long as what they read may be held."""
+        held = 0
+        for task in tasks:
+            sources = self._sources(task)
+            if sources.apart or sources.readahead is not None:
+                continue
+            size = sources.most_bytes
+            if held + size > _HELD_BYTES:  # other columns may be most of the files: look
+                sizes = self._storage.column_bytes(self.snapshot, task.fragment_id)
+                size = sum(sizes.get(i, 0) for i in self._leaves())
+            held += size
+            if held > _HELD_BYTES:
+                return
+            yield task
+
+    def _leaves(self) -> set[int]:
+        """Return the ids of all fields below the UDF's inputs."""
+        names = {top_level(self.snapshot.schema, n) for n in self._names}
+        return {i for n in names for i in self.snapshot.fields[n].subtree}
+
+    def _scanned(self, names: Sequence[str], *, masked: bool) -> dict[str, str]:
+        """Return the expressions of a scan, by the names of its columns."""
+        columns = {f"i{k}": column_path(self.snapshot.schema, n) for k, n in enumerate(names)}
+        where = self._settings.where
+        return {**columns, "m": where} if masked and where is not None else columns
+
+    def _scan_together(self, tasks: Sequence[Task]) -> Batches:
+        """Yield (positions, inputs) of live rows that are selected; a position per physical row."""
+        masked = self._settings.where is not None
+        addresses = np.concatenate(
+            [np.arange(t.rows, dtype=np.int64) + (t.fragment_id << 32) for t in tasks]
+        )
+        cursor = 0
+        for batch in self._storage.scan(
+            self.snapshot,
+            [t.fragment_id for t in tasks],
+            self._scanned(self._names, masked=True),
+            batch_rows=self._settings.read_rows,
+        ):
+            at = np.arange(cursor, cursor + batch.num_rows, dtype=np.int64)
+            cursor += batch.num_rows
+            live = batch.column("_rowaddr")
+            same = pc.equal(live, pa.array(addresses[at], pa.uint64()))
+            if not pc.all(same, min_count=0).as_py():
+                raise StorageError(
+                    f"rows of {self._storage.uri} were not read in the order of its fragments"
+                )
+            chosen = _selected(batch, deleted=bool(live.null_count), masked=masked)
+            yield _chosen(at, _inputs(batch, self._names), chosen)
+
+    def _live(self, task: Task, sources: _Sources) -> Batches:
+        """Yield (physical rows, inputs) of the live rows of a task that the filter selects."""
+        where = self._settings.where
+        names = [n for n in self._names if n in sources.blobs or n not in sources.apart]
+        # Of a whole fragment Lance reads the filter's columns first, and the inputs of the
+        # selected rows only; of a part, the filter is one more column.
+        pushed = where is not None and task.whole
+        masked = where is not None and not pushed
+        cursor = task.start
+        for batch in self._storage.scan(
+            self.snapshot,
+            task.fragment_id,
+            self._scanned(names, masked=masked),
+            batch_rows=sources.batch_rows,
+            start=task.start,
+            stop=None if task.whole else task.stop,
+            live_only=pushed,
+            where=where if pushed else None,
+            readahead=sources.readahead,
+            descriptors=bool(sources.blobs),
+        ):
+            inputs = _inputs(batch, names)
+            if pushed:
+                if batch.num_rows:
+                    yield integers(batch.column("_rowaddr")) & _OFFSET, inputs
+                continue
+            rows = np.arange(cursor, cursor + batch.num_rows, dtype=np.int64)
+            cursor += batch.num_rows
+            chosen = _selected(batch, deleted=bool(task.deleted), masked=masked)
+            if chosen is None or chosen.any():
+                yield _chosen(rows, inputs, chosen)
+
+    def _sources(self, task: Task) -> _Sources:
+        """Find the inputs that are large in this fragment; the job's figures are of a few others.
+
+        The sizes of the files, which the manifest knows, are a bound. Only where that is too much
+        the footers are asked what each column takes.
+        """
+        storage, snapshot, settings = self._storage, self.snapshot, self._settings
+        fragment_id = task.fragment_id
+        blobs = [n for n in blob_columns(snapshot.schema, self._names) if n not in self._files]
+        apart: dict[str, Callable[[IntArray], pa.Array]] = {
+            n: partial(_read_blobs, storage, snapshot, fragment_id, n) for n in blobs
+        } | {n: partial(_file_places, t, fragment_id) for n, t in self._files.items()}
+        names = [n for n in self._names if n not in apart]
+        fields = {n: snapshot.fields[top_level(snapshot.schema, n)] for n in names}
+        ids = {i for f in fields.values() for i in f.subtree}
+        files = snapshot.fragments[fragment_id].files
+        stored = [f for f in files if not f.fields.isdisjoint(ids)]
+        total = sum(f.size_bytes for f in stored)
+        held = total * min(settings.read_rows, task.rows) / max(task.rows, 1)
+        narrow = total <= max(WIDE_ROW_BYTES * task.rows, READ_BYTES)
+        if all(f.size_bytes for f in stored) and narrow and held <= _HELD_BYTES:
+            return _Sources(blobs, apart, 0.0, settings.read_rows, settings.readahead, total)
+        sizes = storage.column_bytes(snapshot, fragment_id)
+        wide = 0
+        for name, field in fields.items():
+            size = sizes.get(field.id, 0)
+            if name == field.name and len(field.subtree) == 1 and size > WIDE_ROW_BYTES * task.rows:
+                column = storage.column_reader(snapshot, fragment_id, field.id)
+                if column is not None:
+                    apart[name] = column.read
+                    ids.remove(field.id)
+                    wide += size
+        most = sum(sizes.get(i, 0) for i in ids)
+        rest = read_rows(most / max(task.rows, 1))
+        if not wide and rest[0] >= settings.read_rows:
+            rest = settings.read_rows, settings.readahead
+        return _Sources(blobs, apart, wide / max(task.rows, 1), *rest, most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,64 +242,22 @@ class _Sources:
     most_bytes: int
 
 
-def _sources(
-    storage: TableStorage,
-    snapshot: Snapshot,
-    task: Task,
-    settings: JobSettings,
-    files: Files = MappingProxyType({}),
-) -> _Sources:
-    """Find the inputs that are large in this fragment; the job's figures are of a few others.
-
-    The sizes of the files, which the manifest knows, are a bound. Only where that is too much
-    the footers are asked what each column takes.
-    """
-    names = settings.target.inputs
-    blobs = [n for n in blob_columns(snapshot.schema, names) if n not in files]
-    apart: dict[str, Callable[[IntArray], pa.Array]] = {
-        n: _blob_reader(storage, snapshot, task.fragment_id, n) for n in blobs
-    } | {n: _file_places(t, task.fragment_id) for n, t in files.items()}
-    fields = {n: snapshot.fields[top_level(snapshot.schema, n)] for n in names if n not in apart}
-    ids = {i for f in fields.values() for i in f.subtree}
-    stored = [f for f in snapshot.fragments[task.fragment_id].files if not f.fields.isdisjoint(ids)]
-    total = sum(f.size_bytes for f in stored)
-    held = total * min(settings.read_rows, task.rows) / max(task.rows, 1)
-    narrow = total <= max(WIDE_ROW_BYTES * task.rows, READ_BYTES)
-    if all(f.size_bytes for f in stored) and narrow and held <= _HELD_BYTES:
-        return _Sources(blobs, apart, 0.0, settings.read_rows, settings.readahead, total)
-    sizes = storage.column_bytes(snapshot, task.fragment_id)
-    wide = 0
-    for name, field in fields.items():
-        size = sizes.get(field.id, 0)
-        if name == field.name and len(field.subtree) == 1 and size > WIDE_ROW_BYTES * task.rows:
-            reader = storage.column_reader(snapshot, task.fragment_id, field.id)
-            if reader is not None:
-                apart[name] = reader.read
-                ids.remove(field.id)
-                wide += size
-    most = sum(sizes.get(i, 0) for i in ids)
-    rest = read_rows(most / max(task.rows, 1))
-    if not wide and rest[0] >= settings.read_rows:
-        rest = settings.read_rows, settings.readahead
-    return _Sources(blobs, apart, wide / max(task.rows, 1), *rest, most)
+def _read_blobs(
+    storage: TableStorage, snapshot: Snapshot, fragment_id: int, name: str, rows: IntArray
+) -> pa.Array:
+    return storage.read_blobs(snapshot, name, rows + (fragment_id << 32))
 
 
-def _blob_reader(
-    storage: TableStorage, snapshot: Snapshot, fragment_id: int, name: str
-) -> Callable[[IntArray], pa.Array]:
-    return lambda rows: storage.read_blobs(snapshot, name, rows + (fragment_id << 32))
+def _file_places(places: FilePlaces, fragment_id: int, rows: IntArray) -> pa.Array:
+    return places.column(rows + (fragment_id << 32))
 
 
-def _file_places(places: FilePlaces, fragment_id: int) -> Callable[[IntArray], pa.Array]:
-    return lambda rows: places.column(rows + (fragment_id << 32))
-
-
-def files_of(storage: TableStorage, snapshot: Snapshot, target: Target, udf: UDF) -> Files:
+def _files_of(storage: TableStorage, snapshot: Snapshot, target: Target, udf: UDF) -> Files:
     """Return the columns of blobs that a UDF takes as files, and how they are opened."""
-    wanted = {n for u, n in zip(udf.input_columns, target.inputs, strict=False) if u in udf.files}
+    names = {n for u, n in zip(udf.input_columns, target.inputs, strict=False) if u in udf.files}
     return {
         n: FilePlaces(partial(storage.open_blobs, snapshot, n))
-        for n in blob_columns(snapshot.schema, sorted(wanted))
+        for n in blob_columns(snapshot.schema, sorted(names))
     }
 
 
@@ -251,66 +276,23 @@ def _packs(batch: pa.RecordBatch, sources: _Sources) -> Iterator[tuple[int, int]
         start = end
 
 
-def _needed(task: Task, found: Iterable[tuple[IntArray, pa.RecordBatch]]) -> Batches:
+def _needed(task: Task, batches: Iterable[Batch]) -> Batches:
+    """Leave out rows that the plan says are done."""
     need = None if task.need is None else task.need.mask()
-    for rows, batch in found:
-        wanted = None if need is None else need[rows]
-        if wanted is None or wanted.all():
+    for rows, batch in batches:
+        mask = None if need is None else need[rows]
+        if mask is None or mask.all():
             yield rows, batch
-        elif wanted.any():
-            yield rows[wanted], batch.filter(pa.array(wanted))
+        elif mask.any():
+            yield rows[mask], batch.filter(pa.array(mask))
 
 
-def _read_live(
-    storage: TableStorage,
-    snapshot: Snapshot,
-    task: Task,
-    settings: JobSettings,
-    sources: _Sources,
-) -> Batches:
-    inputs = settings.target.inputs
-    names = [n for n in inputs if n in sources.blobs or n not in sources.apart]
-    columns = {f"i{k}": column_path(snapshot.schema, n) for k, n in enumerate(names)}
-    if settings.where is not None and task.whole:
-        # Lance reads the filter's columns first and the inputs of the selected rows only.
-        for batch in storage.scan(
-            snapshot,
-            task.fragment_id,
-            columns,
-            batch_rows=sources.batch_rows,
-            live_only=True,
-            where=settings.where,
-            readahead=sources.readahead,
-            descriptors=bool(sources.blobs),
-        ):
-            if batch.num_rows:
-                yield _addresses(batch) & _OFFSET, _inputs(batch, names)
-        return
-    masked = settings.where is not None
-    cursor = task.start
-    for batch in storage.scan(
-        snapshot,
-        task.fragment_id,
-        {**columns, "m": settings.where} if settings.where is not None else columns,
-        batch_rows=sources.batch_rows,
-        start=task.start,
-        stop=None if task.whole else task.stop,
-        readahead=sources.readahead,
-        descriptors=bool(sources.blobs),
-    ):
-        rows = np.arange(cursor, cursor + batch.num_rows, dtype=np.int64)
-        cursor += batch.num_rows
-        selected = _selected(batch, deleted=bool(task.deleted), masked=masked)
-        found = _inputs(batch, names)
-        if selected is None:
-            yield rows, found
-        elif selected.any():
-            yield rows[selected], found.filter(pa.array(selected))
+def _chosen(rows: IntArray, inputs: pa.RecordBatch, mask: Mask | None) -> Batch:
+    return (rows, inputs) if mask is None else (rows[mask], inputs.filter(pa.array(mask)))
 
 
-def _selected(
-    batch: pa.RecordBatch, *, deleted: bool, masked: bool
-) -> np.ndarray[tuple[int], np.dtype[np.bool_]] | None:
+def _selected(batch: pa.RecordBatch, *, deleted: bool, masked: bool) -> Mask | None:
+    """Return which rows are live and selected; ``None`` for all."""
     chosen = None
     if deleted:
         chosen = flags(batch.column("_rowaddr").is_valid())
@@ -320,15 +302,11 @@ def _selected(
     return None if chosen is not None and chosen.all() else chosen
 
 
-def _addresses(batch: pa.RecordBatch) -> IntArray:
-    return integers(batch.column("_rowaddr"))
-
-
-def _inputs(batch: pa.RecordBatch, names: list[str]) -> pa.RecordBatch:
+def _inputs(batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
     if not names:  # a batch without columns would forget how many rows it has
         return batch.select(["_rowaddr"])
     return pa.RecordBatch.from_arrays(
-        [batch.column(f"i{k}") for k in range(len(names))], names=names
+        [batch.column(f"i{k}") for k in range(len(names))], names=list(names)
     )
 
 
@@ -343,6 +321,6 @@ def row_id(storage: TableStorage, snapshot: Snapshot, fragment_id: int, row: int
     address = fragment_id << 32 | row
     if not snapshot.stable_row_ids:
         return address
-    found = storage.scan(snapshot, fragment_id, [], batch_rows=1, start=row, stop=row + 1)
-    ids = [i for b in found for i in b.column("_rowid").to_pylist()]
+    batches = storage.scan(snapshot, fragment_id, [], batch_rows=1, start=row, stop=row + 1)
+    ids = [i for b in batches for i in b.column("_rowid").to_pylist()]
     return int(ids[0]) if ids and ids[0] is not None else address

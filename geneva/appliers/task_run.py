@@ -50,7 +50,7 @@ import pyarrow as pa
 from geneva.appliers.batches import READ_BYTES, unit_bytes
 from geneva.appliers.calls import ColumnWork, Turn
 from geneva.appliers.outcome import TaskCancelledError, TaskRowError
-from geneva.appliers.reader import Batches, row_id
+from geneva.appliers.reader import Reader, row_id
 from geneva.appliers.units import (
     Checkpoints,
     Computed,
@@ -119,9 +119,7 @@ class TaskRun:
             self._storage.objects, logs, self._types, with_failed=failed, key=self._task.key
         )
 
-    def run(
-        self, read: Callable[[], Batches], turn: Turn, followers: Sequence[Follower]
-    ) -> TaskDone:
+    def run(self, reader: Reader, turn: Turn, followers: Sequence[Follower]) -> TaskDone:
         """Carry out the task; the followers get what it reads.
 
         Raises
@@ -139,7 +137,7 @@ class TaskRun:
         if task.attempt and self._settings.on_error == "null":
             self._skip_deadly()
         try:
-            self._stream(read, turn, followers)
+            self._stream(reader, turn, followers)
             file = self.write()
             if file is not None:
                 self._storage.sync_files([file.name])
@@ -162,16 +160,14 @@ class TaskRun:
             self._journal.sync()
             self._earlier = self._replayed((*self._task.resume, self._journal.path), failed=True)
 
-    def _stream(
-        self, read: Callable[[], Batches], turn: Turn, followers: Sequence[Follower]
-    ) -> None:
+    def _stream(self, reader: Reader, turn: Turn, followers: Sequence[Follower]) -> None:
         there = all_checkpointed(self._task, self._earlier, filtered=bool(self._settings.where))
         if there is not None:
             self._replay_all(there)
             return
         # Wide rows are not read before their turn: two tasks' worth may be too much to hold.
         started = time.perf_counter()
-        batches = read()
+        batches = reader.read(self._task)
         ahead = deque(() if self._settings.readahead else itertools.islice(batches, 1))
         self.add_seconds(read=time.perf_counter() - started)
         turn.wait()

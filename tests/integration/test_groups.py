@@ -168,7 +168,7 @@ def test_group_that_cannot_be_read_at_once_is_read_one_by_one(
     def fail(*args: object) -> None:
         raise OSError("not together")
 
-    monkeypatch.setattr(applier, "read_together", fail)
+    monkeypatch.setattr(reader.Reader, "read_together", fail)
     table.backfill("y", **LOCAL)
     assert xs(calls) == list(range(ROWS))
     assert column(table, "y") == [10 * x for x in range(ROWS)]
