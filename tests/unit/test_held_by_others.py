@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,3 +48,43 @@ def test_appliers_that_are_starting_wait_for_nobody(
     monkeypatch: pytest.MonkeyPatch, why: dict[str, Any]
 ) -> None:
     assert asked(monkeypatch, {"CPU": 1.0}, **why) == ""
+
+
+class Reshaped:
+    """Stands for an interface that another release of Ray has changed."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __getattr__(self, name: str) -> Any:
+        return self
+
+    def __call__(self, *_: Any) -> Any:
+        if isinstance(self.value, Exception):
+            raise self.value
+        return self.value
+
+
+SHAPES = [
+    AttributeError("it has moved"),
+    None,
+    7,
+    ["a", "list"],
+    b"[1, 2]",
+    b"no JSON",
+    json.dumps({"load_metrics_report": [1], "autoscaler_report": 3}),
+    json.dumps({"load_metrics_report": {"resource_demand": [1, {"CPU": 1}]}}),
+    json.dumps({"autoscaler_report": {"active_nodes": [1, None]}}),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=range(len(SHAPES)))
+def test_private_interfaces_that_ray_has_reshaped_end_no_job(
+    monkeypatch: pytest.MonkeyPatch, shape: Any
+) -> None:
+    monkeypatch.setattr(cluster.ray, "_private", Reshaped(shape))
+    monkeypatch.setattr(cluster.ray.experimental, "internal_kv", Reshaped(shape))
+    assert cluster.autoscaling() is False
+    assert isinstance(cluster.others_wait(), bool)
+    assert isinstance(cluster.draining_nodes(), frozenset)
+    assert cluster.held_by_others({"CPU": 1.0}, [SimpleNamespace()]) == ""

@@ -1,4 +1,8 @@
-"""What a Ray cluster holds, and which of its nodes go away."""
+"""What a Ray cluster holds, and which of its nodes go away.
+
+Some of it only Ray's private interfaces tell. Each is read in `_private`, so that a Ray which has
+moved or reshaped one costs an explanation or a warning ahead of time, and never a job.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,13 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import ActorUnavailableError, ObjectLostError, RayActorError
+
+T = TypeVar("T")
 
 _FIXED_NODE = re.compile(r"node_[0-9a-f]{40,}")
 _NODE_DIED = "its node has died"
@@ -44,11 +50,10 @@ def nodes() -> list[dict[str, float]]:
 
 def draining_nodes() -> frozenset[str]:
     """Return the ids of nodes that are about to go: preempted, or scaled down."""
-    try:
-        return frozenset(ray._private.state.state.get_draining_nodes())  # noqa: SLF001
-    except Exception as error:  # a private interface: without it, nodes are lost without warning
-        _LOG.debug("cannot read which nodes are being drained: %s", error)
-        return frozenset()
+    return _private(
+        lambda: frozenset(ray._private.state.state.get_draining_nodes()),  # noqa: SLF001
+        frozenset(),
+    )
 
 
 def node_lost(error: Exception, node: str) -> bool:
@@ -72,9 +77,13 @@ def node_lost(error: Exception, node: str) -> bool:
 
 def autoscaling() -> bool:
     """Whether the cluster can grow: a fixed one reports every node as a type of its own."""
-    report = _status().get("autoscaler_report") or {}
-    types = [*(report.get("active_nodes") or ()), *(report.get("idle_nodes") or ())]
-    return any(not _FIXED_NODE.fullmatch(t) for t in types)
+
+    def grows() -> bool:
+        report = _status().get("autoscaler_report") or {}
+        types = [*(report.get("active_nodes") or ()), *(report.get("idle_nodes") or ())]
+        return any(not _FIXED_NODE.fullmatch(t) for t in types)
+
+    return _private(grows, False)
 
 
 def held_by_others(needs: Mapping[str, float], actors: Sequence[Any]) -> str:
@@ -88,9 +97,7 @@ def held_by_others(needs: Mapping[str, float], actors: Sequence[Any]) -> str:
     needs
         What each of the actors reserves.
     """
-    demands = (_status().get("load_metrics_report") or {}).get("resource_demand") or ()
-    alike = sum(n for shape, n in demands if all(shape.get(r) == v for r, v in needs.items()))
-    if not actors or alike < len(actors) or any(map(_placed, actors)):
+    if not actors or _demands(needs) < len(actors) or any(map(_placed, actors)):
         return ""
     free, total = ray.available_resources(), ray.cluster_resources()
     waits = [
@@ -104,26 +111,44 @@ def held_by_others(needs: Mapping[str, float], actors: Sequence[Any]) -> str:
     return f"an applier needs {wanted}{where}"
 
 
+def _demands(needs: Mapping[str, float]) -> int:
+    """Return how many tasks and actors with such needs Ray has no place for."""
+
+    def count() -> int:
+        demands = (_status().get("load_metrics_report") or {}).get("resource_demand") or ()
+        return sum(n for shape, n in demands if all(shape.get(r) == v for r, v in needs.items()))
+
+    return _private(count, 0)
+
+
 def _placed(actor: Any) -> bool:
-    try:
-        found = ray._private.state.actors(actor._actor_id.hex())  # noqa: SLF001
-        return bool(found.get("State") == "ALIVE")
-    except Exception as error:  # a private interface: without it, nobody is given up
-        _LOG.debug("cannot read the state of an actor: %s", error)
-        return True
+    def alive() -> bool:
+        record = ray._private.state.actors(actor._actor_id.hex())  # noqa: SLF001
+        return bool(record["State"] == "ALIVE")
+
+    return _private(alive, True)  # where nobody knows, nobody is given up
 
 
 def others_wait() -> bool:
     """Whether some task or actor of the cluster waits for resources."""
-    load = _status().get("load_metrics_report") or {}
-    return bool(load.get("resource_demand") or load.get("pg_demand"))
+
+    def wait() -> bool:
+        load = _status().get("load_metrics_report") or {}
+        return bool(load.get("resource_demand") or load.get("pg_demand"))
+
+    return _private(wait, False)
 
 
 def _status() -> dict[str, Any]:
     """Return what Ray's monitor last wrote (every few seconds), or nothing."""
+    raw = ray.experimental.internal_kv._internal_kv_get("__autoscaling_status")  # noqa: SLF001
+    return dict(json.loads(raw)) if raw else {}
+
+
+def _private(read: Callable[[], T], otherwise: T) -> T:
+    """Return what a private interface of Ray tells, or what to go by where it does not."""
     try:
-        raw = ray.experimental.internal_kv._internal_kv_get("__autoscaling_status")  # noqa: SLF001
-        return dict(json.loads(raw)) if raw else {}
-    except Exception as error:  # a private interface: without it, assume a fixed, quiet cluster
-        _LOG.debug("cannot read the cluster's status: %s", error)
-        return {}
+        return read()
+    except Exception as error:
+        _LOG.debug("a private interface of Ray is not what it was: %r", error)
+        return otherwise
