@@ -39,6 +39,19 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(written: str, known: Iterable[str]) -> str:
+    """Return a sentence that suggests the known name most like the written one, case aside.
+
+    It begins with a space, to follow a message; it is empty if no name is like it.
+    """
+    names = {name.casefold(): name for name in known}
+    close = difflib.get_close_matches(written.casefold(), names, 1)
+    return f" Did you mean {names[close[0]]!r}?" if close else ""
+
 
 class GenevaError(Exception):
     """Base of every exception that Geneva raises."""

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from functools import cached_property
-from typing import Any, Literal
+from functools import cached_property, wraps
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 from uuid import uuid4
 
 import pyarrow as pa
 
 from geneva.appliers.executor import Executor
-from geneva.arguments import (
-    check_executor_name,
-    checked_auto,
-    checked_options,
-    chosen_executor,
-    chosen_options,
-    refuse_unknown,
-    with_defaults,
-)
+from geneva.appliers.threads import LocalExecutor
+from geneva.column.auto import Auto, read_auto
 from geneva.column.binding import Binding, as_called, bindings_of
 from geneva.column.pickles import load
 from geneva.column.unbound import computed_in, groups_in
@@ -30,16 +23,66 @@ from geneva.engine.coverage import Coverage, coverage
 from geneva.engine.plan.report import Plan
 from geneva.engine.reporter import Observer
 from geneva.errors import SettingError, TableError
-from geneva.interrupts import interrupt_cancels
+from geneva.interrupts import interrupt_cancels, uninterrupted
 from geneva.jobs.call import Call, check_call, plan_call
 from geneva.jobs.handle import Job
 from geneva.jobs.hosted import HostedCall, JobsPlace
 from geneva.jobs.progress import observer_for
+from geneva.model.arguments import (
+    check_value,
+    checked_options,
+    chosen,
+    refuse_elsewhere,
+    refuse_unknown,
+    with_defaults,
+)
 from geneva.model.result import BackfillResult
-from geneva.model.types import BLOB, DECLARED_BLOB
+from geneva.model.types import BLOB, DECLARED_BLOB, Options
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import storage_errors
 from geneva.udf import UDF, as_udf
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _refusing_unknown(method: Callable[P, R]) -> Callable[P, R]:
+    """Say which argument was meant, where Python would only say that there is no such one."""
+    known = inspect.signature(method).parameters
+
+    @wraps(method)
+    def checked(*args: P.args, **named: P.kwargs) -> R:
+        refuse_unknown({k: v for k, v in named.items() if k not in known})
+        return method(*args, **named)
+
+    return checked
+
+
+def _taking_arguments_of(
+    model: Callable[Concatenate[Table, P], Any],
+) -> Callable[
+    [Callable[[Table, str | Sequence[str], dict[str, Any]], R]],
+    Callable[Concatenate[Table, P], R],
+]:
+    """Give a method the signature of another one; it takes the columns, and the rest by name."""
+    signature = inspect.signature(model)
+
+    def decorate(
+        method: Callable[[Table, str | Sequence[str], dict[str, Any]], R],
+    ) -> Callable[Concatenate[Table, P], R]:
+        @wraps(method)
+        def call(self: Table, /, *args: P.args, **named: P.kwargs) -> R:
+            refuse_unknown({k: v for k, v in named.items() if k not in signature.parameters})
+            arguments = signature.bind(self, *args, **named).arguments
+            del arguments["self"]
+            columns = arguments.pop("columns")
+            return method(self, columns, with_defaults(arguments))
+
+        returned = inspect.signature(method).return_annotation
+        call.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
+        return call
+
+    return decorate
 
 
 class Table:
@@ -167,7 +210,7 @@ class Table:
         ColumnError, UdfError
             A type that does not fit, a missing input, a circle, a UDF that reads what it writes.
         """
-        auto = checked_auto(auto_backfill, Table.backfill)
+        auto = _checked_auto(auto_backfill)
         if not isinstance(transforms, Mapping) or not any(is_udf(v) for v in transforms.values()):
             if auto is not None:
                 raise SettingError("auto_backfill is for columns that a UDF computes")
@@ -196,7 +239,7 @@ class Table:
             if not {"udf", "auto_backfill"} & set(alteration):
                 plain.append(dict(alteration))
                 continue
-            auto = checked_auto(alteration.get("auto_backfill"), Table.backfill)
+            auto = _checked_auto(alteration.get("auto_backfill"))
             path = str(alteration["path"])
             with storage_errors(self.storage.uri):
                 if "udf" in alteration:
@@ -222,6 +265,7 @@ class Table:
 
     # --- backfills ---------------------------------------------------------------------
 
+    @_refusing_unknown
     def backfill(
         self,
         columns: str | Sequence[str],
@@ -247,9 +291,8 @@ class Table:
         resource_timeout: float | timedelta = 600.0,
         order: Literal["forward", "backward"] = "forward",
         fragments: Sequence[int] | None = None,
-        executor: Literal["ray", "local"] | Executor | None = None,
+        executor: Literal["ray", "local"] | Executor | None = "ray",
         progress: bool | Observer | None = None,
-        **unknown: Any,
     ) -> BackfillResult:
         """Compute the missing and stale rows of computed columns.
 
@@ -317,22 +360,44 @@ class Table:
         JobError
             It ended before it was complete; what was finished is kept.
         """
-        refuse_unknown(Table.backfill, unknown)
-        given = chosen_options(locals())
+        given = {
+            "where": where,
+            "concurrency": concurrency,
+            "intra_applier_concurrency": intra_applier_concurrency,
+            "num_frags": num_frags,
+            "commit_granularity": commit_granularity,
+            "batch_size": batch_size,
+            "checkpoint_size": checkpoint_size,
+            "on_error": on_error,
+            "max_failures": max_failures,
+            "force": force,
+            "retry_failed": retry_failed,
+            "unverified": unverified,
+            "foreign": foreign,
+            "inputs": inputs,
+            "include_new": include_new,
+            "only": only,
+            "params": params,
+            "timeout": timeout,
+            "resource_timeout": resource_timeout,
+            "order": order,
+            "fragments": fragments,
+            "executor": executor,
+        }
         with interrupt_cancels():
-            call = self._prepare(columns, given, executor, params)
+            call = self._prepare(columns, with_defaults(given))
             with observer_for(progress, call.names) as observe:
                 return call.run(observe)
 
-    def backfill_async(self, columns: str | Sequence[str], **arguments: Any) -> Job:
+    @_taking_arguments_of(backfill)
+    def backfill_async(self, columns: str | Sequence[str], arguments: dict[str, Any]) -> Job:
         """Begin a backfill in a thread of this process; takes what `backfill` takes."""
-        known = with_defaults(Table.backfill, arguments)
-        observe = known.pop("progress")
-        call = self._prepare(columns, known, known.pop("executor"), known.pop("params"))
+        wanted = arguments["progress"]
+        call = self._prepare(columns, arguments)
 
         def work() -> BackfillResult:
-            with observer_for(observe if callable(observe) else bool(observe), call.names) as see:
-                return call.run(see)
+            with observer_for(wanted if callable(wanted) else bool(wanted), call.names) as observe:
+                return call.run(observe)
 
         return Job(call.control, work)
 
@@ -340,21 +405,22 @@ class Table:
         self, columns: str | Sequence[str], arguments: Mapping[str, Any], job_id: str
     ) -> Call:
         """Check a call of `backfill` for a job that exists, and return it, not yet begun."""
-        known = with_defaults(Table.backfill, dict(arguments))
-        return self._call(columns, known, known.pop("executor"), known.pop("params"), job_id)
+        return self._call(columns, with_defaults(arguments), job_id)
 
-    def plan_backfill(self, columns: str | Sequence[str], **arguments: Any) -> Plan:
+    @_taking_arguments_of(backfill)
+    def plan_backfill(self, columns: str | Sequence[str], arguments: dict[str, Any]) -> Plan:
         """Say per fragment what `backfill` with the same arguments would do; nothing runs.
 
         Several columns are planned one by one; the plan of the first that has work is returned.
         """
-        known = with_defaults(Table.backfill, arguments)
-        params = known.pop("params")
-        options = checked_options(known)
+        options = checked_options(arguments)
         with storage_errors(self.storage.uri):
-            return plan_call(self.storage, columns, options, dict(params or {}))
+            return plan_call(self.storage, columns, options, _params(arguments))
 
-    def check_backfill(self, columns: str | Sequence[str], **arguments: Any) -> tuple[str, ...]:
+    @_taking_arguments_of(backfill)
+    def check_backfill(
+        self, columns: str | Sequence[str], arguments: dict[str, Any]
+    ) -> tuple[str, ...]:
         """Check a call of `backfill`, and return all columns that it fills; no UDF is loaded.
 
         Raises
@@ -362,11 +428,10 @@ class Table:
         RequestError
             Whatever is wrong with it.
         """
-        known = with_defaults(Table.backfill, arguments)
-        options = checked_options(known)
-        check_executor_name(known["executor"])
+        options = checked_options(arguments)
+        _check_executor_name(arguments["executor"])
         with storage_errors(self.storage.uri):
-            return check_call(self.storage, columns, options, known["params"] or {})
+            return check_call(self.storage, columns, options, _params(arguments))
 
     def coverage(self, column: str) -> Coverage:
         """Count per fragment the rows that are computed, stale and missing; no UDF is loaded."""
@@ -375,41 +440,66 @@ class Table:
             return coverage(self.storage, column, bound)
 
     def _prepare(
-        self,
-        columns: str | Sequence[str],
-        arguments: dict[str, Any],
-        executor: str | Executor | None,
-        params: Mapping[str, Any] | None,
+        self, columns: str | Sequence[str], arguments: dict[str, Any]
     ) -> Call | HostedCall:
         def call() -> Call:
-            return self._call(columns, arguments, executor, params, uuid4().hex[:12])
+            return self._call(columns, arguments, uuid4().hex[:12])
 
         if self._jobs is None:
             return call()
-        given = arguments | {"executor": executor, "params": dict(params) if params else None}
-        defaults = with_defaults(Table.backfill, {})
-        chosen = {k: v for k, v in given.items() if v != defaults[k]}
-        return self._jobs.host(self.storage.uri, columns, chosen, self._ray, call)
+        return self._jobs.host(self.storage.uri, columns, chosen(arguments), self._ray, call)
 
-    def _call(
-        self,
-        columns: str | Sequence[str],
-        arguments: dict[str, Any],
-        executor: str | Executor | None,
-        params: Mapping[str, Any] | None,
-        job_id: str,
-    ) -> Call:
+    def _call(self, columns: str | Sequence[str], arguments: dict[str, Any], job_id: str) -> Call:
         options, storage = checked_options(arguments), self.storage
-        chosen = dict(params or {})
+        params = _params(arguments)
 
         def call(latest: Snapshot) -> Call:
             names = tuple(groups_in(storage, latest, columns))
-            runner = chosen_executor(executor, options, self._ray)
+            runner = _executor(arguments["executor"], options, self._ray)
             control = Control(job_id, names, options.timeout)
-            return Call(storage, latest, names, options, chosen, runner, control, self.refresh)
+            return Call(storage, latest, names, options, params, runner, control, self.refresh)
 
         with storage_errors(storage.uri):
             return storage.on_latest(call)
+
+
+def _params(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the overrides of a UDF's parameters."""
+    check_value("params", arguments["params"])
+    return dict(arguments["params"] or {})
+
+
+def _executor(
+    executor: str | Executor | None, options: Options, ray: Mapping[str, Any]
+) -> Executor:
+    """Return the executor of a call; ``ray`` is for ``ray.init``."""
+    if executor is not None and not isinstance(executor, str):
+        return executor
+    _check_executor_name(executor)
+    if executor == "local":
+        return LocalExecutor()
+    with uninterrupted():  # of the import, which takes seconds
+        from geneva.appliers.ray.actors import RayExecutor
+
+    return RayExecutor(ray, options.resource_timeout)
+
+
+def _check_executor_name(executor: Any) -> None:
+    """Refuse an executor that a job which runs elsewhere cannot have."""
+    if executor is not None:
+        check_value("executor", executor)
+
+
+def _checked_auto(given: bool | str | Mapping[str, Any] | None) -> Auto | None:
+    """Read the ``auto_backfill`` of a column, and check the arguments of its jobs."""
+    if given is None:
+        return None
+    auto = read_auto(given)
+    refuse_elsewhere(auto.arguments)
+    arguments = with_defaults(auto.arguments)
+    _check_executor_name(arguments["executor"])
+    checked_options(arguments)
+    return auto
 
 
 def _as_declared(field: pa.Field) -> pa.Field:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -24,37 +24,18 @@ from geneva.cli.answers import (
 )
 from geneva.cli.options import (
     AsJson,
-    BatchSize,
-    CheckpointSize,
     Columns,
-    CommitGranularity,
-    Concurrency,
     Db,
     Debug,
     ExecutorName,
-    Force,
-    Foreign,
-    Fragments,
-    IncludeNew,
-    Inputs,
-    IntraApplierConcurrency,
     JobsUrl,
-    MaxFailures,
-    NumFrags,
-    OnError,
-    Order,
-    Params,
     RayOptions,
-    ResourceTimeout,
-    RetryFailed,
-    ShowProgress,
     StorageOptions,
     TableName,
-    Timeout,
-    Unverified,
-    Where,
+    arguments_given,
     duration_s,
     pairs,
+    taking_arguments,
     values,
 )
 from geneva.column.binding import as_called, binding_of
@@ -62,6 +43,7 @@ from geneva.connection import connect
 from geneva.engine.clean import clean as clean_table
 from geneva.engine.plan.report import plan_facts
 from geneva.errors import TableError
+from geneva.model.arguments import Doors
 from geneva.table import Table
 
 
@@ -118,32 +100,12 @@ def _check_there(db: str) -> None:
 
 
 @app.command()
+@taking_arguments(Doors.SHELL)
 def backfill(
     table: TableName,
     columns: Columns,
     db: Db,
-    where: Where = None,
-    concurrency: Concurrency = 8,
-    intra_applier_concurrency: IntraApplierConcurrency = 1,
-    num_frags: NumFrags = None,
-    commit_granularity: CommitGranularity = 64,
-    batch_size: BatchSize = None,
-    checkpoint_size: CheckpointSize = None,
-    on_error: OnError = "fail",
-    max_failures: MaxFailures = None,
-    force: Force = False,
-    retry_failed: RetryFailed = False,
-    unverified: Unverified = "trust",
-    foreign: Foreign = "keep",
-    inputs: Inputs = "wait",
-    include_new: IncludeNew = False,
-    params: Params = None,
-    timeout: Timeout = None,
-    resource_timeout: ResourceTimeout = 600.0,
-    order: Order = "forward",
-    fragments: Fragments = None,
-    executor: ExecutorName = "ray",
-    progress: ShowProgress = None,
+    arguments: Mapping[str, Any],
     storage_option: StorageOptions = None,
     ray: RayOptions = None,
     jobs: JobsUrl = None,
@@ -155,72 +117,30 @@ def backfill(
     Every batch is checkpointed: after a crash, Ctrl-C or an error the same command continues
     where it stopped.
     """
-    given = dict(locals())
     with answering(as_json, debug) as answer:
         opened = _open(db, table, storage_option, ray, jobs)
-        result = opened.backfill(columns, **_arguments(given), progress=progress)
+        result = opened.backfill(columns, **arguments_given(Doors.SHELL, arguments))
         answer(result_text(result), result_facts(result))
         raise typer.Exit(code_of(result.state))
 
 
 @app.command()
+@taking_arguments(Doors.SHELL | Doors.SERVICE)
 def plan(
     table: TableName,
     columns: Columns,
     db: Db,
-    where: Where = None,
-    concurrency: Concurrency = 8,
-    intra_applier_concurrency: IntraApplierConcurrency = 1,
-    num_frags: NumFrags = None,
-    commit_granularity: CommitGranularity = 64,
-    batch_size: BatchSize = None,
-    checkpoint_size: CheckpointSize = None,
-    on_error: OnError = "fail",
-    max_failures: MaxFailures = None,
-    force: Force = False,
-    retry_failed: RetryFailed = False,
-    unverified: Unverified = "trust",
-    foreign: Foreign = "keep",
-    inputs: Inputs = "wait",
-    include_new: IncludeNew = False,
-    params: Params = None,
-    timeout: Timeout = None,
-    resource_timeout: ResourceTimeout = 600.0,
-    order: Order = "forward",
-    fragments: Fragments = None,
-    executor: ExecutorName = "ray",
+    arguments: Mapping[str, Any],
     storage_option: StorageOptions = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Say per fragment what `backfill` with the same options would do; nothing runs."""
-    given = dict(locals())
     with answering(as_json, debug) as answer:
-        found = _open(db, table, storage_option).plan_backfill(columns, **_arguments(given))
-        answer(str(found), plan_facts(found))
-
-
-_NOT_ARGUMENTS = {
-    "table",
-    "columns",
-    "db",
-    "storage_option",
-    "ray",
-    "jobs",
-    "as_json",
-    "debug",
-    "progress",
-}
-
-
-def _arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """Return what a command passes on to the table's method of the same name."""
-    kept = {k: v for k, v in given.items() if k not in _NOT_ARGUMENTS}
-    kept["params"] = values(given["params"], "--param") or None
-    failures = kept["max_failures"]
-    if failures is not None and failures >= 1:
-        kept["max_failures"] = int(failures)
-    return kept
+        opened = _open(db, table, storage_option)
+        options = arguments_given(Doors.SHELL | Doors.SERVICE, arguments)
+        planned = opened.plan_backfill(columns, **options)
+        answer(str(planned), plan_facts(planned))
 
 
 @app.command()

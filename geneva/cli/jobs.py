@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from geneva.cli.answers import EXIT_CODES, answering, code_of
-from geneva.cli.options import AsJson, Debug, values
-from geneva.errors import SettingError
+from geneva.cli.options import AsJson, Debug, arguments_given, taking_arguments
+from geneva.engine.control import VERBS
+from geneva.errors import SettingError, did_you_mean
 from geneva.jobs.page import Sort
+from geneva.model.arguments import Doors, chosen
 from geneva.model.types import JobState
 
 if TYPE_CHECKING:
@@ -50,15 +51,7 @@ _ServedDb = Annotated[
     str | None,
     typer.Option("--db", metavar="URI", envvar="GENEVA_DB", help="As the service sees it."),
 ]
-_Arguments = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="NAME=VALUE",
-        help="An argument of Table.backfill, as JSON or text, such as --set concurrency=4; repeat.",
-    ),
-]
-_Where = Annotated[str | None, typer.Option(metavar="SQL", help="Rows to compute.")]
+_OPTIONS = Doors.SHELL | Doors.SERVICE
 _FOUND = 20
 _LOOK_S = 0.5
 
@@ -70,12 +63,12 @@ def _client(url: str) -> Client:
 
 
 @app.command()
+@taking_arguments(_OPTIONS)
 def submit(
     table: _Table,
     columns: _Columns,
+    arguments: Mapping[str, Any],
     db: _ServedDb = None,
-    where: _Where = None,
-    arguments: _Arguments = None,
     name: Annotated[str, typer.Option(help="To find it again.")] = "",
     pool: Annotated[str, typer.Option(help="Whose slots it takes.")] = "default",
     priority: Annotated[int, typer.Option(help="Higher starts earlier.")] = 0,
@@ -86,7 +79,7 @@ def submit(
 ) -> None:
     """Queue a backfill; it goes on whether or not this command does."""
     with answering(as_json, debug) as answer:
-        asked = _asked(table, columns, db, where, arguments, name, pool, priority)
+        asked = _asked(table, columns, db, arguments, name, pool, priority)
         client = _client(url)
         run = client.submit(asked)
         if watch:
@@ -96,19 +89,19 @@ def submit(
 
 
 @app.command()
+@taking_arguments(_OPTIONS)
 def plan(
     table: _Table,
     columns: _Columns,
+    arguments: Mapping[str, Any],
     db: _ServedDb = None,
-    where: _Where = None,
-    arguments: _Arguments = None,
     url: _Url = _DEFAULT_URL,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Say what a backfill would do now; nothing runs."""
     with answering(as_json, debug) as answer:
-        found = _client(url).plan(_asked(table, columns, db, where, arguments))
+        found = _client(url).plan(_asked(table, columns, db, arguments))
         to_do = [f for f in found["fragments"] if f["this_call"]]
         answer(f"{found['rows_compute']:,} rows in {len(to_do):,} fragments", found)
 
@@ -117,22 +110,18 @@ def _asked(
     table: str,
     columns: Sequence[str],
     db: str | None,
-    where: str | None,
-    arguments: Sequence[str] | None,
+    arguments: Mapping[str, Any],
     name: str = "",
     pool: str = "default",
     priority: int = 0,
 ) -> Submission:
     from geneva.jobs.records import Submission
 
-    chosen = values(arguments, "--set") | ({} if where is None else {"where": where})
-    if "on_error" in chosen and chosen["on_error"] is None:
-        chosen["on_error"] = "null"  # the policy, which reads like JSON's null
     return Submission(
         db="" if db is None else db if "://" in db else str(Path(db).absolute()),
         table=table,
         columns=tuple(columns),
-        arguments=chosen,
+        arguments=chosen(arguments_given(_OPTIONS, arguments)),
         name=name,
         pool=pool,
         priority=priority,
@@ -168,10 +157,9 @@ def ls(
 def _states(given: Sequence[str]) -> Any:
     for name in given:
         if name.upper() not in JobState.__members__:
-            close = difflib.get_close_matches(name.upper(), JobState.__members__, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
+            hint = did_you_mean(name, JobState.__members__)
             known = ", ".join(JobState.__members__)
-            raise SettingError(f"--state {name!r} is unknown; {hint}states: {known}")
+            raise SettingError(f"--state {name!r} is unknown.{hint} The states: {known}")
     return tuple(JobState(name.upper()) for name in given)
 
 
@@ -235,10 +223,7 @@ def _steering(verb: str) -> Any:
         run_id: _RunId, url: _Url = _DEFAULT_URL, as_json: AsJson = False, debug: Debug = False
     ) -> None:
         with answering(as_json, debug) as answer:
-            from geneva.engine.control import Wanted
-
-            wanted = {"pause": Wanted.PAUSE, "resume": Wanted.RUN, "cancel": Wanted.CANCEL}
-            run = _client(url).want(run_id, wanted[verb])
+            run = _client(url).want(run_id, VERBS[verb])
             answer(_line(run), _facts(run))
 
     return command

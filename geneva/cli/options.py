@@ -1,14 +1,17 @@
-"""What the commands take: `geneva.Table.backfill`'s arguments, as options of a shell."""
+"""The options of the commands; those of a backfill are made from its declared arguments."""
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
 from typing import Annotated, Any, Literal
 
 import typer
 
 from geneva.errors import SettingError
+from geneva.model.arguments import Argument, Doors, ValueKind, arguments_of
 
 TableName = Annotated[str, typer.Argument(metavar="TABLE", help="Name of the table.")]
 Columns = Annotated[list[str], typer.Argument(metavar="COLUMN...", help="Computed columns.")]
@@ -38,73 +41,93 @@ JobsUrl = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
-Where = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SQL",
-        help="Compute the rows for which this is true, also those that hold a value. "
-        "Without it: rows that are missing or stale.",
-    ),
-]
-Concurrency = Annotated[int, typer.Option(help="Applier processes; what fits starts at once.")]
-IntraApplierConcurrency = Annotated[int, typer.Option(help="UDF calls at once in each applier.")]
-NumFrags = Annotated[
-    int | None, typer.Option(help="At most so many fragments that need work; the rest later.")
-]
-CommitGranularity = Annotated[int, typer.Option(help="Fragments per intermediate commit.")]
-BatchSize = Annotated[int | None, typer.Option(help="Rows per UDF call; default: measured.")]
-CheckpointSize = Annotated[int | None, typer.Option(help="Rows per checkpoint record.")]
-OnError = Annotated[
-    Literal["fail", "null"],
-    typer.Option(help="Stop at the first failing row, or store null and record it."),
-]
-MaxFailures = Annotated[
-    float | None,
-    typer.Option(help="With --on-error null: more (a count, or a fraction below 1) stop the job."),
-]
-Force = Annotated[bool, typer.Option("--force", help="Compute whatever was recorded.")]
-RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed", help="Try rows again that failed earlier.")
-]
-Unverified = Annotated[
-    Literal["trust", "recompute"], typer.Option(help="Values whose history is gone.")
-]
-Foreign = Annotated[
-    Literal["keep", "recompute"], typer.Option(help="Values that somebody else wrote.")
-]
-Inputs = Annotated[
-    Literal["wait", "as_is"],
-    typer.Option(help="Rows whose computed input is missing or stale: leave them, or pass it."),
-]
-IncludeNew = Annotated[
-    bool, typer.Option("--include-new", help="Also rows that are appended while the job runs.")
-]
-Params = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--param", metavar="KEY=VALUE", help="Override a parameter of the UDF; JSON; repeat."
-    ),
-]
-Timeout = Annotated[float | None, typer.Option(help="Seconds after which the job stops.")]
-ResourceTimeout = Annotated[float, typer.Option(help="Seconds to wait for the first applier.")]
-Order = Annotated[
-    Literal["forward", "backward"], typer.Option(help="Begin with the oldest or newest fragments.")
-]
-Fragments = Annotated[
-    list[int] | None,
-    typer.Option("--fragment", metavar="ID", help="Only this fragment; repeat for several."),
-]
 ExecutorName = Annotated[
     Literal["ray", "local"], typer.Option(help="Ray actors, or threads of this process.")
 ]
-ShowProgress = Annotated[
-    bool | None,
-    typer.Option(
-        "--progress/--no-progress",
-        help="A bar on a terminal, else a line every few seconds. [default: bar on a terminal]",
-        show_default=False,
-    ),
-]
+
+_TYPES: Mapping[ValueKind, Any] = {
+    ValueKind.COUNT: int,
+    ValueKind.NUMBER: float,
+    ValueKind.SECONDS: float,
+    ValueKind.SWITCH: bool,
+    ValueKind.SQL: str,
+    ValueKind.FRAGMENTS: list[int],
+    ValueKind.OBJECT: list[str],
+}
+_METAVARS = {
+    ValueKind.SQL: "SQL",
+    ValueKind.FRAGMENTS: "ID",
+    ValueKind.OBJECT: "KEY=VALUE",
+}
+
+
+def taking_arguments(doors: Doors) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each argument of a backfill that the doors take.
+
+    They stand where the command has its own parameter ``arguments``, which is a mapping of what was
+    given: `arguments_given` reads it.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        options = [o for a in arguments_of(doors) for o in _options(a)]
+        signature = inspect.signature(command, eval_str=True)
+        parameters = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for own in signature.parameters.values()
+            for parameter in (options if own.name == "arguments" else [own])
+        ]
+
+        @wraps(command)
+        def call(**given: Any) -> None:
+            arguments = {o.name: given.pop(o.name) for o in options}
+            command(**given, arguments=arguments)
+
+        call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in parameters}
+        return call
+
+    return decorate
+
+
+def _options(argument: Argument, whole: str = "", word: str = "") -> Iterator[inspect.Parameter]:
+    """Yield the option of an argument, or one for each of its parts."""
+    name, word = f"{whole}{argument.name}", f"{word}{argument.word}"
+    for part in argument.parts:
+        yield from _options(part, f"{name}__", f"{word}-")
+    if argument.parts:
+        return
+    plain = Literal[argument.choices] if argument.choices else _TYPES[argument.kind]
+    either = argument.kind is ValueKind.SWITCH and argument.default is None
+    option = typer.Option(
+        f"--{word}/--no-{word}" if either else f"--{word}",
+        metavar=_METAVARS.get(argument.kind),
+        help=argument.help,
+    )
+    kind = plain if argument.default is not None else plain | None
+    yield inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=argument.default,
+        annotation=Annotated[kind, option],
+    )
+
+
+def arguments_given(doors: Doors, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a backfill from the options of a command."""
+    return {a.name: _value(a, given) for a in arguments_of(doors)}
+
+
+def _value(argument: Argument, given: Mapping[str, Any], whole: str = "", word: str = "--") -> Any:
+    name, word = f"{whole}{argument.name}", f"{word}{argument.word}"
+    if argument.parts:
+        held = {p.name: _value(p, given, f"{name}__", f"{word}-") for p in argument.parts}
+        return {k: v for k, v in held.items() if v is not None} or None
+    value = given[name]
+    if argument.kind is ValueKind.OBJECT:
+        return values(value, word) or None
+    if argument.kind is ValueKind.NUMBER and value is not None and value >= 1:
+        return int(value)  # a count, not a fraction
+    return value
 
 
 def pairs(given: Sequence[str] | None, option: str) -> dict[str, str]:

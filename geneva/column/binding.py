@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 import pyarrow as pa
 
-from geneva.errors import ColumnError, SettingError, UdfError
+from geneva.errors import ColumnError, SettingError, UdfError, did_you_mean
 from geneva.model.types import Target
 from geneva.storage.snapshot import Snapshot
 
@@ -344,11 +344,9 @@ def read_by_inputs(schema: pa.Schema, columns: Sequence[str]) -> list[str]:
 
 def unknown_column(name: str, names: Sequence[str]) -> str:
     """Return the message for a column that does not exist."""
-    import difflib
-
-    close = difflib.get_close_matches(name, names, 1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"there is no column {name!r}.{hint} The table has: {', '.join(names)}"
+    return (
+        f"there is no column {name!r}.{did_you_mean(name, names)} The table has: {', '.join(names)}"
+    )
 
 
 def dependency_order(bindings: Mapping[str, Binding], columns: Sequence[str]) -> list[str]:

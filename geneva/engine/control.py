@@ -18,6 +18,10 @@ class Wanted(StrEnum):
     CANCEL = "cancel"
 
 
+VERBS = {"pause": Wanted.PAUSE, "resume": Wanted.RUN, "cancel": Wanted.CANCEL}
+"""The verbs by which a person says what is wanted of a job, at every door."""
+
+
 class Control:
     """Shared by a job's driver and whoever watches or steers it; thread-safe.
 

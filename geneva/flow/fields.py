@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import enum
 from dataclasses import dataclass
 
-from geneva.errors import QueryError
+from geneva.errors import QueryError, did_you_mean
 
 _COMPARED = frozenset({"eq", "in", "lt", "le", "gt", "ge", "range", "nil"})
 _LISTED = frozenset({"eq", "in", "nil"})
@@ -111,6 +110,5 @@ def field_named(text: str, span: tuple[int, int] | None = None) -> Field:
     if dot and name in SECTIONS and key and "." not in key:
         return Field(name, key, SECTIONS[name])
     known = [*FIELDS, *(f"{section}.NAME" for section in SECTIONS)]
-    close = difflib.get_close_matches(name if name in SECTIONS else text, known, 1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise QueryError(f"jobs have no field {text!r}; {hint}the fields are {', '.join(known)}", span)
+    hint = did_you_mean(name if name in SECTIONS else text, known)
+    raise QueryError(f"jobs have no field {text!r}.{hint} The fields: {', '.join(known)}", span)

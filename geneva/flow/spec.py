@@ -6,7 +6,6 @@ What is described here is not yet checked against a table: that is the plan's pa
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -24,7 +23,7 @@ from pydantic import (
 )
 from pydantic.alias_generators import to_camel
 
-from geneva.errors import FlowError
+from geneva.errors import FlowError, did_you_mean
 from geneva.flow import graph as graphs
 from geneva.flow import matrix as combinations
 from geneva.flow.graph import Graph, Node, Trigger
@@ -559,8 +558,7 @@ def _model_within(annotation: Any) -> type[BaseModel] | None:
 
 def _unknown_key(key: str, model: type[BaseModel] | None) -> str:
     known = [to_camel(name) for name in model.model_fields] if model else []
-    close = difflib.get_close_matches(to_camel(key), known, 1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = did_you_mean(to_camel(key), known)
     listed = f" The keys here are {', '.join(known)}." if known else ""
     return f"unknown key {key!r}.{hint}{listed}"
 

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from fastapi import Path, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from geneva.engine.control import Wanted
+from geneva.engine.control import VERBS, Wanted
 from geneva.errors import NoSuchJobError, SettingError
 from geneva.jobs.records import JobRecord, RunRecord, StageRecord
 from geneva.model.types import JobState
@@ -22,7 +22,6 @@ from geneva.service.state import Places, Store
 router = pages()
 
 _EVENTS = 100
-_WANTED = {"pause": Wanted.PAUSE, "resume": Wanted.RUN, "cancel": Wanted.CANCEL}
 _TONES = {
     "read": "blue",
     "udf": "violet",
@@ -62,7 +61,7 @@ def steer(
     elif verb == "change":
         _change(store, run_id, form)
     else:
-        store.want(run_id, _WANTED[verb])
+        store.want(run_id, VERBS[verb])
     if is_piece(request):
         return _page(request, store, browser, run_id, "")
     return _go(request, f"/runs/{run_id}")

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, assert_never
 from uuid import uuid4
 
 from fastapi import Query, Request, Response
@@ -15,6 +15,7 @@ from fastapi.responses import RedirectResponse
 
 from geneva.errors import GenevaError, RequestError, SettingError, WhereError
 from geneva.jobs.records import DEFAULT_POOL, Submission
+from geneva.model.arguments import ARGUMENTS, Argument, Doors, ValueKind, arguments_of
 from geneva.pages.forms import checked
 from geneva.pages.render import render
 from geneva.pages.routes import Form, Operator, pages
@@ -29,16 +30,6 @@ router = pages()
 
 _COLUMN = "column:"  # of the fields that choose columns
 _PLAN_S = 1.5  # how long a filter is evaluated for a plan that follows what is typed
-_COUNTS = (
-    "concurrency",
-    "intra_applier_concurrency",
-    "num_frags",
-    "batch_size",
-    "checkpoint_size",
-    "commit_granularity",
-)
-_AMOUNTS = ("max_failures", "timeout")
-_CHOICES = ("on_error", "inputs", "unverified", "foreign", "executor")
 _LABELS: Mapping[str, str] = {
     "max_failures": "At most so many failures",
     "concurrency": "Appliers",
@@ -215,17 +206,30 @@ def _arguments(form: Mapping[str, str]) -> dict[str, Any]:
     redo = form.get("redo", "")
     if redo not in _REDO:
         raise SettingError(f"redo={redo!r} is unknown")
-    found: dict[str, Any] = dict(_REDO[redo])
-    if form.get("where", "").strip():
-        found["where"] = form["where"].strip()
-    found |= {n: v for n in _COUNTS if (v := _number(form, n, int)) is not None}
-    found |= {n: v for n in _AMOUNTS if (v := _number(form, n, float)) is not None}
-    found |= {n: form[n] for n in _CHOICES if form.get(n)}
-    if form.get("include_new"):
-        found["include_new"] = True
-    if form.get("params", "").strip():
-        found["params"] = _params(form["params"])
-    return found
+    given = {a.name: _value(form, a) for a in arguments_of(Doors.FORM)}
+    return dict(_REDO[redo]) | {k: v for k, v in given.items() if v is not None}
+
+
+def _value(form: Mapping[str, str], argument: Argument) -> Any:
+    """Return what a field holds, or ``None`` if nobody filled it in."""
+    name, text = argument.name, form.get(argument.name, "").strip()
+    if not text:
+        return None
+    match argument.kind:
+        case ValueKind.COUNT:
+            return _number(form, name, int)
+        case ValueKind.NUMBER | ValueKind.SECONDS:
+            return _number(form, name, float)
+        case ValueKind.SWITCH:
+            return True
+        case ValueKind.OBJECT:
+            return _object(name, text)
+        case ValueKind.SQL | ValueKind.CHOICE:
+            return text
+        case ValueKind.FRAGMENTS | ValueKind.ROWS:  # no form has a field for them
+            raise SettingError(f"{name} cannot be given in a form")
+        case _:
+            assert_never(argument.kind)
 
 
 def _number(form: Mapping[str, str], name: str, kind: type[int] | type[float]) -> Any:
@@ -239,25 +243,22 @@ def _number(form: Mapping[str, str], name: str, kind: type[int] | type[float]) -
         raise SettingError(f"{name}={text!r} must be {what}") from None
 
 
-def _params(text: str) -> dict[str, Any]:
+def _object(name: str, text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except ValueError as error:
-        raise SettingError(f"params is no JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise SettingError('params must be a JSON object such as {"model": "small"}')
-    return found
+        raise SettingError(f"{name} is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise SettingError(f'{name} must be a JSON object such as {{"model": "small"}}')
+    return value
 
 
 def _command(asked: Submission) -> str:
     """Return what does the same in a shell."""
     words = ["geneva", "jobs", "submit", asked.table, *asked.columns]
-    arguments = dict(asked.arguments)
-    if "where" in arguments:
-        words += ["--where", arguments.pop("where")]
-    for name, value in arguments.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        words += ["--set", f"{name}={text}"]
+    for argument in ARGUMENTS:
+        if argument.name in asked.arguments:
+            words += argument.words(asked.arguments[argument.name])
     if asked.pool != DEFAULT_POOL:
         words += ["--pool", asked.pool]
     if asked.priority:

@@ -8,11 +8,10 @@ from pathlib import Path
 from geneva.engine.plan.report import Plan
 from geneva.errors import SettingError
 from geneva.jobs.records import Submission
+from geneva.model.arguments import refuse_elsewhere
 from geneva.service.resources import check_resources
 from geneva.service.tables import Databases
 from geneva.table import Table
-
-_FROM_OUTSIDE = ("progress",)  # what only a caller in Python can give
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +69,7 @@ def check_arguments(asked: Submission) -> None:
             "max_active: a backfill is one job, so there is nothing to cap; the slots of a pool "
             "limit the jobs of several runs"
         )
-    for name in _FROM_OUTSIDE:
-        if name in asked.arguments:
-            raise SettingError(f"{name!r} is no argument of a job that runs elsewhere")
+    refuse_elsewhere(asked.arguments)
 
 
 def canonical(uri: str) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from geneva.arguments import checked_options, with_defaults
 from geneva.column.binding import (
     Binding,
     as_called,
@@ -27,9 +26,9 @@ from geneva.column.history.marks import group_subtree
 from geneva.engine.plan.decision import NOT_SELECTED, Action, FragmentPlan
 from geneva.engine.plan.preview import plan
 from geneva.engine.plan.report import Plan, plan_facts
-from geneva.errors import SettingError
 from geneva.jobs.records import Submission
 from geneva.jobs.store.past import Pace, Past
+from geneva.model.arguments import check_value, checked_options, with_defaults
 from geneva.service.admission import canonical, check_arguments
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import storage_errors
@@ -198,10 +197,9 @@ def _one_of_each_group(
 
 
 def _planned(storage: TableStorage, column: str, asked: Submission, within_s: float) -> Plan:
-    known = with_defaults(Table.backfill, dict(asked.arguments))
+    known = with_defaults(asked.arguments)
     params = known.pop("params")
-    if params is not None and not isinstance(params, dict):
-        raise SettingError(f"params={params!r} must be an object of names and values")
+    check_value("params", params)
     return plan(storage, column, checked_options(known), dict(params or {}), within_s)
 
 
@@ -220,7 +218,7 @@ def _pace(
     asked: Submission,
 ) -> tuple[Pace, str] | None:
     """Return how quick the column is, or another one of the table with the same UDF."""
-    concurrency = with_defaults(Table.backfill, dict(asked.arguments))["concurrency"]
+    concurrency = with_defaults(asked.arguments)["concurrency"]
     if (own := past.pace(uri, columns, concurrency)) is not None:
         return own, _basis(own, ", ".join(columns), concurrency)
     digest = bindings[columns[0]].digest

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query
 from fastapi import Path as InPath
 from fastapi.responses import PlainTextResponse
 
-from geneva.engine.control import Wanted
+from geneva.engine.control import VERBS
 from geneva.jobs.page import MAX_LIMIT, Page, Wish
 from geneva.jobs.records import (
     FailureRecord,
@@ -63,8 +63,7 @@ def job(job_id: str, store: Store) -> JobRecord:
 @router.post("/jobs/{job_id}/{verb}", tags=["jobs"], dependencies=[Operator])
 def steer(job_id: str, verb: Literal["pause", "resume", "cancel"], store: Store) -> JobRecord:
     """Pause, resume or cancel one job of a run."""
-    wanted = {"pause": Wanted.PAUSE, "resume": Wanted.RUN, "cancel": Wanted.CANCEL}
-    return store.want_job(job_id, wanted[verb])
+    return store.want_job(job_id, VERBS[verb])
 
 
 @router.get("/jobs/{job_id}/tasks", tags=["jobs"], dependencies=[Viewer])

@@ -6,10 +6,11 @@ import math
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from geneva.errors import SettingError
 from geneva.jobs.records import DEFAULT_POOL, Keep, Submission
+from geneva.model.arguments import Doors, arguments_of
 
 _DEPTH = 20
 _MOST = 2**63 - 1
@@ -52,6 +53,12 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any]:
 
 
 _Facts = Annotated[dict[str, Any], AfterValidator(_plain)]
+_DECLARED = {
+    "type": "object",
+    "description": "Of `geneva.Table.backfill`, by name.",
+    "properties": {a.name: a.schema() for a in arguments_of(Doors.SERVICE)},
+    "additionalProperties": False,
+}
 _Name = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f]*$"), AfterValidator(_plain)]
 _Level = Annotated[int, Field(ge=-1000, le=1000)]
 _Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -87,7 +94,7 @@ class NewRun(_Strict):
     table: Annotated[_Name, Field(min_length=1, max_length=240)]
     columns: Annotated[list[Annotated[_Name, Field(min_length=1)]], Field(min_length=1)]
     db: _Name | None = None
-    arguments: Annotated[_Facts, AfterValidator(_arguments)] = {}
+    arguments: Annotated[_Facts, AfterValidator(_arguments), WithJsonSchema(_DECLARED)] = {}
     ray: _Facts = {}
     name: _Name = ""
     pool: Annotated[_Name, Field(min_length=1)] = DEFAULT_POOL

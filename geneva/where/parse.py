@@ -7,7 +7,6 @@ spellings (`geneva.where.sql_printer`). Lance then resolves both, and they must 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import pyarrow as pa
 
-from geneva.errors import WhereError
+from geneva.errors import WhereError, did_you_mean
 from geneva.storage.lance import FilterPlanner
 from geneva.storage.snapshot import without_blob_types
 from geneva.where.blame import blamed
@@ -311,14 +310,12 @@ def _refuse_unknown_name(written: str, schema: pa.Schema, tip: str) -> NoReturn:
     name = written.replace('"', "")
     if len(name) > _MAX_GUESSED:
         name = name[:_MAX_GUESSED] + "..."
-    by_lower = {column.lower(): column for column in schema.names}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    guess = f"; did you mean {by_lower[close[0]]!r}?" if close else "."
+    guess = did_you_mean(name, schema.names)
     shown = ", ".join(schema.names[:_MAX_NAMES_SHOWN])
     more = len(schema.names) - _MAX_NAMES_SHOWN
     rest = f" and {more} more" if more > 0 else ""
     raise WhereError(
-        f"where names an unknown column {name!r}{guess} The columns are: {shown}{rest}{tip}"
+        f"where names an unknown column {name!r}.{guess} The columns are: {shown}{rest}{tip}"
     ) from None
 
 

@@ -130,7 +130,7 @@ WHERES = {
     "": "where is empty",
     "x > 1; drop table t": r"one expression, without ';'",
     "foo > 1": r"unknown column 'foo'\. The columns are: x, s, flag, meta, y",
-    "X > 1": "unknown column 'X'; did you mean 'x'",
+    "X > 1": r"unknown column 'X'\. Did you mean 'x'",
     "x + 1": "must be true or false for each row, but it is of type int64",
     "s": "must be true or false for each row, but it is of type",
     "random() > 0.5": r"calls random\(\), whose value changes from call to call",

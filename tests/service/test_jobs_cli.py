@@ -25,7 +25,8 @@ def call(service: Service, *words: str, code: int = 0, as_json: bool = True) -> 
 
 
 def test_verbs_of_the_shell_do_what_they_say(scene: Scene, service: Service):
-    options = [f"--set={k}={v}" for k, v in (SLOWLY | {"on_error": "null"}).items()]
+    chosen = SLOWLY | {"on_error": "null"}
+    options = [f"--{k.replace('_', '-')}={v}" for k, v in chosen.items()]
     db = ["--db", str(scene.path)]
     plan = call(service, "plan", "t", "y", "--where", "x < 10", *db)
     assert len(plan["fragments"]) == 4
@@ -75,9 +76,9 @@ def test_service_that_is_not_there():
 def test_typing_errors_are_answered_with_what_was_meant(service: Service, scene: Scene):
     for words, said in (
         (["shwo", "x"], "'show'"),
-        (["ls", "--state", "RUNING"], "did you mean RUNNING?"),
+        (["ls", "--state", "RUNING"], "Did you mean 'RUNNING'?"),
         (["ls", "--url", "127.0.0.1:8265"], "no URL of a service"),
-        (["submit", "t", "y", "--set", "concurency=2", "--db", str(scene.path)], "'concurrency'"),
+        (["submit", "t", "y", "--concurency=2", "--db", str(scene.path)], "--concurrency"),
         (["submit", "tt", "y", "--db", str(scene.path)], "tables: t"),
     ):
         url = [] if "--url" in words else ["--url", str(service.http.base_url)]

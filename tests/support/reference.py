@@ -1,4 +1,4 @@
-"""Write docs/reference/rest.md and cli.md from the code: ``make reference``."""
+"""Write docs/reference/rest.md, cli.md and arguments.md from the code: ``make reference``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from geneva.cli.commands import app as cli
 from geneva.jobs.store.place import open_store
+from geneva.model.arguments import ARGUMENTS, Argument, Doors
 from geneva.service.app import create_app
 from geneva.service.described import Content, Field, Kind, Model, Operation, Type, described
 from geneva.service.limits import MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_URL_BYTES
@@ -57,6 +58,18 @@ _CLI = f"""# Command line
 
 With `--json` a command prints one JSON object on stdout (with `--follow`, one a line), also for an
 error: `error` is the class of `geneva.errors`, `message` what was wrong, `exit_code` as above.
+"""
+_ARGUMENTS = f"""# Arguments of a backfill
+
+{_MADE}
+
+`geneva.Table.backfill`, `backfill_async` and `plan_backfill` take all of them. A service takes them
+as `arguments`, in the REST interface and in `auto_backfill`, except those that are marked
+"not by a service". The options are those of `geneva backfill`, `geneva plan` and
+`geneva jobs submit`.
+
+| argument | takes | default | option | |
+|---|---|---|---|---|
 """
 
 
@@ -143,9 +156,29 @@ def _commands(group: Any, words: list[str]) -> Iterator[str]:
             yield f"## `{name}`\n\n```text\n{help_text.stdout.strip()}\n```\n"
 
 
+# -------------------------------------------------------------------------------------- arguments
+
+
+def arguments() -> str:
+    """Return the page of the arguments of a backfill."""
+    return _ARGUMENTS + "\n".join(map(_argument, ARGUMENTS))
+
+
+def _argument(argument: Argument) -> str:
+    choices = " or ".join(f"`{c}`" for c in argument.choices)
+    kind = choices or argument.kind.value
+    if argument.unit and argument.unit not in kind:
+        kind += f" ({argument.unit})"
+    option = f"`--{argument.word}`" if Doors.SHELL in argument.doors else "not in a shell"
+    limits = "" if Doors.SERVICE in argument.doors else " Not by a service."
+    cells = (f"`{argument.name}`", kind, f"`{argument.default}`", option, argument.help + limits)
+    return f"| {' | '.join(cells)} |"
+
+
 def pages() -> dict[str, str]:
     """Return all pages by the name of their file."""
-    return {"rest.md": rest().rstrip() + "\n", "cli.md": shell().rstrip() + "\n"}
+    made = {"rest.md": rest(), "cli.md": shell(), "arguments.md": arguments()}
+    return {name: text.rstrip() + "\n" for name, text in made.items()}
 
 
 if __name__ == "__main__":

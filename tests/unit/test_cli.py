@@ -23,13 +23,6 @@ from geneva.cli.commands import app
 from geneva.cli.options import duration_s
 from geneva.engine.clean import clean
 
-OPTION_OF = {
-    "fragments": "fragment",
-    "params": "param",
-}  # a list of these, so the shell's name is singular
-NOT_FOR_PLAN = {"progress"}
-NOT_FOR_A_SHELL = {"only"}  # rows that a program found
-
 
 def double(x: int) -> int:
     return 2 * x
@@ -65,21 +58,6 @@ def test_every_command_that_answers_takes_json():
                 left.append((command, name))
             elif name not in endless:
                 assert "--json" in {o for p in command.params for o in p.opts}, name
-
-
-@pytest.mark.parametrize("verb", ["backfill", "plan"])
-def test_argument_of_the_table_that_a_shell_cannot_give(verb: str):
-    command = get_command(app).commands[verb]
-    options = {o for p in command.params for o in p.opts}
-    for name, parameter in inspect.signature(geneva.Table.backfill).parameters.items():
-        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-            continue
-        if name in NOT_FOR_A_SHELL or (verb == "plan" and name in NOT_FOR_PLAN):
-            continue
-        assert f"--{OPTION_OF.get(name, name).replace('_', '-')}" in options
-        (found,) = (p for p in command.params if p.name == name)
-        if name != "executor":  # None and "ray" are the same
-            assert (found.default or None) == (parameter.default or None), name
 
 
 @pytest.mark.parametrize(

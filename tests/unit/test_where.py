@@ -381,7 +381,7 @@ def test_mistyped_filter_is_refused_before_any_work(text):
 
 
 def test_unknown_column_error_holds_the_valid_names_and_a_guess():
-    with pytest.raises(WhereError, match=r"'mixedcase'; did you mean 'MixedCase'\?") as caught:
+    with pytest.raises(WhereError, match=r"'mixedcase'\. Did you mean 'MixedCase'\?") as caught:
         parse_where("mixedcase = 1", SCHEMA)
     assert all(name in str(caught.value) for name in SCHEMA.names)
     assert "__geneva_where__" not in str(caught.value)

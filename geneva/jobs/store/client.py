@@ -17,7 +17,7 @@ import httpx
 from pydantic import TypeAdapter
 
 import geneva.errors
-from geneva.engine.control import Wanted
+from geneva.engine.control import VERBS, Wanted
 from geneva.errors import GenevaError, ServiceError, SettingError
 from geneva.jobs.page import MAX_LIMIT, Page, Wish
 from geneva.jobs.records import (
@@ -42,7 +42,7 @@ from geneva.jobs.store.local import token_for
 T = TypeVar("T")
 _TRIES = 4
 _MOST_WAIT_S = 10.0
-_VERBS = {Wanted.PAUSE: "pause", Wanted.RUN: "resume", Wanted.CANCEL: "cancel"}
+_VERBS = {wanted: verb for verb, wanted in VERBS.items()}
 
 
 class Client:

@@ -1,0 +1,429 @@
+"""The arguments of a backfill, declared once for every door, and their check.
+
+`geneva.Table.backfill`, the command line, the form of the web pages, the schema of the REST
+interface, a flow's description and the reference are made from `ARGUMENTS`, or tested equal to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import timedelta
+from enum import Enum, Flag, auto
+from typing import Any, assert_never
+
+from geneva.errors import SettingError, did_you_mean
+from geneva.model.types import Options
+
+
+class ValueKind(Enum):
+    """What values an argument takes."""
+
+    COUNT = "whole number of at least 1"
+    NUMBER = "number of at least 0"
+    SECONDS = "seconds of at least 0"
+    SWITCH = "true or false"
+    CHOICE = "one of its choices"
+    SQL = "SQL text"
+    FRAGMENTS = "list of fragment ids"
+    ROWS = "list of (fragment, start, stop)"
+    OBJECT = "names and values"
+
+
+_ID = {"type": "integer", "minimum": 0}
+_SCHEMAS: Mapping[ValueKind, dict[str, Any]] = {
+    ValueKind.COUNT: {"type": "integer", "minimum": 1},
+    ValueKind.NUMBER: {"type": "number", "minimum": 0},
+    ValueKind.SECONDS: {"type": "number", "minimum": 0},
+    ValueKind.SWITCH: {"type": "boolean"},
+    ValueKind.CHOICE: {"type": "string"},
+    ValueKind.SQL: {"type": "string"},
+    ValueKind.FRAGMENTS: {"type": "array", "items": _ID, "minItems": 1},
+    ValueKind.ROWS: {
+        "type": "array",
+        "items": {"type": "array", "items": _ID, "minItems": 3, "maxItems": 3},
+    },
+    ValueKind.OBJECT: {"type": "object"},
+}
+
+
+class Doors(Flag):
+    """Where a backfill can be asked for; `geneva.Table.backfill` itself takes every argument."""
+
+    SHELL = auto()
+    SERVICE = auto()  # REST, `auto_backfill` and whatever else is a job of a service
+    FORM = auto()
+    FLOW = auto()
+
+
+_EVERYWHERE = Doors.SHELL | Doors.SERVICE | Doors.FORM | Doors.FLOW
+_BY_HAND = _EVERYWHERE & ~Doors.FORM
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One argument of `geneva.Table.backfill`.
+
+    Attributes
+    ----------
+    default
+        ``None`` also stands for an argument that is left out.
+    help
+        One line, for a shell and the reference.
+    unit
+        What is counted.
+    option
+        The word of a shell, if it is not the name: ``--fragment 3 --fragment 5``.
+    parts
+        Of an object with declared names: a shell has an option for each, ``--OPTION-PART``, and
+        every other door takes the object.
+    """
+
+    name: str
+    kind: ValueKind
+    default: Any
+    help: str
+    choices: tuple[str, ...] = ()
+    unit: str = ""
+    option: str = ""
+    doors: Doors = _EVERYWHERE
+    parts: tuple[Argument, ...] = ()
+
+    @property
+    def word(self) -> str:
+        """The word of a shell, without its dashes."""
+        return self.option or self.name.replace("_", "-")
+
+    def words(self, value: Any) -> list[str]:
+        """Return the words of a shell that give the argument a value."""
+        if self.parts:
+            given = [part for part in self.parts if part.name in value]
+            named = [replace(p, option=f"{self.word}-{p.word}") for p in given]
+            return [w for p in named for w in p.words(value[p.name])]
+        match self.kind:
+            case ValueKind.SWITCH:
+                return [f"--{self.word}"] if value else []
+            case ValueKind.FRAGMENTS:
+                return [w for i in value for w in (f"--{self.word}", str(i))]
+            case ValueKind.OBJECT:
+                pairs = [
+                    f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in value.items()
+                ]
+                return [w for pair in pairs for w in (f"--{self.word}", pair)]
+            case _:
+                return [f"--{self.word}", str(value)]
+
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON schema of the values."""
+        described = {"description": self.help, "default": self.default}
+        if self.parts:
+            parts = {p.name: p.schema() for p in self.parts}
+            form = {"type": "object", "properties": parts, "additionalProperties": False}
+        else:
+            form = _SCHEMAS[self.kind] | ({"enum": list(self.choices)} if self.choices else {})
+        if self.default is None:
+            form = {"anyOf": [form, {"type": "null"}]}
+        return form | described
+
+
+ARGUMENTS = (
+    Argument(
+        "where",
+        ValueKind.SQL,
+        None,
+        "SQL filter: compute rows for which it is true, also those that hold a value. "
+        "Without it: rows that are missing or stale.",
+    ),
+    Argument(
+        "concurrency",
+        ValueKind.COUNT,
+        8,
+        "Applier processes; what fits starts at once.",
+        unit="processes",
+    ),
+    Argument(
+        "intra_applier_concurrency",
+        ValueKind.COUNT,
+        1,
+        "UDF calls at once in each applier.",
+        unit="calls",
+    ),
+    Argument(
+        "num_frags",
+        ValueKind.COUNT,
+        None,
+        "At most so many fragments that need work; the rest later.",
+        unit="fragments",
+    ),
+    Argument(
+        "commit_granularity",
+        ValueKind.COUNT,
+        64,
+        "Fragments per intermediate commit.",
+        unit="fragments",
+    ),
+    Argument(
+        "batch_size", ValueKind.COUNT, None, "Rows per UDF call; default: measured.", unit="rows"
+    ),
+    Argument(
+        "checkpoint_size",
+        ValueKind.COUNT,
+        None,
+        "Rows per checkpoint record.",
+        unit="rows",
+        doors=_BY_HAND,
+    ),
+    Argument(
+        "on_error",
+        ValueKind.CHOICE,
+        "fail",
+        "Stop at the first failing row, or store null and record it.",
+        choices=("fail", "null"),
+    ),
+    Argument(
+        "max_failures",
+        ValueKind.NUMBER,
+        None,
+        "With --on-error null: more (a count, or a fraction below 1) stop the job.",
+        unit="rows",
+    ),
+    Argument("force", ValueKind.SWITCH, False, "Compute whatever was recorded."),
+    Argument("retry_failed", ValueKind.SWITCH, False, "Try rows again that failed earlier."),
+    Argument(
+        "unverified",
+        ValueKind.CHOICE,
+        "trust",
+        "Values whose history is gone.",
+        choices=("trust", "recompute"),
+    ),
+    Argument(
+        "foreign",
+        ValueKind.CHOICE,
+        "keep",
+        "Values that somebody else wrote.",
+        choices=("keep", "recompute"),
+    ),
+    Argument(
+        "inputs",
+        ValueKind.CHOICE,
+        "wait",
+        "Rows whose computed input is missing or stale: leave them, or pass it.",
+        choices=("wait", "as_is"),
+    ),
+    Argument(
+        "include_new", ValueKind.SWITCH, False, "Also rows that are appended while the job runs."
+    ),
+    Argument(
+        "only",
+        ValueKind.ROWS,
+        None,
+        "Of these rows, at most these; physical rows, half-open.",
+        doors=Doors.SERVICE,
+    ),
+    Argument(
+        "params",
+        ValueKind.OBJECT,
+        None,
+        "Override a parameter of the UDF; JSON; repeat.",
+        option="param",
+    ),
+    Argument(
+        "timeout", ValueKind.SECONDS, None, "Seconds after which the job stops.", unit="seconds"
+    ),
+    Argument(
+        "resource_timeout",
+        ValueKind.SECONDS,
+        600.0,
+        "Seconds to wait for the first applier.",
+        unit="seconds",
+        doors=_BY_HAND,
+    ),
+    Argument(
+        "order",
+        ValueKind.CHOICE,
+        "forward",
+        "Begin with the oldest or newest fragments.",
+        choices=("forward", "backward"),
+        doors=_BY_HAND,
+    ),
+    Argument(
+        "fragments",
+        ValueKind.FRAGMENTS,
+        None,
+        "Only this fragment; repeat for several.",
+        option="fragment",
+        doors=Doors.SHELL | Doors.SERVICE,
+    ),
+    Argument(
+        "executor",
+        ValueKind.CHOICE,
+        "ray",
+        "Ray actors, or threads of one process.",
+        choices=("ray", "local"),
+    ),
+    Argument(
+        "progress",
+        ValueKind.SWITCH,
+        None,
+        "A bar on a terminal, else a line every few seconds. [default: bar on a terminal]",
+        doors=Doors.SHELL,
+    ),
+)
+"""In the order of the signature of `geneva.Table.backfill`."""
+
+_BY_NAME = {a.name: a for a in ARGUMENTS}
+DEFAULTS: Mapping[str, Any] = {a.name: a.default for a in ARGUMENTS}
+
+
+def arguments_of(doors: Doors) -> tuple[Argument, ...]:
+    """Return the arguments that all of some doors take, in their order."""
+    return tuple(a for a in ARGUMENTS if doors in a.doors)
+
+
+def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all arguments, lengths of time in seconds; what was not given has its default.
+
+    Raises
+    ------
+    SettingError
+        One argument is unknown.
+    """
+    refuse_unknown(given)
+    seconds = {k: v.total_seconds() for k, v in given.items() if isinstance(v, timedelta)}
+    return {**DEFAULTS, **given, **seconds}
+
+
+def chosen(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that differ from their defaults."""
+    return {k: v for k, v in arguments.items() if v != DEFAULTS[k]}
+
+
+def refuse_unknown(names: Mapping[str, Any]) -> None:
+    """Refuse an argument that is not declared, and say which are.
+
+    Raises
+    ------
+    SettingError
+        There is one.
+    """
+    for name in sorted(names.keys() - DEFAULTS.keys()):
+        hint = did_you_mean(name, DEFAULTS)
+        raise SettingError(f"unknown argument {name!r}.{hint} Arguments: {', '.join(DEFAULTS)}")
+
+
+def refuse_elsewhere(names: Mapping[str, Any]) -> None:
+    """Refuse an argument that a job of a service cannot have.
+
+    Raises
+    ------
+    SettingError
+        There is one.
+    """
+    for name in names:
+        if name in _BY_NAME and Doors.SERVICE not in _BY_NAME[name].doors:
+            raise SettingError(f"{name!r} is no argument of a job that runs elsewhere")
+
+
+def checked_options(arguments: Mapping[str, Any]) -> Options:
+    """Check values; those that are no option of the engine are passed over.
+
+    Raises
+    ------
+    SettingError
+        One makes no sense.
+    """
+    names = {f.name for f in fields(Options)}
+    options = {k: v for k, v in arguments.items() if k in names}
+    for name, value in options.items():
+        check_value(name, value)
+    if options.get("max_failures") is not None and options.get("on_error") != "null":
+        raise SettingError("max_failures counts the failures that on_error='null' records; set it")
+    if options.get("fragments") is not None:
+        if options.get("include_new"):
+            raise SettingError("fragments limits the call to what is there; leave out include_new")
+        options["fragments"] = tuple(sorted(set(options["fragments"])))
+    if options.get("only") is not None:  # what came through JSON holds lists
+        options["only"] = tuple((f, start, stop) for f, start, stop in options["only"])
+    return Options(**options)
+
+
+def check_value(name: str, value: Any) -> None:
+    """Check the value of one argument.
+
+    Raises
+    ------
+    SettingError
+        It makes no sense.
+    """
+    argument = _BY_NAME[name]
+    if value is None and argument.default is None:
+        return
+    problem = _problem(argument, value)
+    if problem:
+        raise SettingError(f"{name}={value!r} {problem}")
+
+
+def _problem(argument: Argument, value: Any) -> str:
+    """Return what is wrong with a value, or an empty text."""
+    fits: Callable[[Any], bool]
+    match argument.kind:
+        case ValueKind.COUNT:
+            if _is_whole(value) and value < 1:
+                return "must be at least 1"
+            fits, needed = _is_whole, "must be a whole number"
+        case ValueKind.NUMBER | ValueKind.SECONDS:
+            fits, needed = _is_amount, "must be a number that is not negative"
+        case ValueKind.SWITCH:
+            fits, needed = _is_switch, "must be True or False"
+        case ValueKind.CHOICE:
+            listed = " or ".join(map(repr, argument.choices))
+            fits, needed = argument.choices.__contains__, f"is unknown; choose {listed}"
+        case ValueKind.SQL:
+            fits, needed = _is_text, "must be SQL text"
+        case ValueKind.FRAGMENTS:
+            fits, needed = _are_ids, "must be a list of fragment ids, such as [0, 3]"
+        case ValueKind.ROWS:
+            fits = _are_ranges
+            needed = "must be a list of (fragment, start, stop): physical rows, half-open"
+        case ValueKind.OBJECT:
+            fits, needed = _is_object, "must be an object of names and values"
+        case _:
+            assert_never(argument.kind)
+    return "" if fits(value) else needed
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
+
+
+def _is_switch(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _are_ids(value: Any) -> bool:
+    listed = isinstance(value, list | tuple) and len(value) > 0
+    return listed and all(type(i) is int and i >= 0 for i in value)
+
+
+def _are_ranges(value: Any) -> bool:
+    return _is_list(value) and all(
+        _is_list(item) and len(item) == 3 and all(type(n) is int and n >= 0 for n in item)
+        for item in value
+    )
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
