@@ -24,7 +24,7 @@ from geneva.engine.plan.report import Plan
 from geneva.engine.reporter import Observer
 from geneva.errors import SettingError, TableError
 from geneva.interrupts import interrupt_cancels, uninterrupted
-from geneva.jobs.call import Call, check_call, plan_call
+from geneva.jobs.backfills import Call, check_call, plan_call
 from geneva.jobs.handle import Job
 from geneva.jobs.hosted import HostedCall, JobsPlace
 from geneva.jobs.progress import observer_for

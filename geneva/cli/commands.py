@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from geneva.cli import service
+from geneva.cli import service_commands
 from geneva.cli.answers import (
     EXIT_CODES,
     answering,
@@ -244,4 +244,4 @@ def version(as_json: AsJson = False) -> None:
         answer(" ".join(f"{k} {v}" for k, v in found.items()), found)
 
 
-service.install(app)
+service_commands.install(app)

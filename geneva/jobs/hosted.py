@@ -17,7 +17,7 @@ from geneva.engine.process import this_process
 from geneva.engine.reporter import Observer
 from geneva.errors import GenevaError, JobCancelledError, JobError, SettingError
 from geneva.extras import installed
-from geneva.jobs.call import Call
+from geneva.jobs.backfills import Call
 from geneva.jobs.page import Wish
 from geneva.jobs.records import JobRecord, RunRecord, Submission
 from geneva.model.result import BackfillResult

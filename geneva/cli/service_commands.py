@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from geneva.cli import jobs
+from geneva.cli import run_commands
 from geneva.cli.answers import answering
 from geneva.cli.options import AsJson, Debug
 
@@ -87,7 +87,7 @@ def install(app: typer.Typer) -> None:
     database = typer.Typer(help="The database of jobs.", no_args_is_help=True)
     database.command("upgrade")(upgrade)
     app.add_typer(database, name="db")
-    app.add_typer(jobs.app, name="jobs")
+    app.add_typer(run_commands.app, name="jobs")
 
 
 def serve(
