@@ -1,7 +1,8 @@
 """Geneva: backfill computed columns of LanceDB tables, durably and exactly."""
 
-from geneva.interrupts import uninterrupted
+from geneva.interrupts import interrupt_ends_starting_command, uninterrupted
 
+interrupt_ends_starting_command()
 with uninterrupted():  # a half imported NumPy or pyarrow is of no use to the rest of a session
     from geneva.connection import Connection, connect
     from geneva.errors import GenevaError, UdfTimeoutError

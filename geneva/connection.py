@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from geneva.errors import GenevaError, TableError
+from geneva.errors import GenevaError, SettingError, TableError
 from geneva.interrupts import uninterrupted
-from geneva.jobs.hosted import JobsPlace, jobs, sql_jobs
+from geneva.jobs.backfills import JobsPlace, absolute
+from geneva.jobs.page import Wish
 from geneva.storage.door import LanceErrors, is_fault
 from geneva.storage.lance import TableStorage
 from geneva.storage.objects import storage_errors
@@ -25,7 +26,7 @@ from geneva.storage.remote import check_uri
 from geneva.table import Table
 
 if TYPE_CHECKING:
-    from geneva.jobs.store.view import Jobs
+    from geneva.jobs.store.view import Jobs, Runs
 
 _STABLE_ROW_IDS = "new_table_enable_stable_row_ids"
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")  # of a table, as lancedb allows it
@@ -202,13 +203,40 @@ class Connection:
         known = {k: v for k, v in self._options_of(options).items() if k != _STABLE_ROW_IDS}
         return Table(inner, storage_options=known or None, ray=self._ray, jobs=self._jobs)
 
+    def runs(self, **wish: Any) -> Runs:
+        """Return the recorded runs of this database: ``for run in db.runs(table="docs")``.
+
+        Parameters
+        ----------
+        wish
+            ``table``, ``states``, ``name``, ``sort`` and ``pool``: as `geneva runs ls` takes them.
+        """
+        from geneva.jobs.store.view import Runs
+
+        return Runs(self._record.source, self._wish(wish))
+
     def jobs(self, **wish: Any) -> Jobs:
-        """Return the runs of this database: ``for run in db.jobs(table="docs")``."""
-        return jobs(self._jobs, self.uri, wish)
+        """Return the recorded jobs of this database: what `runs` consist of."""
+        from geneva.jobs.store.view import Jobs
+
+        return Jobs(self._record.source, self._wish(wish))
 
     def sql_jobs(self, query: str) -> pa.Table:
         """Run SQL over all that is recorded: runs, jobs, tasks, failures and events."""
-        return sql_jobs(self._jobs, query)
+        from geneva.jobs.store.tables import query as run
+
+        return run(self._record.source, query)
+
+    @property
+    def _record(self) -> JobsPlace:
+        if self._jobs is None:
+            raise SettingError(
+                "no jobs are recorded: connect with jobs='sqlite:///file' or jobs='http://service'"
+            )
+        return self._jobs
+
+    def _wish(self, given: Mapping[str, Any]) -> Wish:
+        return Wish(**{"db": absolute(self.uri)} | dict(given))
 
     def __repr__(self) -> str:
         return f"geneva.Connection({self.uri!r})"

@@ -24,9 +24,15 @@ from geneva.engine.plan.report import Plan
 from geneva.engine.reporter import Observer
 from geneva.errors import SettingError, TableError
 from geneva.interrupts import interrupt_cancels, uninterrupted
-from geneva.jobs.backfills import Call, check_call, plan_call
+from geneva.jobs.backfills import (
+    Backfill,
+    JobsPlace,
+    RecordedBackfill,
+    SubmittedBackfill,
+    check_call,
+    plan_call,
+)
 from geneva.jobs.handle import Job
-from geneva.jobs.hosted import HostedCall, JobsPlace
 from geneva.jobs.progress import observer_for
 from geneva.model.arguments import (
     check_value,
@@ -403,7 +409,7 @@ class Table:
 
     def prepare_backfill(
         self, columns: str | Sequence[str], arguments: Mapping[str, Any], job_id: str
-    ) -> Call:
+    ) -> Backfill:
         """Check a call of `backfill` for a job that exists, and return it, not yet begun."""
         return self._call(columns, with_defaults(arguments), job_id)
 
@@ -441,23 +447,25 @@ class Table:
 
     def _prepare(
         self, columns: str | Sequence[str], arguments: dict[str, Any]
-    ) -> Call | HostedCall:
-        def call() -> Call:
+    ) -> Backfill | RecordedBackfill | SubmittedBackfill:
+        def call() -> Backfill:
             return self._call(columns, arguments, uuid4().hex[:12])
 
         if self._jobs is None:
             return call()
         return self._jobs.host(self.storage.uri, columns, chosen(arguments), self._ray, call)
 
-    def _call(self, columns: str | Sequence[str], arguments: dict[str, Any], job_id: str) -> Call:
+    def _call(
+        self, columns: str | Sequence[str], arguments: dict[str, Any], job_id: str
+    ) -> Backfill:
         options, storage = checked_options(arguments), self.storage
         params = _params(arguments)
 
-        def call(latest: Snapshot) -> Call:
+        def call(latest: Snapshot) -> Backfill:
             names = tuple(groups_in(storage, latest, columns))
             runner = _executor(arguments["executor"], options, self._ray)
             control = Control(job_id, names, options.timeout)
-            return Call(storage, latest, names, options, params, runner, control, self.refresh)
+            return Backfill(storage, latest, names, options, params, runner, control, self.refresh)
 
         with storage_errors(storage.uri):
             return storage.on_latest(call)

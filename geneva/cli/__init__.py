@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from geneva.interrupts import uninterrupted
+from geneva.interrupts import INTERRUPTED, interrupt_is_raised, uninterrupted
 
 __all__ = ["main"]
-
-_INTERRUPTED = 130
 
 
 def main() -> None:
@@ -21,6 +19,7 @@ def main() -> None:
             from geneva.cli.answers import said_wrong
             from geneva.cli.commands import app
             from geneva.cli.streams import fit_for_any_terminal, flush
+        interrupt_is_raised()
         fit_for_any_terminal()
         try:
             code = app(standalone_mode=False)
@@ -31,5 +30,5 @@ def main() -> None:
         flush()
     except KeyboardInterrupt:  # before or behind the command itself
         print("geneva: interrupted", file=sys.stderr)
-        sys.exit(_INTERRUPTED)
+        sys.exit(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)

@@ -25,10 +25,11 @@ from geneva.errors import (
     TableChangedError,
 )
 from geneva.extras import missing_extra
+from geneva.interrupts import INTERRUPTED
 from geneva.model.result import BackfillResult
 from geneva.model.types import JobState
 
-OK, JOB_FAILED, BAD_REQUEST, RETRY, OPERATOR, PARTIAL, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+OK, JOB_FAILED, BAD_REQUEST, RETRY, OPERATOR, PARTIAL = 0, 1, 2, 3, 4, 5
 _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (JobCancelledError, INTERRUPTED),
     (KeyboardInterrupt, INTERRUPTED),

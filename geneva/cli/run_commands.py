@@ -1,4 +1,4 @@
-"""`geneva jobs ...`: the verbs of the REST interface, for a shell."""
+"""`geneva runs ...`: the verbs of the REST interface, for a shell."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     )
     from geneva.jobs.store.client import Client
 
-app = typer.Typer(help="Jobs of a service.", no_args_is_help=True, epilog=EXIT_CODES)
+app = typer.Typer(
+    help="Backfills that a service carries out.", no_args_is_help=True, epilog=EXIT_CODES
+)
 
 _Url = Annotated[
     str,
@@ -372,7 +374,7 @@ def _group(run_id: str, group: FailureGroup) -> Iterator[str]:
     for sample in group.samples:
         yield f"  {_row(sample.failure)}"
     if group.retrying < group.rows:
-        yield f"  again: geneva jobs retry {run_id} --group {group.key}"
+        yield f"  again: geneva runs retry {run_id} --group {group.key}"
 
 
 def _row(found: FailureRecord, error: str = "") -> str:

@@ -87,7 +87,7 @@ def install(app: typer.Typer) -> None:
     database = typer.Typer(help="The database of jobs.", no_args_is_help=True)
     database.command("upgrade")(upgrade)
     app.add_typer(database, name="db")
-    app.add_typer(run_commands.app, name="jobs")
+    app.add_typer(run_commands.app, name="runs")
 
 
 def serve(

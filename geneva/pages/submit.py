@@ -255,7 +255,7 @@ def _object(name: str, text: str) -> dict[str, Any]:
 
 def _command(asked: Submission) -> str:
     """Return what does the same in a shell."""
-    words = ["geneva", "jobs", "submit", asked.table, *asked.columns]
+    words = ["geneva", "runs", "submit", asked.table, *asked.columns]
     for argument in ARGUMENTS:
         if argument.name in asked.arguments:
             words += argument.words(asked.arguments[argument.name])

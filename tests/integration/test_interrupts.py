@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -10,12 +12,14 @@ from pathlib import Path
 import pytest
 
 import geneva
+from tests.support.backfills import until
 
 ROOT = Path(__file__).parents[2]
 
 _SESSION = """
 import os, signal, sys, threading, time
 import geneva
+from tests.support.backfills import until
 
 table = geneva.connect(sys.argv[1]).open_table("t")
 presses = [float(s) for s in sys.argv[2:]]
@@ -102,3 +106,29 @@ def test_interrupted_command_exits_with_130_and_one_line(tmp_path: Path, wait_s:
     assert child.returncode == 130, errors
     assert [line for line in errors.splitlines() if line.strip()][-1].startswith("geneva: ")
     assert "Traceback" not in errors
+
+
+SLOW_IMPORT = """
+import pathlib, time
+pathlib.Path(__file__).with_name("importing").touch()
+time.sleep(120)
+"""
+
+
+@pytest.mark.disk(reason="it is about imports and starts, whatever the storage is")
+@pytest.mark.parametrize("command", ["console script", "module"])
+@pytest.mark.parametrize("module", ["pyarrow", "typer"])
+def test_interrupt_while_the_command_line_is_imported_is_one_line(
+    tmp_path: Path, command: str, module: str
+) -> None:
+    (tmp_path / f"{module}.py").write_text(SLOW_IMPORT)
+    script = Path(sys.executable).with_name("geneva")
+    words = [str(script)] if command == "console script" else [sys.executable, "-m", "geneva"]
+    path = os.pathsep.join(p for p in (str(tmp_path), os.environ.get("PYTHONPATH")) if p)
+    started = subprocess.Popen(
+        [*words, "version"], env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.PIPE
+    )
+    until((tmp_path / "importing").exists)
+    started.send_signal(signal.SIGINT)
+    _, stderr = started.communicate(timeout=60)
+    assert (started.returncode, stderr.decode()) == (130, "geneva: interrupted\n")

@@ -71,7 +71,7 @@ def test_command_on_a_folder_that_is_not_there_makes_none(tmp_path: Path, verb: 
         ["columns", "t", "--db", "x", "--nope", "--json"],
         ["backfill", "t", "y", "--db", "x", "--num-frags", "many", "--json"],
         ["backfill", "t", "y", "--db", "x", "--on-error", "ignore", "--json"],
-        ["jobs", "show", "--json"],
+        ["runs", "show", "--json"],
         ["no-such-command", "--json"],
     ],
 )
@@ -93,7 +93,7 @@ def test_wrong_words_without_json_are_told_on_stderr():
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        ("httpx", ["jobs", "ls"]),
+        ("httpx", ["runs", "ls"]),
         ("sqlalchemy", ["serve"]),
         ("fastapi", ["serve"]),
         ("alembic", ["db", "upgrade"]),
@@ -103,7 +103,7 @@ def test_missing_extra_is_named_with_the_command_that_installs_it(
     tmp_path: Path, module: str, words: list[str]
 ):
     program = f"import sys; sys.modules[{module!r}] = None; from geneva.cli import main; main()"
-    state = [] if words[0] == "jobs" else ["--state", str(tmp_path / "s")]
+    state = [] if words[0] == "runs" else ["--state", str(tmp_path / "s")]
     command = [sys.executable, "-c", program, *words, *state]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 4, done.stderr

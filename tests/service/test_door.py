@@ -65,7 +65,7 @@ def test_clients_of_the_same_account_need_no_settings(running: Service, db: Path
     file = token_file(running.port)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
-    assert CliRunner().invoke(app, ["jobs", "ls", "--url", url]).exit_code == 0
+    assert CliRunner().invoke(app, ["runs", "ls", "--url", url]).exit_code == 0
     assert Client(url.replace("127.0.0.1", "localhost")).pools()
     assert list(connect(str(db), jobs=url).jobs()) == []
 

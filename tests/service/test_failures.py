@@ -141,7 +141,7 @@ def test_group_that_is_gone_is_not_retried(http: TestClient):
 
 def test_handle_shows_its_failures_and_retries_a_group(jobs: Store, scene: Scene):
     run = fail(jobs, scene)
-    handle = geneva.connect(str(scene.path), jobs=jobs.database.url).jobs()[run]
+    handle = geneva.connect(str(scene.path), jobs=jobs.database.url).runs()[run]
     found = handle.failures()
     assert [(g.error, g.rows) for g in found.items] == [("ValueError", 4), ("OverflowError", 3)]
     retry = handle.retry(found.items[1].key)
@@ -164,7 +164,7 @@ def test_served_retry_computes_its_rows_and_no_others(service: Service, scene: S
     scene.gate.open()
     scene.calls.clear()
     key = groups["ValueError"]["key"]
-    assert f"geneva jobs retry {run} --group {key}" in shown
+    assert f"geneva runs retry {run} --group {key}" in shown
     retry = call(service, "retry", run, "--group", key)
     service.until(retry["id"], "SUCCEEDED")
     call(service, "retry", run, "--group", key, code=2)

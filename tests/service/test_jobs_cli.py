@@ -1,4 +1,4 @@
-"""`geneva jobs ...` against a service that runs."""
+"""`geneva runs ...` against a service that runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.services import Service, is_running
 
 def call(service: Service, *words: str, code: int = 0, as_json: bool = True) -> Any:
     url = ["--url", str(service.http.base_url)]
-    done = CliRunner().invoke(app, ["jobs", *words, *url, *(["--json"] if as_json else [])])
+    done = CliRunner().invoke(app, ["runs", *words, *url, *(["--json"] if as_json else [])])
     assert done.exit_code == code, done.output
     return json.loads(done.stdout) if as_json else done.stdout
 
@@ -68,7 +68,7 @@ def test_verbs_of_the_shell_do_what_they_say(scene: Scene, service: Service):
 
 
 def test_service_that_is_not_there():
-    done = CliRunner().invoke(app, ["jobs", "ls", "--url", "http://127.0.0.1:1"])
+    done = CliRunner().invoke(app, ["runs", "ls", "--url", "http://127.0.0.1:1"])
     assert done.exit_code == 3
     assert "is `geneva serve` running" in done.output
 
@@ -82,7 +82,7 @@ def test_typing_errors_are_answered_with_what_was_meant(service: Service, scene:
         (["submit", "tt", "y", "--db", str(scene.path)], "tables: t"),
     ):
         url = [] if "--url" in words else ["--url", str(service.http.base_url)]
-        done = CliRunner().invoke(app, ["jobs", *words, *(url if words[0] != "shwo" else [])])
+        done = CliRunner().invoke(app, ["runs", *words, *(url if words[0] != "shwo" else [])])
         assert (done.exit_code, said in done.output) == (2, True), done.output
     run = service.submit()
     job = service.job(run)["id"]

@@ -190,6 +190,6 @@ def test_recorded_call_leaves_its_secrets_behind(tmp_path: Path) -> None:
         table.backfill("y", executor="local", progress=False)
     for path in tmp_path.glob("history.db*"):
         assert SECRET.encode() not in path.read_bytes()
-    [run] = geneva.connect(str(tmp_path / "db"), jobs=url).jobs()
+    [run] = geneva.connect(str(tmp_path / "db"), jobs=url).runs()
     with pytest.raises(JobStateError, match="without its secrets, so only its caller"):
         run.retry()

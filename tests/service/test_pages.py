@@ -278,7 +278,7 @@ def test_logs_of_a_job_and_of_one_that_has_none(web: TestClient, jobs: Store, tm
     applier = web.get(f"/jobs/{job}/logs?name=applier-3").text
     assert "the end</pre>" in applier
     assert "The last 200,000 bytes." in applier
-    assert f"geneva jobs logs {run} --applier 3 --follow" in applier
+    assert f"geneva runs logs {run} --applier 3 --follow" in applier
     assert web.get(f"/jobs/{job}/logs?name=applier-3", headers=PIECE).text.startswith("<div")
     assert "no such log" in web.get(f"/jobs/{job}/logs?name=../../jobs").text
     assert web.get("/jobs/none/logs").status_code == 404

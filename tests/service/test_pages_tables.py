@@ -136,7 +136,7 @@ def test_plan_follows_the_form(web: TestClient, jobs: Store):
     assert re.search(r"Rows to compute</dt><dd>1 <small>of 40", text)
     assert "10.0×" in text  # noqa: RUF001
     assert "A filter along the order of the table" in text
-    assert "geneva jobs submit t y --where &#39;x = 3&#39; --force" in text
+    assert "geneva runs submit t y --where &#39;x = 3&#39; --force" in text
     assert runs(jobs) == []
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import geneva
 from geneva.cli.commands import app
 from geneva.errors import JobCancelledError, SettingError, UdfFailedError
-from geneva.jobs.hosted import JobsPlace
+from geneva.jobs.backfills import JobsPlace
 from tests.service.conftest import Scene
 from tests.support.backfills import until
 from tests.support.services import Service
@@ -74,8 +74,11 @@ def test_shell_leaves_the_same_record(scene: Scene):
     done = CliRunner().invoke(app, [*words, "--json"])
     assert done.exit_code == 0, done.output
     db = recorded(scene, url)
-    [run] = db.jobs()
+    [run] = db.runs()
     assert (run.state, run.record().jobs[0].rows_computed) == ("SUCCEEDED", 40)
+    [job] = db.jobs()
+    assert (job, db.jobs()[job.id].run_id) == (run.record().jobs[0], run.id)
+    assert db.runs().to_arrow()["id"].to_pylist() == [run.id]
     assert db.list_tables().tables == ["t"]
 
 
@@ -113,7 +116,7 @@ def test_request_that_is_wrong_leaves_no_record(scene: Scene, url: str):
 
 def test_connection_without_a_record_says_how_to_have_one(scene: Scene):
     with pytest.raises(SettingError, match="sqlite:///file"):
-        geneva.connect(str(scene.path)).jobs()
+        geneva.connect(str(scene.path)).runs()
 
 
 def test_recorded_call_is_steered_through_the_record(scene: Scene, url: str):
@@ -121,7 +124,7 @@ def test_recorded_call_is_steered_through_the_record(scene: Scene, url: str):
     options = {"batch_size": 1, "concurrency": 1}
     job = db.open_table("t").backfill_async("y", **LOCAL, **options)
     until(lambda: len(scene.calls) >= 20)
-    [run] = db.jobs()
+    [run] = db.runs()
     run.pause()
     until(lambda: job._control.wanted == "pause")
     scene.gate.open()
@@ -138,7 +141,7 @@ def test_service_carries_out_what_a_connection_asks(scene: Scene, service: Servi
     result = db.open_table("t").backfill("y", **LOCAL)
     assert (result.rows_computed, result.fragments_committed) == (40, 4)
     assert column(scene.table, "y") == [2 * i for i in range(40)]
-    [run] = db.jobs(table="t")
+    [run] = db.runs(table="t")
     assert run.state == "SUCCEEDED"
     assert db.jobs().to_arrow()["mode"].to_pylist() == ["service"]
     job = run.record().jobs[0].id
@@ -155,11 +158,11 @@ def test_caller_that_waits_hears_of_a_cancel(scene: Scene, service: Service):
     job = db.open_table("t").backfill_async("y", **LOCAL, **options)
     until(lambda: len(scene.calls) == 25)
     job.cancel()
-    until(lambda: db.jobs()[job.id].state == "CANCELLING")
+    until(lambda: db.runs()[job.id].state == "CANCELLING")
     scene.gate.open()
     with pytest.raises(JobCancelledError, match=job.id):
         job.wait(60)
-    assert db.jobs()[job.id].state == "CANCELLED"
+    assert db.runs()[job.id].state == "CANCELLED"
     assert len(scene.calls) == 26
 
 
@@ -181,8 +184,8 @@ def test_interrupt_of_a_call_that_a_service_carries_out_says_how_to_go_on(
         table.backfill("y", **LOCAL)
     said = str(interrupted.value)
     assert "run r1 goes on in the service at http://far:1" in said
-    assert "geneva jobs watch r1 --url http://far:1" in said
-    assert "geneva jobs cancel r1 --url http://far:1" in said
+    assert "geneva runs watch r1 --url http://far:1" in said
+    assert "geneva runs cancel r1 --url http://far:1" in said
     done = CliRunner().invoke(
         app, ["backfill", "t", "y", "--db", str(scene.path), "--jobs", "http://far:1"]
     )

@@ -22,7 +22,7 @@ from geneva.errors import (
     ServiceError,
     SettingError,
 )
-from geneva.jobs import hosted
+from geneva.jobs import backfills
 from geneva.jobs.page import Wish
 from geneva.jobs.records import RunRecord, Submission, TaskState
 from geneva.jobs.store.database import Database
@@ -393,7 +393,7 @@ def test_rate_and_estimate_are_the_same_at_every_door(jobs: Store):
     kept = jobs.run(run.id)
     [job] = kept.jobs
     assert (job.rows_per_s, job.eta_s, job.total_estimated) == (40, 2, True)
-    shown = hosted._progress(job, kept)
+    shown = backfills._progress(job, kept)
     assert (shown.rows_per_s, shown.eta_s) == (told.rows_per_s, told.eta_s)
     assert shown.total_estimated
     leases.beat(claimed, replace(progress(JobState.STARTING), rate=0.0), 30)  # of the next driver

@@ -66,7 +66,7 @@ _ARGUMENTS = f"""# Arguments of a backfill
 `geneva.Table.backfill`, `backfill_async` and `plan_backfill` take all of them. A service takes them
 as `arguments`, in the REST interface and in `auto_backfill`, except those that are marked
 "not by a service". The options are those of `geneva backfill`, `geneva plan` and
-`geneva jobs submit`.
+`geneva runs submit`.
 
 | argument | takes | default | option | |
 |---|---|---|---|---|

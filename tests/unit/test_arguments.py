@@ -110,7 +110,7 @@ def test_argument_that_is_unknown_is_answered_with_what_was_meant(
         getattr(table, verb)()
 
 
-@pytest.mark.parametrize("words", [["backfill"], ["plan"], ["jobs", "submit"], ["jobs", "plan"]])
+@pytest.mark.parametrize("words", [["backfill"], ["plan"], ["runs", "submit"], ["runs", "plan"]])
 def test_every_argument_of_a_shell_is_an_option_with_its_default_and_help(words: list[str]):
     command = get_command(app)
     for word in words:

@@ -30,6 +30,9 @@ class Source(Protocol):
     def run(self, run_id: str) -> RunRecord:
         """Return a run."""
 
+    def job(self, job_id: str) -> JobRecord:
+        """Return a job."""
+
     def want(self, run_id: str, wanted: Wanted) -> RunRecord:
         """Say what is wanted of a run."""
 

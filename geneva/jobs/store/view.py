@@ -91,7 +91,7 @@ class RunHandle:
         return f"<Run {self.id} {self.state.value}>"
 
 
-class Jobs:
+class Runs:
     """The runs in the record, the newest first; iterate, or take them as a table."""
 
     def __init__(self, source: Source, wish: Wish) -> None:
@@ -104,5 +104,22 @@ class Jobs:
         return RunHandle(self._source, self._source.run(run_id).id)
 
     def to_arrow(self) -> pa.Table:
-        """Return their jobs as a table."""
-        return as_table(JobRecord, all_jobs(self._source, self._wish))
+        """Return them as a table."""
+        return as_table(RunRecord, all_runs(self._source, self._wish))
+
+
+class Jobs:
+    """The jobs in the record, the newest first; iterate, or take them as a table."""
+
+    def __init__(self, source: Source, wish: Wish) -> None:
+        self._source, self._wish = source, wish
+
+    def __iter__(self) -> Iterator[JobRecord]:
+        return all_jobs(self._source, self._wish)
+
+    def __getitem__(self, job_id: str) -> JobRecord:
+        return self._source.job(job_id)
+
+    def to_arrow(self) -> pa.Table:
+        """Return them as a table."""
+        return as_table(JobRecord, self)
