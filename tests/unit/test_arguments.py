@@ -40,7 +40,7 @@ from geneva.service.schemas import NewRun
 VERBS = ["backfill", "backfill_async", "plan_backfill", "check_backfill"]
 OF_ITS_OWN = {
     "executor": Literal["ray", "local"] | geneva.appliers.executor.Executor | None,
-    "progress": bool | geneva.engine.driver.Observer | None,
+    "progress": bool | geneva.engine.reporter.Observer | None,
 }
 TYPES: dict[ValueKind, Any] = {
     ValueKind.COUNT: int,
