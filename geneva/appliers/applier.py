@@ -45,14 +45,14 @@ _LOG = logging.getLogger("geneva")
 
 
 class Loaded:
-    """What a worker keeps from job to job: UDFs and their instances, threads, and prints.
+    """The parts of a worker that outlive a job: UDFs and their instances, threads, and prints.
 
     Parameters
     ----------
     load
         Returns a UDF by its name.
     pools
-        Of a process that other workers share; else it has its CPUs to itself.
+        The CPUs of a process that other workers share; else it has them to itself.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class Applier:
         return Follower(column, begin, names, task, lead)
 
     def reader(self, version: int) -> Reader:
-        """Return what reads a version of the table, opened once for all tasks that read it."""
+        """Return the reader of a version of the table, opened once for all tasks."""
         if version not in self._readers:
             try:
                 snapshot = self.storage.open(version)
@@ -285,7 +285,7 @@ class _Group:
         self._events.append(event_of(task, error))
 
     def _seal(self) -> None:
-        """Make what was written durable, and record that it is complete."""
+        """Make the files durable, and record that they are complete."""
         target, storage = self._applier.settings.target, self._applier.storage
         attempt = new_attempt(self._reader.snapshot.version)
         path = shared_log_path(target.incarnation, attempt)

@@ -51,7 +51,7 @@ _REMEMBERED = 24  # calls; what they showed is asked again when they are forgott
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a UDF call cost."""
+    """The cost of a UDF call."""
 
     rows: int
     seconds: float
@@ -128,7 +128,7 @@ def _alike(calls: Sequence[Call]) -> list[Call]:
 
 
 def _strange(calls: Sequence[Call], call: Call) -> bool:
-    """Whether a call took a time that others do not explain, whatever their fixed cost is."""
+    """Return whether a call took a time that the others do not explain."""
     least = min(c.seconds * min(1.0, call.rows / c.rows) for c in calls)
     most = max(c.seconds * max(1.0, call.rows / c.rows) for c in calls)
     return not least / 2 < call.seconds < most * 2
@@ -154,7 +154,7 @@ def _longest_step(calls: Sequence[Call]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Cost:
-    """A line through times of calls: what a call costs, and what each of its rows."""
+    """A line through times of calls: the cost of a call, and of each of its rows."""
 
     fixed_s: float
     likely_fixed_s: float  # as much as it may well be, as the times differ so much
@@ -181,7 +181,7 @@ def _fit(calls: Sequence[Call]) -> _Cost:
 
 
 class BatchSizer:
-    """Chooses the rows of the next call by what the latest calls cost; thread-safe.
+    """Chooses the rows of the next call by the cost of the latest; thread-safe.
 
     It begins with one row, so that a UDF that takes a second a row checkpoints after a second.
 
@@ -194,7 +194,7 @@ class BatchSizer:
     least
         Rows that it begins with and never falls below: those that are awaited at once.
     most_bytes
-        Of the inputs or the values of a batch.
+        The largest size of a batch's inputs or values.
     latency
         Whether a call may cost something whatever it is given, as one over a network or a pass
         of a GPU does, or less per row the more rows it has. A scalar UDF is called row by row: its
@@ -231,19 +231,19 @@ class BatchSizer:
 
     @property
     def fixed(self) -> bool:
-        """Whether the user gave the rows, and costs are of no interest."""
+        """True if the user gave the rows, so that costs are of no interest."""
         return self._fixed is not None
 
     @property
     def learns(self) -> bool:
-        """Whether to wait for the call under way is worth more than to have the next one ready."""
+        """True if waiting for the call under way is worth more than having the next one ready."""
         if self._fixed is not None:
             return False
         last = self._calls[-1] if self._calls else Call(0, math.inf, 0)
         return last.seconds > _WAITED_S and not last.rows / 2 < self._rows < last.rows * 2
 
     def observe(self, rows: int, seconds: float, size_bytes: int) -> None:
-        """Take in what a batch cost."""
+        """Take in the cost of a batch."""
         if self._fixed is not None:
             return
         with self._lock:
@@ -273,7 +273,7 @@ class BatchSizer:
             self._rows = min(self._rows, self._limit)
 
     def resume(self, earlier: BatchSizer) -> None:
-        """Begin with what an earlier job of the same UDF arrived at."""
+        """Begin with the size that an earlier job of the same UDF arrived at."""
         self._room = earlier._room
         self._limit = max(self._least, min(self._limit, self._room))
         self._calls.extend(earlier._calls)

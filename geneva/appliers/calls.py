@@ -55,7 +55,7 @@ class UdfThreads:
         return future
 
     def close(self, *, wait: bool) -> None:
-        """Cancel what was not begun, and end the threads."""
+        """Cancel the calls that were not begun, and end the threads."""
         with suppress(queue.Empty):
             while True:
                 if (work := self._works.get_nowait()) is not None:
@@ -153,7 +153,7 @@ class ColumnWork:
 
     @property
     def records_failures(self) -> bool:
-        """Whether a row that fails may be null and done."""
+        """True if a row that fails may be null and done."""
         return self.settings.on_error == "null" or self.udf.skips
 
     @property
@@ -162,7 +162,7 @@ class ColumnWork:
         return max(self.settings.checkpoint_size or 0, self._sizer.rows)
 
     def learns(self) -> bool:
-        """Whether the next unit should be cut when more is known."""
+        """Return whether the next unit should be cut when more is known."""
         return self._sizer.learns
 
     def add_progress(self, rows: int, replayed: int = 0) -> None:
@@ -172,7 +172,7 @@ class ColumnWork:
             self.rows_done = RowsDone(done.rows + rows, done.replayed + replayed)
 
     def call(self, inputs: pa.RecordBatch) -> Iterator[Applied]:
-        """Yield what the UDF makes of a unit's inputs, batch by batch (in a UDF thread)."""
+        """Yield the UDF's results for a unit's inputs, batch by batch (in a UDF thread)."""
         if self._pools is not None:
             self._pools.follow()
         for batch in self._batches(inputs):
@@ -187,7 +187,7 @@ class ColumnWork:
             yield inputs.slice(at, step)
 
     def _calls(self, batch: pa.RecordBatch) -> Iterator[Applied]:
-        """Yield what the UDF makes of a batch: in parts, if its device has no room for all."""
+        """Yield the UDF's results for a batch: in parts, if its device has no room for all."""
         if self.cancelled.is_set():
             raise TaskCancelledError
         started = time.perf_counter()

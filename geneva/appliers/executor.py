@@ -1,4 +1,4 @@
-"""An executor: it starts appliers, which run tasks and yield events; and what one reserves."""
+"""An executor starts appliers, which run tasks and yield events; each reserves resources."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Executor(Protocol):
         Parameters
         ----------
         udfs
-            Those that an applier must be able to run: the one of
-            ``settings.target``, and of columns that may share its read. They reserve the same.
+            The UDFs that an applier must be able to run: that of ``settings.target``, and those
+            of columns that may share its read. They reserve the same.
 
         Raises
         ------
@@ -56,7 +56,7 @@ class Appliers(Protocol):
         """
 
     def wait(self, timeout_s: float) -> list[ExecutorEvent]:
-        """Return what happened, waiting at most ``timeout_s`` for the first event.
+        """Return the events since the last call, waiting at most ``timeout_s`` for the first.
 
         What was printed while a task was carried out comes with the task's event at the latest.
         """
@@ -88,10 +88,10 @@ def lacking(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) ->
     short = [
         f"{v:g} {r} (the largest node has {most[r]:g})" for r, v in needs.items() if most[r] < v
     ]
-    wanted = ", ".join(short) or "the combination of " + ", ".join(
+    request = ", ".join(short) or "the combination of " + ", ".join(
         f"{v:g} {r}" for r, v in needs.items()
     )
-    return f"no node of the Ray cluster can hold an applier: the UDF asks for {wanted}"
+    return f"no node of the Ray cluster can hold an applier: the UDF asks for {request}"
 
 
 def slots(nodes: Sequence[Mapping[str, float]], needs: Mapping[str, float]) -> int:

@@ -70,7 +70,7 @@ class Pools:
         self._thread.follows = True
 
     def restore(self) -> None:
-        """Give the process what it had."""
+        """Give the process back the threads that it had."""
         with Pools._lock:
             held = self in Pools._holding
             Pools._holding.discard(self)

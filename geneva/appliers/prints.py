@@ -1,4 +1,4 @@
-"""What UDFs print on an applier: one bounded buffer, which its driver reads on from where it was.
+"""Prints of UDFs on an applier: one bounded buffer, which its driver reads bit by bit.
 
     a UDF prints -> _Tee -> Prints -- with each reply, twice a second at least --> Heard -> the log
                               `------ as a file, if the applier died ----------------^

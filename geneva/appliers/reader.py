@@ -70,10 +70,10 @@ class Reader:
         return pa.RecordBatch.from_arrays(columns, names=list(self._names))
 
     def read_together(self, tasks: Sequence[Task]) -> dict[int, list[Batch]]:
-        """Read small fragments in one scan: what `read` yields of each, by fragment id.
+        """Read small fragments in one scan; return the batches of each, as `read` yields them.
 
-        Those that a scan must not read, because some input is large there, are left out, and what
-        is too much to hold at once.
+        Fragments that a scan must not read, because some input is large there, are left out, and
+        so are those that are too much to hold at once.
 
         Raises
         ------
@@ -95,7 +95,7 @@ class Reader:
         return {t.fragment_id: list(_needed(t, batches[t.fragment_id])) for t in narrow}
 
     def _held_together(self, tasks: Sequence[Task]) -> Iterator[Task]:
-        """Yield tasks that one scan may read, as long as what they read may be held."""
+        """Yield tasks that one scan may read, as long as their rows may be held in memory."""
         held = 0
         for task in tasks:
             sources = self._sources(task)
@@ -225,13 +225,14 @@ class _Sources:
     blobs
         Columns of which the scan brings descriptors.
     apart
-        Of each input that the scan leaves out, or brings descriptors of: what reads some rows.
+        A function for each input that the scan leaves out, or brings descriptors of: it reads
+        some rows.
     row_bytes
         Mean size of a row of those that the scan leaves out.
     batch_rows, readahead
-        Of the scan.
+        Rows per batch and batches ahead of the scan.
     most_bytes
-        Of all that is read, as the files hold it.
+        The size of all that is read, as the files hold it.
     """
 
     blobs: list[str]
@@ -317,7 +318,7 @@ def column_path(schema: pa.Schema, path: str) -> str:
 
 
 def row_id(storage: TableStorage, snapshot: Snapshot, fragment_id: int, row: int) -> int:
-    """Return what ``_rowid`` is for a physical row; an address unless ids are stable."""
+    """Return the ``_rowid`` of a physical row; an address unless ids are stable."""
     address = fragment_id << 32 | row
     if not snapshot.stable_row_ids:
         return address

@@ -120,7 +120,7 @@ class TaskRun:
         )
 
     def run(self, reader: Reader, turn: Turn, followers: Sequence[Follower]) -> TaskDone:
-        """Carry out the task; the followers get what it reads.
+        """Carry out the task; the followers get the batches that it reads.
 
         Raises
         ------
@@ -205,12 +205,12 @@ class TaskRun:
                 self._push_all(self._units.add(rows[piece.at], inputs.slice(*piece.span)))
 
     def flush(self) -> None:
-        """Compute what was taken in and wait for it."""
+        """Compute all rows that were taken in, and wait for them."""
         self._push_all(self._units.flush())
         self._write_all(self._in_flight.rest())
 
     def _replay_all(self, positions: IntArray) -> None:
-        """Lay out what is checkpointed; no input is read."""
+        """Lay out checkpointed values; no input is read."""
         step = min(_REPLAYED_ROWS, self._earlier.rows_of(READ_BYTES))
         for at in range(0, len(positions), step):
             some = positions[at : at + step]
@@ -318,7 +318,7 @@ class TaskRun:
         self._journal.sync()
 
     def close(self) -> Counts:
-        """End a run that is not sealed: its units are checkpointed; return what it did."""
+        """End a run that is not sealed: its units are checkpointed; return its counts."""
         try:
             self._settle()
         finally:
@@ -332,7 +332,7 @@ class TaskRun:
     # --- in a UDF thread ---------------------------------------------------------------
 
     def _compute(self, unit: Unit) -> Computed:
-        """Call the UDF on a unit and checkpoint what it made of it."""
+        """Call the UDF on a unit and checkpoint the values."""
         started = time.perf_counter()
         applied: list[Applied] = []
         try:
@@ -375,7 +375,7 @@ class TaskRun:
         self._checkpoints.record(done, [e for a in applied for e in a.failures], began_s)
 
     def _failure(self, row: int, error: RowError) -> Failure:
-        """Return what the result says of a row that failed."""
+        """Return a row's failure as the result reports it."""
         return Failure(
             self._task.fragment_id,
             row,
@@ -389,7 +389,7 @@ class TaskRun:
 
 
 class Follower:
-    """A column that is checkpointed from what another one's task, the lead's, reads.
+    """A column that is checkpointed from the batches of another one's task, the lead's.
 
     Its results go to a journal of its own, by its own task key, where its job finds them as it
     finds those of a crashed attempt. Nothing that happens to it happens to the lead: one that
@@ -440,7 +440,7 @@ class Follower:
             self._give_up(error)
 
     def flush(self) -> None:
-        """Compute what was taken in; the lead is done, so not even a cancel is its business."""
+        """Compute all rows taken in; the lead is done, so not even a cancel is its business."""
         if self._stopped:
             return
         try:
@@ -451,7 +451,7 @@ class Follower:
             self._give_up(error)
 
     def end(self) -> Followed:
-        """Let what is in flight be checkpointed, and say what was done."""
+        """Let the units in flight be checkpointed; return the counts."""
         counts = Counts()
         try:
             if self._run is not None:

@@ -92,7 +92,7 @@ class ApplierThreads:
         self._tasks.put(tasks)
 
     def wait(self, timeout_s: float) -> list[ExecutorEvent]:
-        """Return what finished, and what was printed where prints are kept."""
+        """Return the events of tasks that ended, and the new prints where prints are kept."""
         ended: list[list[TaskEvent]] = []
         try:
             ended.append(self._events.get(timeout=timeout_s))

@@ -87,12 +87,12 @@ def all_checkpointed(task: Task, earlier: Replay, *, filtered: bool) -> IntArray
         return np.arange(len(earlier.rows))
     if filtered or not len(earlier.rows) or (task.need is None and task.deleted):
         return None
-    wanted = np.arange(task.start, task.stop)
+    rows = np.arange(task.start, task.stop)
     if task.need is not None:
-        wanted = wanted[task.need.mask()[wanted]]
-    positions = np.searchsorted(earlier.rows, wanted)
-    found = earlier.rows[np.minimum(positions, len(earlier.rows) - 1)] == wanted
-    return positions if found.all() else None
+        rows = rows[task.need.mask()[rows]]
+    positions = np.searchsorted(earlier.rows, rows)
+    matches = earlier.rows[np.minimum(positions, len(earlier.rows) - 1)] == rows
+    return positions if matches.all() else None
 
 
 class Units:
@@ -123,7 +123,7 @@ class Units:
             yield self._cut(self._held)
 
     def flush(self) -> Iterator[Unit]:
-        """Yield what is left as one unit."""
+        """Yield the remaining rows as one unit."""
         if self._held:
             yield self._cut(self._held)
 
@@ -160,7 +160,7 @@ class Computed:
 def joined(
     applied: Sequence[Applied], target: Target
 ) -> tuple[list[pa.Array], list[tuple[int, RowError]]]:
-    """Join batches that follow each other: their columns, and what failed where."""
+    """Join batches that follow each other: their columns, and the rows that failed."""
     if len(applied) == 1:
         return _columns_of(applied[0].values, target), [(e.row, e) for e in applied[0].failures]
     starts = itertools.accumulate((len(a.values) for a in applied), initial=0)
@@ -217,7 +217,7 @@ class Checkpoints:
         self.release()
 
     def release(self) -> None:
-        """Record what is held, and hold nothing from now on."""
+        """Record the held units, and hold none from now on."""
         with self._lock:
             held, self._held, self._holds = self._held, [], False
         for done, errors in held:
@@ -245,12 +245,12 @@ def _columns_of(values: pa.Array, target: Target) -> list[pa.Array]:
 
 
 def error_text(error: RowError) -> str:
-    """Return what the journal keeps of a row that failed."""
+    """Return the text by which the journal keeps a row's failure."""
     return json.dumps({f: getattr(error, f) for f in error.__slots__})
 
 
 class InFlight:
-    """Hands back what was computed, in the order in which it was handed out.
+    """Hands back computed units, in the order in which they were handed out.
 
     So many are in flight as keep the threads busy; of large ones, fewer. Small ones come back in
     groups: to wake the thread that writes them takes longer than the call of a quick UDF.
@@ -260,7 +260,7 @@ class InFlight:
     Parameters
     ----------
     threads
-        That call the UDF.
+        Threads that call the UDF.
     joins
         Whether values are of use, and may be joined.
     learns

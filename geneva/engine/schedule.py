@@ -54,7 +54,7 @@ class Schedule:
     followed
         By the task's key, what was done for a fragment while this call computed other columns.
     group_rows
-        That are read together at most.
+        The most rows that are read together.
     """
 
     def __init__(

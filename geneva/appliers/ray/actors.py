@@ -129,7 +129,7 @@ class Maker:
     outputs
         The folder of what appliers of this host printed last.
     call_timeout_s
-        Of a UDF call, if it has one.
+        The time limit of a UDF call, if it has one.
     """
 
     def __init__(self, storage: TableStorage, udfs: Udfs, settings: JobSettings) -> None:
@@ -171,7 +171,7 @@ class Maker:
 
 
 class Places:
-    """Whether an applier can have a place at all, and since when none could.
+    """The places for appliers: whether there can be one at all, and since when there was none.
 
     Raises
     ------
@@ -189,8 +189,8 @@ class Places:
         self._since_s, self._worked = time.monotonic(), False
 
     def look(self, actors: Sequence[Actor]) -> None:
-        """Find out what the appliers wait for; give up if they did for too long."""
-        if any(a.works for a in actors):
+        """Find out which resources the appliers wait for; give up after too long."""
+        if any(a.computes for a in actors):
             self.missing, self._worked = "", True
             return
         now, lacks = time.monotonic(), lacking(nodes(), self._needs)
@@ -211,9 +211,9 @@ class RayAppliers:
     Parameters
     ----------
     wanted
-        How many there should be.
+        The number of actors that there should be.
     first
-        How many of them are asked for at once; the others when the job lasts.
+        The number of them that are asked for at once; the others when the job lasts.
     """
 
     def __init__(self, maker: Maker, places: Places, wanted: int, first: int) -> None:
@@ -268,7 +268,7 @@ class RayAppliers:
                 self._hand_out(actor, self._suspects.popleft())
 
     def wait(self, timeout_s: float) -> list[ExecutorEvent]:
-        """Return what ended; notices appliers that became ready or died, and nodes that go."""
+        """Return the events; notices appliers that became ready or died, and nodes that go."""
         self._poll_progress()
         self._watch_nodes()
         if time.monotonic() - self._started_at > _REST_S and not self._cancelled:
@@ -339,7 +339,7 @@ class RayAppliers:
         assert_never(event)
 
     def _refused(self, actor: Actor, reference: Any, error: RayTaskError) -> None:
-        """Take in what an actor raised outside the UDF's rows: it could not begin."""
+        """Take in an error of an actor outside the UDF's rows: it could not begin."""
         cause = error.cause if isinstance(error.cause, Exception) else error
         if reference == actor.progress:
             actor.progress = None
@@ -381,7 +381,7 @@ class RayAppliers:
             self._ask_for(min(self._wanted, self._staying + 1))
 
     def _last_words(self, actor: Actor) -> None:
-        """Take in what a dead applier left in its files, and in the reply to the last poll."""
+        """Take in the prints that a dead applier left in its file, and in the last poll's reply."""
         if owed := _references(actor):
             ray.wait(owed, num_returns=len(owed), timeout=_LAST_REPLY_S)
         self._printed(actor, actor.heard.rest())
@@ -453,7 +453,7 @@ class RayAppliers:
 
     def workers(self) -> Workers:
         """Return ready and wanted appliers, and rows done."""
-        ready = sum(a.works for a in self._actors)
+        ready = sum(a.computes for a in self._actors)
         missing = self._places.missing
         starting = f"waiting for resources: {missing}" if missing else "appliers are starting"
         rows = sum(a.rows_done.rows for a in self._actors)
@@ -500,7 +500,7 @@ class RayAppliers:
 
 
 def _udf_names(pickled: Mapping[str, bytes]) -> dict[str, str]:
-    """Name the UDF of each column by what it is; two columns of equal UDFs have one each.
+    """Name the UDF of each column by its content; two columns of equal UDFs have one each.
 
     A column that was dropped and bound anew finds its UDF warm, with the model that it loaded.
     """
@@ -514,7 +514,7 @@ def _udf_names(pickled: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _applier_key(storage: TableStorage, names: Collection[str], udf: UDF) -> str:
-    """Return what appliers must share to take over each other's jobs."""
+    """Return the key that appliers must share to take over each other's jobs."""
     what = [
         storage.uri,
         sorted((storage.options or {}).items()),
@@ -528,7 +528,7 @@ def _applier_key(storage: TableStorage, names: Collection[str], udf: UDF) -> str
 
 
 def _actor_options(udf: UDF) -> dict[str, Any]:
-    """Return what Ray is told of an applier."""
+    """Return an applier's options for Ray."""
     options = {
         "num_cpus": udf.num_cpus,
         "num_gpus": udf.num_gpus,
@@ -540,7 +540,7 @@ def _actor_options(udf: UDF) -> dict[str, Any]:
 
 
 def _references(actor: Actor) -> list[Any]:
-    """Return what an actor owes."""
+    """Return the calls that an actor has not answered."""
     return [*actor.tasks, *(r for r in (actor.beginning, actor.progress) if r is not None)]
 
 
@@ -550,7 +550,7 @@ def _reason(error: Exception) -> str:
 
 
 def _connection() -> str:
-    """Return what names this connection to Ray: actors of an earlier one are out of reach."""
+    """Return a name of this connection to Ray: actors of an earlier one are out of reach."""
     context = ray.get_runtime_context()
     return f"{context.get_node_id()}.{context.get_job_id()}"
 

@@ -1,4 +1,4 @@
-"""What a Ray cluster holds, and which of its nodes go away.
+"""The resources of a Ray cluster, and the nodes that go away.
 
 Some of it only Ray's private interfaces tell. Each is read in `_private`, so that a Ray which has
 moved or reshaped one costs an explanation or a warning ahead of time, and never a job.
@@ -24,7 +24,7 @@ _LOG = logging.getLogger("geneva")
 
 
 def host_resources(options: Mapping[str, Any]) -> dict[str, float]:
-    """Return what a Ray that is started on this host has at most.
+    """Return the most resources that a Ray started on this host can have.
 
     Parameters
     ----------
@@ -32,18 +32,18 @@ def host_resources(options: Mapping[str, Any]) -> dict[str, float]:
         For ``ray.init``.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    found = {"CPU": float(os.cpu_count() or 1), "memory": float(memory)}
+    most = {"CPU": float(os.cpu_count() or 1), "memory": float(memory)}
     # A private interface: where it is gone, this program fails, and the driver has to tell.
     for manager in ray._private.accelerators.get_all_accelerator_managers():  # noqa: SLF001
         name, count = manager.get_resource_name(), manager.get_current_node_num_accelerators()
-        found[name] = max(found.get(name, 0.0), float(count))
+        most[name] = max(most.get(name, 0.0), float(count))
     given = {"CPU": options.get("num_cpus"), "GPU": options.get("num_gpus")}
     given |= {"memory": options.get("_memory"), **(options.get("resources") or {})}
-    return found | {k: float(v) for k, v in given.items() if v is not None}
+    return most | {k: float(v) for k, v in given.items() if v is not None}
 
 
 def nodes() -> list[dict[str, float]]:
-    """Return what each node has that is alive and not being drained."""
+    """Return the resources of each node that is alive and not being drained."""
     going = draining_nodes()
     return [n["Resources"] for n in ray.nodes() if n["Alive"] and n["NodeID"] not in going]
 
@@ -76,7 +76,7 @@ def node_lost(error: Exception, node: str) -> bool:
 
 
 def autoscaling() -> bool:
-    """Whether the cluster can grow: a fixed one reports every node as a type of its own."""
+    """Return whether the cluster can grow: a fixed one has a node type for every node."""
 
     def grows() -> bool:
         report = _status().get("autoscaler_report") or {}
@@ -89,7 +89,7 @@ def autoscaling() -> bool:
 def held_by_others(needs: Mapping[str, float], actors: Sequence[Any]) -> str:
     """Return which resources some actors wait for, all of them, or an empty text.
 
-    Those that fit and are only being started hold what they need already: Ray counts them among
+    Actors that fit and are only being started hold what they need already: Ray counts them among
     what is used, but not among the demands that it has no place for.
 
     Parameters
@@ -106,9 +106,9 @@ def held_by_others(needs: Mapping[str, float], actors: Sequence[Any]) -> str:
         for r, v in needs.items()
         if free.get(r, 0.0) < v
     ]
-    wanted = " and ".join(waits) or " and ".join(f"{v:g} {r}" for r, v in needs.items())
+    needed = " and ".join(waits) or " and ".join(f"{v:g} {r}" for r, v in needs.items())
     where = "" if waits else ", which no node has free at once: others hold some of each"
-    return f"an applier needs {wanted}{where}"
+    return f"an applier needs {needed}{where}"
 
 
 def _demands(needs: Mapping[str, float]) -> int:
@@ -130,7 +130,7 @@ def _placed(actor: Any) -> bool:
 
 
 def others_wait() -> bool:
-    """Whether some task or actor of the cluster waits for resources."""
+    """Return whether some task or actor of the cluster waits for resources."""
 
     def wait() -> bool:
         load = _status().get("load_metrics_report") or {}
@@ -140,13 +140,13 @@ def others_wait() -> bool:
 
 
 def _status() -> dict[str, Any]:
-    """Return what Ray's monitor last wrote (every few seconds), or nothing."""
+    """Return the report that Ray's monitor writes every few seconds; empty if there is none."""
     raw = ray.experimental.internal_kv._internal_kv_get("__autoscaling_status")  # noqa: SLF001
     return dict(json.loads(raw)) if raw else {}
 
 
 def _private(read: Callable[[], T], otherwise: T) -> T:
-    """Return what a private interface of Ray tells, or what to go by where it does not."""
+    """Return the answer of a private interface of Ray, or ``otherwise`` where it fails."""
     try:
         return read()
     except Exception as error:

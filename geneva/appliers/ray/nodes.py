@@ -1,4 +1,4 @@
-"""Say what the nodes have that appliers would run on, as a program of its own.
+"""Print the resources of the nodes that appliers would run on: a program of its own.
 
 A service asks it at a submit, so that Ray is never in the service's own process:
 ``python -m geneva.appliers.ray.nodes '{"address": "..."}'`` prints

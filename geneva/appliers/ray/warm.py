@@ -27,21 +27,22 @@ class Actor:
     Attributes
     ----------
     key
-        What it is; see `geneva.appliers.ray.actors.Maker`.
+        Its kind; see `geneva.appliers.ray.actors.Maker`.
     number
-        Among the appliers of its job; one that takes a dead one's place has its number.
+        Its number among the appliers of its job; a dead one's goes to the one in its place.
     node
-        Where it runs; empty until it has begun its first job.
+        The id of its node; empty until it has begun its first job.
     ready
-        Whether it has begun the present job.
+        True once it has begun the present job.
     leaving
-        Whether its node is being drained, or a call of its UDF is stuck: it gets no more tasks.
+        True if its node is being drained, or a call of its UDF is stuck: it gets no more tasks.
     beginning, progress
-        Calls that were not answered yet, and in ``polled_at`` since when the latter.
+        Calls that were not answered yet; the latter was made at ``polled_at``.
     heard
-        What its driver has of what it printed.
+        The prints that its driver has.
     tasks
-        By call, in the order in which they were handed out; one that an applier died with is alone.
+        Tasks by call, in the order in which they were handed out; one that an applier died with
+        is alone.
     """
 
     handle: Any
@@ -60,8 +61,13 @@ class Actor:
 
     @property
     def works(self) -> bool:
-        """Whether it may be given tasks."""
+        """True if it may be given tasks."""
         return self.ready and not self.leaving
+
+    @property
+    def computes(self) -> bool:
+        """True if it works, or ends the tasks that it has."""
+        return self.works or bool(self.tasks)
 
     def room(self, at_once: int) -> int:
         """How many more calls it may be given, if it may have so many at once."""
@@ -70,10 +76,16 @@ class Actor:
 
 
 class WarmPool:
-    """Idle actors of this process, by what they are.
+    """Idle actors of this process, by their kind.
 
-    They are killed when they idle too long, when a backfill wants actors of another kind, and
-    within seconds when anything else in the cluster waits for resources or their node is drained.
+    1. A driver that is done gives its idle actors, and those that are about to be.
+    2. The next one takes those of its kind. Those of other kinds are killed, as they may hold
+       what it needs.
+    3. Only now it draws its job's number: the numbers that an actor sees grow, whoever had it.
+    4. It has them begin. One may be at the `begin` of the job before, which still builds the UDF:
+       one call waits for the other, and the later number stays (`RayApplier.begin`).
+    5. Actors that nobody takes are killed when they idle too long, and within seconds when
+       anything else in the cluster waits for resources or their node is drained.
     """
 
     def __init__(self) -> None:

@@ -33,13 +33,13 @@ class Reply:
     Attributes
     ----------
     events
-        Of the tasks that it was called with.
+        Events of the tasks that it was called with.
     rows_done
-        Of the job, of unfinished tasks too.
+        Rows done in the job, of unfinished tasks too.
     printed
-        What the driver had not heard.
+        The prints that the driver had not heard.
     stuck
-        Whether a UDF call that took too long is under way still: only a new process is without.
+        True if a UDF call that took too long is under way still: only a new process is without.
     """
 
     events: tuple[TaskEvent, ...]
@@ -56,7 +56,7 @@ def actor_class() -> Any:
 
 
 class RayApplier:
-    """The actor: an `Applier` for each job behind Ray's calls, and what is kept between jobs."""
+    """The actor: behind Ray's calls an `Applier` for each job, and one `Loaded` for all."""
 
     def __init__(self, storage: TableStorage, pickled: Mapping[str, bytes]) -> None:
         # Whatever can fail waits for `begin`: an actor that cannot be made says little of why.
