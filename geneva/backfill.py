@@ -28,7 +28,7 @@ from geneva.engine.plan.force import ForceToken, continued
 from geneva.engine.plan.fragments import Force, Planner, in_order
 from geneva.engine.reporter import Observer, Reporter
 from geneva.engine.round import Job, Outcome, run_round
-from geneva.engine.sharing import Turn
+from geneva.engine.sharing import ColumnTurn
 from geneva.engine.tally import Tally
 from geneva.errors import (
     ConflictError,
@@ -49,7 +49,7 @@ _FIRST_LOOK_S, _LOOK_S = 0.05, 0.5  # at the claims of other drivers, while noth
 
 def backfill(
     storage: TableStorage,
-    turn: Turn,
+    turn: ColumnTurn,
     executor: Executor,
     control: Control,
     observe: Observer,
@@ -88,7 +88,7 @@ def backfill(
 
 def _job(
     storage: TableStorage,
-    turn: Turn,
+    turn: ColumnTurn,
     executor: Executor,
     control: Control,
     observe: Observer,
@@ -213,7 +213,7 @@ class _Rounds:
         busy = any(p.task for p in plans)
         if busy:
             self._storage.check_commits()
-        job.control.recorder.planned(self._target.columns, snapshot.version, plans)
+        job.control.recorder.planned(self._target.columns, snapshot.version, plans, job.room)
         outcome = run_round(job, snapshot, plans)
         self._waiting = bool(outcome.waiting)
         latest = self._open() if busy else work.snapshot

@@ -40,9 +40,23 @@ class Recorder:
     """Is told what a driver does; this one keeps nothing. Calls come from the driver's thread."""
 
     def planned(
-        self, columns: tuple[str, ...], version: int, plans: Sequence[PlannedFragment]
+        self,
+        columns: tuple[str, ...],
+        version: int,
+        plans: Sequence[PlannedFragment],
+        limit: int | None = None,
     ) -> None:
-        """Take note of a round's plan, fragments that need nothing included."""
+        """Take note of a round's plan, fragments that need nothing included.
+
+        Parameters
+        ----------
+        limit
+            How many of the fragments with work this round fills at most.
+        """
+
+    def was_cancelled(self, job_id: str) -> bool:
+        """Return whether a person cancelled a job, as far as it is recorded here."""
+        return False
 
     def began(self, task: Task) -> None:
         """Take note of a task that was handed out."""

@@ -34,7 +34,7 @@ from geneva.engine.plan.decision import FragmentPlan
 from geneva.engine.plan.spans import split
 from geneva.engine.reporter import Reporter
 from geneva.engine.schedule import Schedule
-from geneva.engine.sharing import Turn
+from geneva.engine.sharing import ColumnTurn
 from geneva.engine.tally import Tally
 from geneva.errors import (
     GenevaError,
@@ -84,7 +84,7 @@ class Job:
     """
 
     storage: TableStorage
-    turn: Turn
+    turn: ColumnTurn
     executor: Executor
     control: Control
     tally: Tally

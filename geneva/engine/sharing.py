@@ -38,7 +38,7 @@ _LOSSES = 3  # of tasks that had followers, until a job goes on without
 
 
 @dataclass(slots=True)
-class _Record:
+class _FollowerWork:
     """What is checkpointed of one follower's fragment."""
 
     task: Task
@@ -67,14 +67,14 @@ class Sharing:
         Tells others on which columns the call is at work.
     """
 
-    def __init__(self, storage: TableStorage, presence: Presence) -> None:
-        self._storage, self._presence = storage, presence
+    def __init__(self, storage: TableStorage, presence: Presence, job_id: str) -> None:
+        self._storage, self._presence, self._job_id = storage, presence, job_id
         self._begun: set[str] = set()  # tokens of forced runs
         self._past: list[Request] = []
-        self._records: dict[str, _Record] = {}  # by task key
+        self._records: dict[str, _FollowerWork] = {}  # by task key
         self._row_bytes: dict[frozenset[str], float] = {}
 
-    def turn(self, request: Request, later: Sequence[Request]) -> Turn:
+    def turn(self, request: Request, later: Sequence[Request]) -> ColumnTurn:
         """Begin the next column's turn; ``later`` are those whose turn is still to come."""
         everybody = [*self._past, request, *later]
         self._past.append(request)
@@ -83,7 +83,7 @@ class Sharing:
         followers = [r for r in later if r in group] if _settled(request, pending) else []
         udfs = {r.target.incarnation: r.udf for r in group}
         shared = (self._presence, self._begun, self._records, self._row_bytes)
-        return Turn(self._storage, request, followers, udfs, *shared)
+        return ColumnTurn(self._storage, request, self._job_id, followers, udfs, *shared)
 
 
 def _fit_one_applier(one: Request, other: Request) -> bool:
@@ -109,7 +109,7 @@ def _settled(request: Request, pending: set[str]) -> bool:
     return not pending & (read | set(request.where.columns if request.where else ()))
 
 
-class Turn:
+class ColumnTurn:
     """One column's turn: who follows it, and what it got by following.
 
     Attributes
@@ -124,14 +124,15 @@ class Turn:
         self,
         storage: TableStorage,
         request: Request,
+        job_id: str,
         followers: Sequence[Request],
         udfs: Mapping[str, UDF],
         presence: Presence,
         begun: set[str],
-        records: dict[str, _Record],
+        records: dict[str, _FollowerWork],
         row_bytes: dict[frozenset[str], float],
     ) -> None:
-        self._storage = storage
+        self._storage, self._job_id = storage, job_id
         self.request = request
         self.udfs = udfs
         self._followers = {r.target.incarnation: r for r in followers}
@@ -157,7 +158,7 @@ class Turn:
             return None
         token = ForceToken(self._storage, request.target, request.where, request.options)
         force = token.find(snapshot)
-        token.begin(force)
+        token.begin(force, self._job_id)
         if not force.continues:
             self._begun.add(force.token)
         return force
@@ -175,7 +176,7 @@ class Turn:
                     followers[task.fragment_id].append((column, task))
                     before = self._records.get(task.key)
                     counts = Counts() if before is None else before.counts
-                    self._records[task.key] = _Record(task, counts=counts)
+                    self._records[task.key] = _FollowerWork(task, counts=counts)
             except (GenevaError, OSError) as error:  # its own job meets it again, and reports it
                 _LOG.info("%r does not follow: %s", request.target.name, error)
         return [replace(t, followers=tuple(followers[t.fragment_id])) for t in tasks]
@@ -204,9 +205,9 @@ class Turn:
         self, request: Request, planner: Planner, snapshot: Snapshot, reading: set[int]
     ) -> Iterator[Task]:
         options, column = request.options, request.target.incarnation
-        found = 0
+        planned = 0
         for fragment_id in in_order(snapshot.fragments, options):
-            if found == options.num_frags:
+            if planned == options.num_frags:
                 return
             if options.num_frags is None and fragment_id not in reading:
                 continue
@@ -214,7 +215,7 @@ class Turn:
             task = plan.task
             if task is None:
                 continue
-            found += 1
+            planned += 1
             self._rows[column] += plan.rows_compute
             done = self._with_checkpoints(task).checkpointed is not None
             if fragment_id in reading and not done:

@@ -22,7 +22,7 @@ from geneva.engine.presence import Presence
 from geneva.engine.process import this_process
 from geneva.engine.reporter import Observer
 from geneva.engine.request import Request, check, prepare
-from geneva.engine.sharing import Sharing, Turn
+from geneva.engine.sharing import ColumnTurn, Sharing
 from geneva.errors import (
     ColumnError,
     GenevaError,
@@ -111,9 +111,9 @@ class Backfill:
                 f"column {name!r} was changed while the columns before it were computed: {error}"
             ) from error
 
-    def _turns(self) -> Iterator[Turn]:
+    def _turns(self) -> Iterator[ColumnTurn]:
         """Yield one column after the other; they may follow each other's reads."""
-        sharing = Sharing(self.storage, self._presence)
+        sharing = Sharing(self.storage, self._presence, self.control.job_id)
         request, *later = self._requests
         yield sharing.turn(request, later)
         for k, name in enumerate(self.names[1:], 1):
@@ -129,6 +129,7 @@ class Backfill:
         results: list[BackfillResult] = []
         try:
             with storage_errors(self.storage.uri):
+                self._forget_cancelled()
                 for turn in self._turns():
                     results.append(
                         backfill(self.storage, turn, self._executor, self.control, observe)
@@ -151,9 +152,18 @@ class Backfill:
         """Let forced runs begin anew if a person ended this one; whatever else did, they go on."""
         interrupted = isinstance(error, KeyboardInterrupt)
         cancelled = isinstance(error, JobCancelledError) and self.control.given_up
-        for request in self._requests if interrupted or cancelled else ():
-            if request.options.force:
-                ForceToken(self.storage, request.target, request.where, request.options).end()
+        for token in self._tokens() if interrupted or cancelled else ():
+            token.end()
+
+    def _forget_cancelled(self) -> None:
+        """End forced runs whose job was cancelled when no process of it was there to do so."""
+        for token in self._tokens():
+            if self.control.recorder.was_cancelled(token.job_id):
+                token.end()
+
+    def _tokens(self) -> list[ForceToken]:
+        forced = [r for r in self._requests if r.options.force]
+        return [ForceToken(self.storage, r.target, r.where, r.options) for r in forced]
 
 
 class RecordedBackfill:

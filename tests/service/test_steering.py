@@ -58,6 +58,22 @@ def test_cancel_leaves_nothing_running_and_keeps_checkpoints(scene: Scene, servi
 
 
 @pytest.mark.crash
+def test_forced_run_that_is_cancelled_while_paused_begins_anew(scene: Scene, service: Service):
+    forced = SLOWLY | {"force": True}
+    run = service.submit(arguments=forced)
+    until_row_25(scene)
+    service.steer(run, "pause")
+    until(lambda: service.run(run)["state"] == "PAUSING")
+    scene.gate.open()
+    service.until(run, "PAUSED")
+    service.steer(run, "cancel")
+    service.until(run, "CANCELLED")
+    scene.calls.clear()
+    service.until(service.submit(arguments=forced), "SUCCEEDED")
+    assert sorted(scene.calls) == list(range(40))
+
+
+@pytest.mark.crash
 def test_retry_of_a_cancelled_job_takes_up_its_checkpoints(scene: Scene, service: Service):
     run = service.submit(arguments=SLOWLY)
     until_row_25(scene)

@@ -384,6 +384,29 @@ def test_plan_of_a_filter_says_at_most_and_is_known_when_it_was_evaluated(jobs: 
     assert (found.rows_planned, found.rows_computed) == (3, 3)
 
 
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (Action.COMPUTE, "30 rows in 2 of 3 fragments"),
+        (Action.FILTER, "at most 50 rows in at most 2 of 3 fragments"),
+    ],
+)
+def test_plan_of_a_limited_call_counts_what_that_call_fills(
+    jobs: Store, action: Action, message: str
+):
+    run, claimed = running(jobs)
+    recorder = StoreRecorder(jobs, claimed, pause_ends=True)
+    task = SimpleNamespace(key="k", fragment_id=0)
+    plans = [
+        FragmentPlan(i, rows, action, "missing", rows, task=task)  # type: ignore[arg-type]
+        for i, rows in enumerate((10, 20, 30))
+    ]
+    recorder.planned(("y",), 1, plans, 2)
+    recorder.close()
+    [event] = [e for e in jobs.events(run.id).items if e.kind == "planned"]
+    assert event.message == message
+
+
 def test_rate_and_estimate_are_the_same_at_every_door(jobs: Store):
     leases = Leases(jobs.database)
     run, claimed = running(jobs)

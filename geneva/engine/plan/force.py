@@ -1,7 +1,15 @@
 """Forced runs: a token that outlives crashes and ``num_frags``, until the run is complete.
 
-Whatever ends a call but its completion leaves the token, so that the same command continues the
-run. Who cancels it has decided that it is over: the token goes, and the same command begins anew.
+When the token goes, in order of a run's life:
+
+1. The run begins: the token is written before the first task, with the job that begins it.
+2. A crash, a failure, a time-out, a pause, ``num_frags``: the token stays, and the same command
+   continues the run under its own job's name.
+3. A person cancels or interrupts the job: its call removes the token when it has wound up.
+4. A person cancels a job that has no process, or whose process is killed as it winds up: nobody
+   is there to remove the token. The next call asks its recorder whether the job named in the
+   token was cancelled, and removes the token before it plans.
+5. Nothing is left to do: the job removes the token.
 """
 
 from __future__ import annotations
@@ -46,12 +54,21 @@ class ForceToken:
         except (FileNotFoundError, ValueError, KeyError):
             return Force(uuid4().hex, job_generation(snapshot.version), time.time())
 
-    def begin(self, force: Force) -> None:
+    @property
+    def job_id(self) -> str:
+        """The job that was the last to begin or continue the run; empty if that is not known."""
+        try:
+            return str(json.loads(self._objects.get(self._path)).get("job_id", ""))
+        except (FileNotFoundError, ValueError, AttributeError):
+            return ""
+
+    def begin(self, force: Force, job_id: str) -> None:
         """Make the run continue after a crash instead of starting over."""
         body = {
             "token": force.token,
             "generation": force.generation,
             "begun_s": force.begun_s,
+            "job_id": job_id,
         }
         self._objects.put(self._path, json.dumps(body).encode())
 

@@ -189,6 +189,12 @@ class Leases:
             raise _lost(claim)
         return Wanted(wanted)
 
+    def wanted(self, job_id: str) -> Wanted | None:
+        """Return what was wanted last of a job, whoever has it; None if there is no such job."""
+        with self._database.read() as session:
+            wanted = session.scalar(select(Job.wanted).where(Job.id == job_id))
+        return None if wanted is None else Wanted(wanted)
+
     def stop(self, claim: Claim, progress: Progress) -> None:
         """Say that the driver stopped as was wanted and is about to exit."""
         with self._database.write() as session:

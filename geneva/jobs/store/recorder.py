@@ -86,13 +86,20 @@ class StoreRecorder(Recorder):
     # --- what the driver tells -----------------------------------------------------------
 
     def planned(
-        self, columns: tuple[str, ...], version: int, plans: Sequence[PlannedFragment]
+        self,
+        columns: tuple[str, ...],
+        version: int,
+        plans: Sequence[PlannedFragment],
+        limit: int | None = None,
     ) -> None:
         """Note each fragment and why it is, or is not, computed."""
         before, self._column = self._column, ", ".join(columns)
         to_do = [p for p in plans if p.task is not None]
-        rows = sum(p.rows_compute for p in to_do)
         exact = all(p.exact for p in to_do)
+        if not exact:  # the filter decides which are the first with rows: the largest, at most
+            to_do.sort(key=lambda p: -p.rows_compute)
+        to_do = to_do[:limit]
+        rows = sum(p.rows_compute for p in to_do)
         most = "" if exact else "at most "
         message = f"{most}{rows:,} rows in {most}{len(to_do):,} of {len(plans):,} fragments"
         facts = {"version": version, "rows": rows, "fragments": len(to_do), "column": self._column}
@@ -110,6 +117,10 @@ class StoreRecorder(Recorder):
                     if not plan.exact:
                         self._open.add((self._column, plan.fragment_id))
                     self._changed.add((self._column, plan.fragment_id))
+
+    def was_cancelled(self, job_id: str) -> bool:
+        """Return whether somebody cancelled a job of this database."""
+        return bool(job_id) and self._leases.wanted(job_id) is Wanted.CANCEL
 
     def _fresh(self, plan: PlannedFragment, state: TaskState) -> dict[str, Any]:
         """Return the facts of a fragment; what earlier rounds took for it counts on."""
