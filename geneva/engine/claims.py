@@ -5,15 +5,26 @@ is about to) and, while it holds none, which it *wants*. A driver that is alone 
 planned. When it sees that another one wants some of them, it gives half away of what it has not
 begun. Claims only save work: what is committed is verified at the commit, whoever computed it.
 
-Why no two hold one fragment while both are alive: a driver writes its claim first and reads those
-of the others then. Of two that claim one fragment at once at least one sees the other, and gives
-up what it has just claimed. If both do, each knows by then what the other waits for, and they
-agree on who takes it.
+Why no two drivers hold one fragment while both are alive:
 
-When a claim ends: with the file; when the process is gone, if it ran in this pid namespace; and
-when the file was not written to for its lease, by the clock of whoever watches it. Who finds that
-a claim has ended deletes the file. A driver that finds its own file deleted was given up for dead:
-it lets go of all that it has not begun.
+1. A driver looks at the others' files, and claims only fragments that nobody holds.
+2. It writes its own file, which now names them.
+3. It looks once more. Of two drivers that are between 1. and 3. at once, the one that wrote last
+   sees the other's file here, maybe both do.
+4. Whoever sees in 3. that somebody else holds a new fragment too gives it up, and writes again.
+   If both gave up, each has said by then what it waits for, and a fragment's number decides who
+   takes it: all who see each other wait agree.
+5. A fragment that is free may have been filled meanwhile: it is planned again after the claim.
+
+How a claim ends, whatever became of its driver:
+
+1. The driver ends: it deletes its file.
+2. Its process is gone: others see that at once in the same pid namespace, and elsewhere when the
+   file was not written to for its lease, by the clock of whoever watches it.
+3. Whoever sees that a claim has ended deletes the file, and the fragments are free.
+4. A driver that was only slow finds its file deleted: it was given up for dead, and lets go of all
+   that it has not begun. What it has begun it finishes: at the worst a fragment is computed twice,
+   and the commit takes one of the two.
 """
 
 from __future__ import annotations
@@ -95,13 +106,13 @@ class Claim:
 
 def _ranges(fragments: Iterable[int]) -> list[list[int]]:
     """Return runs of consecutive numbers, half-open."""
-    found: list[list[int]] = []
+    ranges: list[list[int]] = []
     for i in sorted(fragments):
-        if found and found[-1][1] == i:
-            found[-1][1] = i + 1
+        if ranges and ranges[-1][1] == i:
+            ranges[-1][1] = i + 1
         else:
-            found.append([i, i + 1])
-    return found
+            ranges.append([i, i + 1])
+    return ranges
 
 
 def _fragments(ranges: list[list[int]]) -> frozenset[int]:
@@ -276,15 +287,26 @@ class Claims:
 
     def _write_if_due(self) -> None:
         """Write when there is something to tell, and to show that this driver is alive."""
-        told = self._written is not None and not self._missed
-        if told and self._others and self._written is not None:
-            told = (self.holds, self._wants) == (self._written.holds, self._written.wants)
-        if not told or self._clock() - self._written_at >= self._lease_s / _BEATS_PER_LEASE:
+        written, known = self._written, not self._missed
+        if written is not None and self._others:
+            known = known and (self.holds, self._wants) == (written.holds, written.wants)
+        if (
+            written is None
+            or not known
+            or self._clock() - self._written_at >= self._lease_s / _BEATS_PER_LEASE
+        ):
             self._write()
 
     def _write(self) -> None:
-        me, told = this_process(), (self.holds, self._wants)
-        claim = Claim(self._job_id, me, self._lease_s, self._beats, *told, time.time())
+        claim = Claim(
+            self._job_id,
+            this_process(),
+            self._lease_s,
+            self._beats,
+            self.holds,
+            self._wants,
+            time.time(),
+        )
         self._beats += 1
         self._written, self._written_at, self._missed = claim, self._clock(), False
         self._put = True

@@ -92,26 +92,26 @@ def marked(name: str, value: str) -> list[int]:
 
     Only Linux tells; elsewhere none is found.
     """
-    wanted = f"{name}={value}".encode()
-    found = []
+    variable = f"{name}={value}".encode()
+    pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            held = (folder / "environ").read_bytes().split(b"\0")
+            environment = (folder / "environ").read_bytes().split(b"\0")
         except OSError:
             continue  # another user's, or it ended just now
         pid = int(folder.name)
-        if wanted in held and pid != os.getpid() and _started(pid) not in ("", "ended"):
-            found.append(pid)
-    return found
+        if variable in environment and pid != os.getpid() and _started(pid) not in ("", "ended"):
+            pids.append(pid)
+    return pids
 
 
 def end_marked(name: str, value: str) -> int:
     """Kill the processes that `marked` returns; return how many there were."""
-    found = marked(name, value)
-    for pid in found:
+    pids = marked(name, value)
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    return len(found)
+    return len(pids)
 
 
 @lru_cache(maxsize=1)
@@ -129,8 +129,8 @@ def _space() -> str:
 def _started(pid: int) -> str:
     """Return when a process started, "ended" if it did end, nothing if that is hidden."""
     if not sys.platform.startswith("linux"):
-        asked = ["ps", "-o", "state=,lstart=", "-p", str(pid)]
-        text = subprocess.run(asked, capture_output=True, text=True, check=False).stdout
+        command = ["ps", "-o", "state=,lstart=", "-p", str(pid)]
+        text = subprocess.run(command, capture_output=True, text=True, check=False).stdout
         state, _, started = text.strip().partition(" ")
         return _moment(state[:1], started.strip()) if started else ""
     try:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from geneva.engine.pace import Pace
+from geneva.engine.reporter import Pace
 from geneva.model.types import JobState, Progress
 
 
