@@ -139,6 +139,8 @@ class Backfill:
                 self._forget(error)
             with suppress(Exception):
                 self._refresh()
+            if results and isinstance(error, KeyboardInterrupt | JobCancelledError):
+                raise self._stopped(error, results) from None
             raise
         finally:
             self._presence.end()
@@ -147,6 +149,24 @@ class Backfill:
         if result.state is not self.control.progress.state:  # a column before the last had failures
             self.control.report(replace(self.control.progress, state=result.state))
         return result
+
+    def _stopped(self, error: BaseException, results: list[BackfillResult]) -> JobCancelledError:
+        """Return the error of a call that was stopped behind its first column.
+
+        The column that it was stopped in tells of its own rows only, and between two columns nobody
+        does; the bar shows those of every column.
+        """
+        if isinstance(error, KeyboardInterrupt):
+            self.control.report(replace(self.control.progress, state=JobState.CANCELLED))
+        stopped = str(error) or (
+            f"backfill of {', '.join(self.names)!r} was interrupted between two columns; "
+            "the same command continues there"
+        )
+        complete = combined(results)
+        names = ", ".join(complete.columns)
+        return JobCancelledError(
+            f"{stopped}; before that, {complete.rows_computed:,} rows of {names!r}"
+        )
 
     def _forget(self, error: BaseException) -> None:
         """Let forced runs begin anew if a person ended this one; whatever else did, they go on."""

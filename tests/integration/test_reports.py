@@ -11,6 +11,7 @@ import pytest
 
 import geneva
 from geneva.errors import JobCancelledError, JobTimeoutError, UdfError, UdfFailedError
+from geneva.jobs.backfills import Backfill
 from geneva.jobs.progress import _line
 from geneva.model.types import JobState, Progress
 from tests.support.backfills import CPUS, Gate, run, times, until, xs
@@ -434,6 +435,48 @@ def test_two_columns_report_as_one_job(tmp_path: Path, calls: CallLog) -> None:
     assert len(result.versions) == 2
     assert "backfill of y, z" in str(result)
     assert pc.sum(table.to_arrow()["z"]).as_py() == sum(6 * i for i in range(40))
+
+
+def test_interrupt_behind_the_first_of_two_columns_tells_the_rows_of_both(
+    tmp_path: Path, calls: CallLog
+) -> None:
+    table = make_table(tmp_path, rows=40, fragments=4)
+    table.add_columns({"y": times(calls), "z": times(calls, 3, input_columns=["y"])})
+    seen: dict[tuple[str, ...], Progress] = {}
+
+    def interrupting(progress: Progress) -> None:
+        seen[progress.columns] = progress
+        if progress.columns == ("z",) and progress.rows_computed >= 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(JobCancelledError, match="interrupted after") as caught:
+        table.backfill(["y", "z"], executor="local", progress=interrupting)
+    rows = {columns: progress.rows_computed for columns, progress in seen.items()}
+    assert f"'z' was interrupted after {rows['z',]} rows" in str(caught.value)
+    assert f"before that, {rows['y',]} rows of 'y'" in str(caught.value)
+    kept = len([v for v in column(table, "z") if v is not None])
+    result = table.backfill(["y", "z"], executor="local")
+    assert result.rows_computed == 40
+    assert rows["z",] <= kept + result.rows_replayed
+    assert set(calls.counts.values()) == {2}  # once for each column
+
+
+def test_interrupt_between_two_columns_is_one_cancelled_job(
+    tmp_path: Path, calls: CallLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = make_table(tmp_path, rows=40, fragments=4)
+    table.add_columns({"y": times(calls), "z": times(calls, 3, input_columns=["y"])})
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Backfill, "_request_again", interrupted)
+        job = table.backfill_async(["y", "z"], executor="local")
+        with pytest.raises(JobCancelledError, match="between two columns; .* 40 rows of 'y'"):
+            job.wait(60)
+    assert job.state == "CANCELLED"
+    assert table.backfill(["y", "z"], executor="local").rows_computed == 40
 
 
 def test_second_interrupt_throws_away_what_was_finished_and_leaves_the_appliers_running(
