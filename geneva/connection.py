@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,27 @@ def connect(
     place = JobsPlace(jobs) if jobs else None
     folder = None if options or "lancedb" in sys.modules else _folder(str(uri))
     return Connection(open_database, folder, known, dict(ray or {}), place)
+
+
+def connect_existing(uri: str, **options: Any) -> Connection:
+    """Open a database that is there: to look at one must not make it, as lancedb does.
+
+    Parameters
+    ----------
+    options
+        See `connect`.
+
+    Raises
+    ------
+    TableError
+        There is no such folder.
+    """
+    there = "://" in uri
+    with suppress(OSError, ValueError):  # no path at all: too long, or it holds a NUL
+        there = there or Path(uri).expanduser().is_dir()
+    if not there:
+        raise TableError(f"there is no database in {uri!r}: no such folder")
+    return connect(uri, **options)
 
 
 def import_lancedb() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version as version_of
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -39,10 +38,9 @@ from geneva.cli.options import (
     values,
 )
 from geneva.column.binding import as_called, binding_of
-from geneva.connection import connect
+from geneva.connection import connect_existing
 from geneva.engine.clean import clean as clean_table
 from geneva.engine.plan.report import plan_facts
-from geneva.errors import TableError
 from geneva.model.arguments import Doors
 from geneva.table import Table
 
@@ -87,16 +85,9 @@ def _open(
     ray: Sequence[str] | None = None,
     jobs: str | None = None,
 ) -> Table:
-    _check_there(db)
     options = pairs(storage, "--storage-option") or None
-    found = connect(db, storage_options=options, ray=values(ray, "--ray"), jobs=jobs)
-    return found.open_table(table)
-
-
-def _check_there(db: str) -> None:
-    """Refuse a folder that is not there: to look at one must not make it, as lancedb does."""
-    if "://" not in db and not Path(db).expanduser().is_dir():
-        raise TableError(f"there is no database in {db!r}: no such folder")
+    known = {"storage_options": options, "ray": values(ray, "--ray"), "jobs": jobs}
+    return connect_existing(db, **known).open_table(table)
 
 
 @app.command()

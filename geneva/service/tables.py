@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from geneva.connection import Connection, connect
-from geneva.errors import NotServedError, SettingError, TableError
+from geneva.connection import Connection, connect_existing
+from geneva.errors import NotServedError, SettingError
 from geneva.table import Table
 
 STORAGE_OPTIONS = "GENEVA_STORAGE_OPTIONS"  # the path of that file; drivers inherit it
@@ -90,11 +90,9 @@ class Databases:
             There is no such database: a look must not make one.
         """
         place = self.admit(db)
-        if "://" not in place and not _is_folder(Path(place)):
-            raise TableError(f"there is no database {db!r} on the service's host")
         options = storage_options(place)
         try:
-            return connect(place, storage_options=options, ray=ray)
+            return connect_existing(place, storage_options=options, ray=ray)
         except ValueError as error:
             raise SettingError(f"db {db!r} cannot be opened: {error}") from error
 
@@ -150,13 +148,6 @@ def _within(place: str, prefix: str) -> bool:
     if re.search(r"[?#]", place):
         return place == root  # what such an ending does to a URI, its readers decide
     return place == root or place.startswith(f"{root.rstrip('/')}/")
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # no path at all: too long, or it holds a NUL
-        return False
 
 
 def storage_options(db: str) -> dict[str, str] | None:

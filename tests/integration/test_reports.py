@@ -473,7 +473,7 @@ def test_interrupt_between_two_columns_is_one_cancelled_job(
     with monkeypatch.context() as patched:
         patched.setattr(Backfill, "_request_again", interrupted)
         job = table.backfill_async(["y", "z"], executor="local")
-        with pytest.raises(JobCancelledError, match="between two columns; .* 40 rows of 'y'"):
+        with pytest.raises(JobCancelledError, match=r"between two columns; .* 40 rows of 'y'"):
             job.wait(60)
     assert job.state == "CANCELLED"
     assert table.backfill(["y", "z"], executor="local").rows_computed == 40
