@@ -200,8 +200,8 @@ class Connection:
                 if is_fault(error) or "not found" not in str(error).lower():
                     TableStorage(f"{self.uri}/{name}.lance").check_manifests()
                     raise
-                found = f"tables: {', '.join(sorted(self._inner.list_tables().tables)) or 'none'}"
-                raise TableError(f"no table {name!r} in {self.uri}; {found}") from error
+                others = f"tables: {', '.join(sorted(self._inner.list_tables().tables)) or 'none'}"
+                raise TableError(f"no table {name!r} in {self.uri}; {others}") from error
 
     def _without_lancedb(self, name: str) -> Table | None:
         """Return a table if there is one and nothing is wrong with it."""

@@ -26,8 +26,8 @@ def installed() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (found := missing_extra(error)) is not None:
-            raise found from error
+        if (missing := missing_extra(error)) is not None:
+            raise missing from error
         raise
 
 
@@ -45,13 +45,13 @@ def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
 def _extras() -> dict[str, str]:
     """Return distribution -> extra, from what is written down of this installation."""
     try:
-        wanted = requires(_DISTRIBUTION) or []
+        requirements = requires(_DISTRIBUTION) or []
     except PackageNotFoundError:
         return {}
-    found: dict[str, str] = {}
-    for line in wanted:
+    extras: dict[str, str] = {}
+    for line in requirements:
         name = re.match(r"[\w.-]+", line)
         extra = re.search(r"extra == ['\"]([\w-]+)['\"]", line)
         if name and extra and extra[1] not in _OF_OUR_OWN:
-            found.setdefault(name[0].lower().replace("_", "-"), extra[1])
-    return found
+            extras.setdefault(name[0].lower().replace("_", "-"), extra[1])
+    return extras

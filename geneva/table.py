@@ -398,11 +398,13 @@ class Table:
     @_taking_arguments_of(backfill)
     def backfill_async(self, columns: str | Sequence[str], arguments: dict[str, Any]) -> Job:
         """Begin a backfill in a thread of this process; takes what `backfill` takes."""
-        wanted = arguments["progress"]
+        display = arguments["progress"]
         call = self._prepare(columns, arguments)
 
         def work() -> BackfillResult:
-            with observer_for(wanted if callable(wanted) else bool(wanted), call.names) as observe:
+            with observer_for(
+                display if callable(display) else bool(display), call.names
+            ) as observe:
                 return call.run(observe)
 
         return Job(call.control, work)

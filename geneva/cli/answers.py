@@ -113,8 +113,8 @@ def answering(as_json: bool, debug: bool) -> Iterator[Callable[[str, dict[str, A
 
 def _explained(error: BaseException) -> BaseException:
     """Return an error that says what to install, if that is what is wrong."""
-    found = missing_extra(error) if isinstance(error, ModuleNotFoundError) else None
-    return found or error
+    missing = missing_extra(error) if isinstance(error, ModuleNotFoundError) else None
+    return missing or error
 
 
 def _message(error: BaseException) -> str:
@@ -148,14 +148,14 @@ def result_facts(result: BackfillResult) -> dict[str, Any]:
     return facts | {"failures": result.failures.to_pylist()}
 
 
-def coverage_text(found: Coverage, fragments: bool) -> str:
+def coverage_text(counted: Coverage, fragments: bool) -> str:
     """Return one line, and if wanted one more per fragment."""
     if not fragments:
-        return str(found)
-    names = found.table.column_names
+        return str(counted)
+    names = counted.table.column_names
     lines = ["  ".join(f"{n:>10}" for n in names)]
-    lines += ["  ".join(f"{row[n]:>10,}" for n in names) for row in found.table.to_pylist()]
-    return "\n".join([str(found), *lines])
+    lines += ["  ".join(f"{row[n]:>10,}" for n in names) for row in counted.table.to_pylist()]
+    return "\n".join([str(counted), *lines])
 
 
 def column_facts(name: str, data_type: str, binding: Binding) -> dict[str, Any]:
@@ -163,14 +163,14 @@ def column_facts(name: str, data_type: str, binding: Binding) -> dict[str, Any]:
     return {"name": name, "type": data_type} | asdict(binding)
 
 
-def columns_text(found: Sequence[dict[str, Any]]) -> str:
+def columns_text(bound: Sequence[dict[str, Any]]) -> str:
     """Return computed columns as aligned text."""
-    if not found:
+    if not bound:
         return "no computed columns"
     head = ("column", "type", "udf", "inputs", "digest", "python")
     rows = [
         (c["name"], c["type"], c["udf"], ", ".join(c["inputs"]), c["digest"][:12], c["python"])
-        for c in found
+        for c in bound
     ]
     widths = [max(len(str(r[k])) for r in [head, *rows]) for k in range(len(head))]
     return "\n".join(

@@ -151,8 +151,8 @@ def coverage(
     """Say how many rows of computed columns are computed, stale and missing."""
     with answering(as_json, debug) as answer:
         opened = _open(db, table, storage_option)
-        found = [opened.coverage(c) for c in columns or opened.computed_columns()]
-        text = "\n".join(coverage_text(c, fragments) for c in found) or "no computed columns"
+        counted = [opened.coverage(c) for c in columns or opened.computed_columns()]
+        text = "\n".join(coverage_text(c, fragments) for c in counted) or "no computed columns"
         facts = [
             {
                 "column": c.column,
@@ -160,7 +160,7 @@ def coverage(
                 "totals": c.totals,
                 "fragments": c.table.to_pylist(),
             }
-            for c in found
+            for c in counted
         ]
         answer(text, {"columns": facts})
 
@@ -177,8 +177,8 @@ def columns(
     with answering(as_json, debug) as answer:
         schema = as_called(_open(db, table, storage_option).storage.open())
         bound = [(f.name, str(f.type), binding_of(f)) for f in schema]
-        found = [column_facts(n, t, b) for n, t, b in bound if b is not None]
-        answer(columns_text(found), {"columns": found})
+        facts = [column_facts(n, t, b) for n, t, b in bound if b is not None]
+        answer(columns_text(facts), {"columns": facts})
 
 
 @app.command()
@@ -206,8 +206,8 @@ def clean(
     """
     with answering(as_json, debug) as answer:
         opened = _open(db, table, storage_option)
-        found = clean_table(opened.storage, duration_s(older_than), dry_run=dry_run)
-        answer(str(found), asdict(found) | {"total_bytes": found.total_bytes})
+        removed = clean_table(opened.storage, duration_s(older_than), dry_run=dry_run)
+        answer(str(removed), asdict(removed) | {"total_bytes": removed.total_bytes})
 
 
 @app.command()
@@ -231,8 +231,8 @@ def version(as_json: AsJson = False) -> None:
     """Print the versions of geneva and of what its tables depend on."""
     names = {"geneva": "geneva-backfill", "lancedb": "lancedb", "pylance": "pylance", "ray": "ray"}
     with answering(as_json, False) as answer:
-        found = {k: version_of(v) for k, v in names.items()}
-        answer(" ".join(f"{k} {v}" for k, v in found.items()), found)
+        versions = {k: version_of(v) for k, v in names.items()}
+        answer(" ".join(f"{k} {v}" for k, v in versions.items()), versions)
 
 
 service_commands.install(app)

@@ -118,15 +118,15 @@ def _build(root: Path, rows: int) -> Table:
     stdlib = list(_sources("stdlib", Path(sysconfig.get_path("stdlib"))))[: rows // 2]
     installed = list(_sources("site-packages", Path(sysconfig.get_path("purelib"))))
     step = max(1, len(installed) // max(1, rows - len(stdlib)))
-    found = (stdlib + installed[::step])[:rows]
-    data = pa.Table.from_pylist(found)
+    files = (stdlib + installed[::step])[:rows]
+    data = pa.Table.from_pylist(files)
     per = -(-data.num_rows // _FRAGMENTS)
     db = connect(str(root))
     tbl = db.create_table(_TABLE, data.slice(0, per))
     for start in range(per, data.num_rows, per):
         tbl.add(data.slice(start, per))
     fragments = len(tbl.storage.open().fragments)
-    size = sum(r["size"] for r in found) / 1e6
+    size = sum(r["size"] for r in files) / 1e6
     _say(f"{data.num_rows:,} files, {size:,.0f} MB, in {fragments} fragments at {root}")
     _say(f"columns: {', '.join(tbl.schema.names)}")
     return tbl
@@ -185,13 +185,13 @@ def _show_where(tbl: Table, executor: ExecutorName) -> None:
         _say("this first backfill starts Ray on this machine, which takes a few seconds")
     options: dict[str, Any] = {"executor": executor, "concurrency": _APPLIERS}
     first = tbl.backfill("words", where=where, **options)
-    wanted = tbl.count_rows(where)
-    _say(f"computed {first.rows_computed:,} rows; the filter is true for {wanted:,}")
+    selected = tbl.count_rows(where)
+    _say(f"computed {first.rows_computed:,} rows; the filter is true for {selected:,}")
     again = tbl.backfill("words", where=where, **options)
     _say(f"the same command again: {again.rows_computed} rows in {again.seconds:.2f} s")
     rest = tbl.backfill("words", **options)
     _say(f"without the filter: the other {rest.rows_computed:,} rows")
-    _require(first.rows_computed == wanted and not again.rows_computed, "where")
+    _require(first.rows_computed == selected and not again.rows_computed, "where")
     _require(first.rows_computed + rest.rows_computed == len(tbl), "the rest after where")
 
 
@@ -262,19 +262,19 @@ def _second_reader(tbl: Table, column: str) -> Iterator[None]:
 def _show_kill(tbl: Table, root: Path, executor: ExecutorName) -> None:
     _headline(6, "A job is killed in the middle (SIGKILL), and taken up again")
     log = root / "calls.log"
-    wanted = tbl.count_rows(_KILLED_WHERE)
+    selected = tbl.count_rows(_KILLED_WHERE)
     command = [
         *("backfill", _TABLE, "checksum", "--db", str(root), "--where", _KILLED_WHERE),
         *("--concurrency", str(_APPLIERS), "--batch-size", str(_BATCH_ROWS)),
         *("--commit-granularity", "1", "--executor", executor),
     ]
     _say(f"another process: geneva {shlex.join(command)}")
-    _kill_midway([sys.executable, "-m", "geneva", *command], log, int(wanted * _KILLED_AT))
+    _kill_midway([sys.executable, "-m", "geneva", *command], log, int(selected * _KILLED_AT))
     before = _settled(log)
     tbl.checkout_latest()
     visible = tbl.count_rows("checksum is not null")
     _say(
-        f"killed; its workers stopped after {len(before):,} of {wanted:,} rows: {visible:,} are "
+        f"killed; its workers stopped after {len(before):,} of {selected:,} rows: {visible:,} are "
         "committed, the\nothers only checkpointed"
     )
     done = tbl.backfill(
@@ -292,12 +292,12 @@ def _show_kill(tbl: Table, root: Path, executor: ExecutorName) -> None:
         f"from checkpoints, {done.rows_computed - done.rows_replayed:,} computed"
     )
     _say(
-        f"calls of the UDF, both processes together: {sum(calls.values()):,} for {wanted:,} rows. "
-        f"No row that was\ncheckpointed was computed again; {twice} were in flight when the job "
-        f"died (at most {_APPLIERS} x {_BATCH_ROWS})"
+        f"calls of the UDF, both processes together: {sum(calls.values()):,} for {selected:,} "
+        f"rows. No row that was\ncheckpointed was computed again; {twice} were in flight when the "
+        f"job died (at most {_APPLIERS} x {_BATCH_ROWS})"
     )
-    _require(visible + done.rows_computed == wanted, "every row of the killed job")
-    _require(len(calls) == wanted, "every row was computed")
+    _require(visible + done.rows_computed == selected, "every row of the killed job")
+    _require(len(calls) == selected, "every row was computed")
     _require(twice == len(before) - visible - done.rows_replayed, "only rows in flight again")
     _require(twice <= _APPLIERS * _BATCH_ROWS, "few rows in flight")
     _check_values(tbl)
@@ -346,8 +346,8 @@ def _check_values(tbl: Table) -> None:
 
 
 def _show_search(tbl: Table, embed: Any) -> None:
-    found = tbl.search().where(f"filename = '{_SEARCHED}'").limit(1).to_list()
-    row = (found or tbl.search().limit(1).to_list())[0]
+    matches = tbl.search().where(f"filename = '{_SEARCHED}'").limit(1).to_list()
+    row = (matches or tbl.search().limit(1).to_list())[0]
     _headline(7, f"Vector search over the new column: what is written like {row['filename']}?")
     vector = embed(pa.array([row["source"]]))[0].as_py()
     hits = tbl.search(vector, vector_column_name="embedding").limit(5).to_list()

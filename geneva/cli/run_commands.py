@@ -81,9 +81,9 @@ def submit(
 ) -> None:
     """Queue a backfill; it goes on whether or not this command does."""
     with answering(as_json, debug) as answer:
-        asked = _asked(table, columns, db, arguments, name, pool, priority)
+        submission = _submission(table, columns, db, arguments, name, pool, priority)
         client = _client(url)
-        run = client.submit(asked)
+        run = client.submit(submission)
         if watch:
             run = _follow(client, run.id)
         answer(_line(run), _facts(run))
@@ -103,12 +103,12 @@ def plan(
 ) -> None:
     """Say what a backfill would do now; nothing runs."""
     with answering(as_json, debug) as answer:
-        found = _client(url).plan(_asked(table, columns, db, arguments))
-        to_do = [f for f in found["fragments"] if f["this_call"]]
-        answer(f"{found['rows_compute']:,} rows in {len(to_do):,} fragments", found)
+        planned = _client(url).plan(_submission(table, columns, db, arguments))
+        to_do = [f for f in planned["fragments"] if f["this_call"]]
+        answer(f"{planned['rows_compute']:,} rows in {len(to_do):,} fragments", planned)
 
 
-def _asked(
+def _submission(
     table: str,
     columns: Sequence[str],
     db: str | None,
@@ -151,9 +151,9 @@ def ls(
 
         states = _states(state or ())
         wish = Wish(states=states, table=table, name=name, sort=sort, limit=limit)
-        found = _client(url).runs(wish).items
-        text = "\n".join(_line(run) for run in found) or "no runs"
-        answer(text, {"runs": [_facts(run) for run in found]})
+        runs = _client(url).runs(wish).items
+        text = "\n".join(_line(run) for run in runs) or "no runs"
+        answer(text, {"runs": [_facts(run) for run in runs]})
 
 
 def _states(given: Sequence[str]) -> Any:
@@ -175,7 +175,7 @@ def show(
         run = client.run(run_id)
         stages = {j.id: client.stages(j.id) for j in run.jobs}
         lines = [line for j in run.jobs for line in (_job(j), *map(_stages, stages[j.id]))]
-        facts = {job: [asdict(s) for s in found] for job, found in stages.items()}
+        facts = {job: [asdict(s) for s in timed] for job, timed in stages.items()}
         answer("\n".join([_line(run), f"  {run.cause}", *lines]), _facts(run) | {"stages": facts})
 
 
@@ -189,10 +189,10 @@ def _job(job: JobRecord) -> str:
     return text + (f"; {job.reason}" if job.reason else "")
 
 
-def _stages(found: StageRecord) -> str:
+def _stages(stage: StageRecord) -> str:
     """Return the stage times of a column."""
-    spent = ", ".join(f"{stage} {s:,.1f} s" for stage, s in found.seconds.items())
-    return f"    {found.column}: {spent} (summed over threads)"
+    spent = ", ".join(f"{name} {s:,.1f} s" for name, s in stage.seconds.items())
+    return f"    {stage.column}: {spent} (summed over threads)"
 
 
 @app.command()
@@ -358,11 +358,11 @@ def failures(
             text = "\n".join(f"{f.column} {_row(f, f'{f.error}: ')}" for f in failed)
             answer(text or "no failures", {"failures": [asdict(f) for f in failed]})
             return
-        found = client.failure_groups(FailureWish(run_id=run_id))
-        lines = [line for group in found.items for line in _group(run_id, group)]
-        if not found.complete:
+        groups = client.failure_groups(FailureWish(run_id=run_id))
+        lines = [line for group in groups.items for line in _group(run_id, group)]
+        if not groups.complete:
             lines.append("and more: this took as many rows as one look takes")
-        answer("\n".join(lines) or "no failures", asdict(found))
+        answer("\n".join(lines) or "no failures", asdict(groups))
 
 
 def _group(run_id: str, group: FailureGroup) -> Iterator[str]:
@@ -377,21 +377,22 @@ def _group(run_id: str, group: FailureGroup) -> Iterator[str]:
         yield f"  again: geneva runs retry {run_id} --group {group.key}"
 
 
-def _row(found: FailureRecord, error: str = "") -> str:
-    return f"fragment {found.fragment_id} row {found.row} ({found.input}): {error}{found.message}"
+def _row(failure: FailureRecord, error: str = "") -> str:
+    place = f"fragment {failure.fragment_id} row {failure.row}"
+    return f"{place} ({failure.input}): {error}{failure.message}"
 
 
 @app.command()
 def auto(url: _Url = _DEFAULT_URL, as_json: AsJson = False, debug: Debug = False) -> None:
     """List the columns that are kept filled (auto_backfill), and what was last done for each."""
     with answering(as_json, debug) as answer:
-        found = _client(url).auto()
+        columns = _client(url).auto()
         lines = [
             f"{w.table}.{','.join(w.columns)}  {w.schedule or 'on change'}  "
             f"{w.run_id or 'no run yet'}  {w.reason}".rstrip()
-            for w in found
+            for w in columns
         ]
-        answer("\n".join(lines) or "no columns", {"columns": [asdict(w) for w in found]})
+        answer("\n".join(lines) or "no columns", {"columns": [asdict(w) for w in columns]})
 
 
 @app.command()
@@ -416,13 +417,13 @@ def pools(
             client.delete_pool(name)
         elif name is not None:
             client.set_pool(name, slots)
-        found = client.pools()
+        listed = client.pools()
         lines = [
             f"{p.name or '(all)':16} {p.active} active, {p.queued} queued, "
             f"{'no cap' if p.slots is None else f'{p.slots} slots'}"
-            for p in found
+            for p in listed
         ]
-        answer("\n".join(lines), {"pools": [asdict(p) for p in found]})
+        answer("\n".join(lines), {"pools": [asdict(p) for p in listed]})
 
 
 def _line(run: RunRecord) -> str:

@@ -209,10 +209,10 @@ def _places(given: Sequence[str] | None) -> tuple[str, ...]:
     """Return what may be opened, checked."""
     from geneva.service.tables import place_of
 
-    found = tuple(map(_absolute, given or ()))
-    for place in found:
+    places = tuple(map(_absolute, given or ()))
+    for place in places:
         place_of(place)
-    return found
+    return places
 
 
 def _absolute(uri: str) -> str:

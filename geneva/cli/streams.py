@@ -35,7 +35,7 @@ def reader_gone(stream: TextIO) -> bool:
     try:
         poll = select.poll()
         poll.register(stream.fileno(), 0)
-        return any(found & (select.POLLERR | select.POLLNVAL) for _, found in poll.poll(0))
+        return any(events & (select.POLLERR | select.POLLNVAL) for _, events in poll.poll(0))
     except (OSError, ValueError):
         return False
 

@@ -71,9 +71,9 @@ def bind(
     snapshot = storage.open()
     storage.check_no_wal(snapshot)
     fills = [name for names in given for name in names]
-    wanted = {names: _settled(udf, snapshot.schema, fills) for names, udf in given.items()}
-    for names in _checked_order(snapshot, wanted, auto):
-        _bind(storage, names, wanted[names], auto)
+    udfs = {names: _settled(udf, snapshot.schema, fills) for names, udf in given.items()}
+    for names in _checked_order(snapshot, udfs, auto):
+        _bind(storage, names, udfs[names], auto)
 
 
 def _settled(udf: UDF, schema: pa.Schema, fills: Sequence[str]) -> UDF:
@@ -114,10 +114,10 @@ def _type_of(schema: pa.Schema, path: str) -> pa.DataType:
 
 
 def _checked_order(
-    snapshot: Snapshot, wanted: Mapping[tuple[str, ...], UDF], auto: Auto | None
+    snapshot: Snapshot, udfs: Mapping[tuple[str, ...], UDF], auto: Auto | None
 ) -> list[tuple[str, ...]]:
     schema, drafts = snapshot.schema, {}
-    for names, udf in wanted.items():
+    for names, udf in udfs.items():
         udf.dumps()
         _check_nullable(schema, names)
         check_not_filled(schema, [n for n in names if n not in bindings_of(schema)])
@@ -134,8 +134,8 @@ def _checked_order(
     for names, draft in drafts.items():
         _check_binding(schema, names, draft)
     _check_auto(schema, auto)
-    order = dependency_order(bindings_of(schema), [names[0] for names in wanted])
-    return sorted(wanted, key=lambda names: order.index(names[0]))
+    order = dependency_order(bindings_of(schema), [names[0] for names in udfs])
+    return sorted(udfs, key=lambda names: order.index(names[0]))
 
 
 def _check_auto(schema: pa.Schema, auto: Auto | None) -> None:

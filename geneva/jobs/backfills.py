@@ -189,8 +189,8 @@ class Backfill:
 class RecordedBackfill:
     """A call that is carried out here and written down in a database."""
 
-    def __init__(self, store: Store, asked: Submission, call: Backfill) -> None:
-        self._store, self._asked, self._call = store, asked, call
+    def __init__(self, store: Store, submission: Submission, call: Backfill) -> None:
+        self._store, self._submission, self._call = store, submission, call
         self.names, self.control = call.names, call.control
 
     def run(self, observe: Observer) -> BackfillResult:
@@ -206,8 +206,8 @@ class RecordedBackfill:
 
         call, control = self._call, self.control
         uri, me = absolute(call.storage.uri), this_process()
-        asked = _kept(self._asked)
-        claim = self._store.begin_direct(asked, uri, call.fills, me, LEASE_S, control.job_id)
+        submission = _kept(self._submission)
+        claim = self._store.begin_direct(submission, uri, call.fills, me, LEASE_S, control.job_id)
         recorder = StoreRecorder(self._store, claim, pause_ends=False)
         control.recorder = recorder
         leases = Leases(self._store.database)
@@ -234,26 +234,26 @@ class RecordedBackfill:
         return result
 
 
-def _kept(asked: Submission) -> Submission:
+def _kept(submission: Submission) -> Submission:
     """Return what is written down: no secret, and of an executor of one's own the name."""
     kept = {
         k: v if k != "executor" or isinstance(v, str) else type(v).__name__
-        for k, v in asked.arguments.items()
+        for k, v in submission.arguments.items()
     }
-    ray = without_secrets(asked.ray, by_name=True)
-    return replace(asked, arguments=without_secrets(kept), ray=ray)
+    ray = without_secrets(submission.ray, by_name=True)
+    return replace(submission, arguments=without_secrets(kept), ray=ray)
 
 
 class SubmittedBackfill:
     """A call that a service carries out; whoever waits for it may leave."""
 
-    def __init__(self, client: Client, asked: Submission) -> None:
-        executor = asked.arguments.get("executor")
+    def __init__(self, client: Client, submission: Submission) -> None:
+        executor = submission.arguments.get("executor")
         if executor not in (None, "ray", "local"):
             raise SettingError("an executor of one's own cannot be sent to a service")
-        self._client, self._run = client, client.submit(asked)
-        self.names = asked.columns
-        self.control = Control(self._run.id, asked.columns, None)
+        self._client, self._run = client, client.submit(submission)
+        self.names = submission.columns
+        self.control = Control(self._run.id, submission.columns, None)
 
     def run(self, observe: Observer) -> BackfillResult:
         """Wait for the end, showing progress and passing on what is wanted."""
@@ -267,11 +267,11 @@ class SubmittedBackfill:
             ) from None
 
     def _wait(self, observe: Observer) -> BackfillResult:
-        asked = Wanted.RUN
+        order = Wanted.RUN
         while True:
-            if self.control.wanted is not asked:
-                asked = self.control.wanted
-                self._client.want(self._run.id, asked)
+            if self.control.wanted is not order:
+                order = self.control.wanted
+                self._client.want(self._run.id, order)
             run = self._client.run(self._run.id)
             job = run.jobs[-1]
             progress = _progress(job, run)
@@ -315,9 +315,9 @@ def _result(job: JobRecord, run: RunRecord) -> BackfillResult:
         case JobState.CANCELLED:
             raise JobCancelledError(f"run {run.id} was cancelled: {job.reason}")
         case _:
-            found = getattr(geneva.errors, job.error_type, None)
-            known_error = isinstance(found, type) and issubclass(found, GenevaError)
-            raise (found if known_error and found else JobError)(job.error or job.reason)
+            kind = getattr(geneva.errors, job.error_type, None)
+            known_error = isinstance(kind, type) and issubclass(kind, GenevaError)
+            raise (kind if known_error and kind else JobError)(job.error or job.reason)
 
 
 class JobsPlace:
@@ -369,7 +369,7 @@ class JobsPlace:
     ) -> RecordedBackfill | SubmittedBackfill:
         """Return a call that is recorded, or was submitted; ``call`` would carry it out here."""
         folder, _, file = uri.rstrip("/").rpartition("/")
-        asked = Submission(
+        submission = Submission(
             db=absolute(folder),
             table=file.removesuffix(".lance"),
             columns=(columns,) if isinstance(columns, str) else tuple(columns),
@@ -378,8 +378,8 @@ class JobsPlace:
             cause="called",
         )
         if self.remote:
-            return SubmittedBackfill(self.client, asked)
-        return RecordedBackfill(self.store, asked, call())
+            return SubmittedBackfill(self.client, submission)
+        return RecordedBackfill(self.store, submission, call())
 
 
 def absolute(uri: str) -> str:

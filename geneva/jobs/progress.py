@@ -40,34 +40,34 @@ class _Display(Protocol):
 
 @contextmanager
 def observer_for(
-    wanted: bool | Callable[[Progress], None] | None, columns: Sequence[str]
+    choice: bool | Callable[[Progress], None] | None, columns: Sequence[str]
 ) -> Iterator[Callable[[Progress], None]]:
     """Yield what a driver reports to.
 
     Parameters
     ----------
-    wanted
+    choice
         A function of one's own; ``False`` for silence; ``True`` for a bar, or plain lines where
         no bar can be drawn; ``None`` for a bar where one can be drawn, else silence.
     columns
         What the job fills, in the order in which it does.
     """
-    if callable(wanted):
-        yield wanted
+    if callable(choice):
+        yield choice
         return
-    watched = _Guarded(lambda: _display(bool(wanted), columns) if wanted is not False else None)
+    watched = _Guarded(lambda: _display(bool(choice), columns) if choice is not False else None)
     try:
         yield watched.update
     finally:
         watched.close()
 
 
-def _display(wanted: bool, columns: Sequence[str]) -> _Display | None:
+def _display(choice: bool, columns: Sequence[str]) -> _Display | None:
     if _in_notebook():
         return _Notebook()
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         return _Terminal(columns)
-    return _Lines() if wanted else None
+    return _Lines() if choice else None
 
 
 def _in_notebook() -> bool:
@@ -142,11 +142,11 @@ def _rows(progress: Progress) -> str:
 
 def _speed(progress: Progress) -> list[str]:
     rate = progress.rows_per_s
-    found = [f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.2g} rows/s"] if rate else []
+    words = [f"{rate:,.0f} rows/s" if rate >= 10 else f"{rate:.2g} rows/s"] if rate else []
     if progress.state.ended:
-        return [*found, f"took {_seconds(progress.seconds)}"]
+        return [*words, f"took {_seconds(progress.seconds)}"]
     eta = progress.eta_s
-    return [*found, f"ETA {_seconds(eta)}"] if eta is not None else found
+    return [*words, f"ETA {_seconds(eta)}"] if eta is not None else words
 
 
 def _facts(progress: Progress) -> list[str]:
