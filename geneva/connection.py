@@ -1,6 +1,6 @@
 """connect() and Connection: a LanceDB database whose tables can have computed columns.
 
-lancedb is imported when something of it is wanted: it takes longer to import than a small backfill
+lancedb is imported when it is needed: it takes longer to import than a small backfill
 to run, and a script that opens a table and fills a column needs nothing of it.
 """
 
@@ -112,7 +112,7 @@ def connect_existing(uri: str, **options: Any) -> Connection:
 
 
 def import_lancedb() -> None:
-    """Import lancedb before something of it is wanted; in a thread, it holds up all others."""
+    """Import lancedb before it is needed; in a thread, the import holds up all others."""
     with uninterrupted():
         import lancedb  # noqa: F401
 
@@ -217,7 +217,7 @@ class Connection:
         )
 
     def _options_of(self, options: Mapping[str, Any]) -> dict[str, str]:
-        """Return the storage options of a table: those of the connection, and its own."""
+        """Return the storage options of a table: the connection's options and its own."""
         return {**(self._storage_options or {}), **(options.get("storage_options") or {})}
 
     def _wrap(self, inner: Any, options: Mapping[str, Any]) -> Table:
@@ -238,7 +238,7 @@ class Connection:
         return Runs(self._record.source, self._wish(wish))
 
     def jobs(self, **wish: Any) -> Jobs:
-        """Return the recorded jobs of this database: what `runs` consist of."""
+        """Return the recorded jobs of this database; a run has one or more."""
         from geneva.jobs.store.view import Jobs
 
         return Jobs(self._record.source, self._wish(wish))

@@ -1,4 +1,4 @@
-"""The optional parts of Geneva: which of them brings a module that is not installed."""
+"""The extras of Geneva, and the one that brings a missing module."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MODULES = {"pil": "pillow"}  # modules that are not called as what brings them
 
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
-    """Say what to install where a module of an extra is missing.
+    """Name the extra to install where one of its modules is missing.
 
     Raises
     ------
@@ -43,7 +43,7 @@ def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
 
 
 def _extras() -> dict[str, str]:
-    """Return distribution -> extra, from what is written down of this installation."""
+    """Return distribution -> extra, from the metadata of this installation."""
     try:
         requirements = requires(_DISTRIBUTION) or []
     except PackageNotFoundError:

@@ -51,7 +51,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold back interrupts of this thread; what came meanwhile strikes at the end, once.
+    """Hold back interrupts of this thread; if any came, one strikes at the end.
 
     Python interrupts the main thread only: in any other there is nothing to hold back.
     """

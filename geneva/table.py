@@ -97,7 +97,7 @@ class Table:
     Parameters
     ----------
     inner
-        A ``lancedb.table.LanceTable``; or, with ``storage``, what opens it when it is wanted.
+        A ``lancedb.table.LanceTable``; or, with ``storage``, a function that opens it.
     storage_options, ray
         See `connect`.
 
@@ -146,12 +146,12 @@ class Table:
 
     @property
     def storage(self) -> TableStorage:
-        """Where the table lies; what computes columns is done to its main branch.
+        """The table's files; columns are computed on its main branch.
 
         Raises
         ------
         TableError
-            The table was opened on another branch, which all of that would pass by.
+            The table was opened on another branch.
         """
         branch = self._inner.current_branch() if "_inner" in vars(self) else None
         if branch is not None:
@@ -195,7 +195,7 @@ class Table:
         auto_backfill: bool | str | Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Add columns; those given as UDFs become computed columns, instantly and empty.
+        """Add columns; a UDF becomes a computed column, instantly and empty.
 
         Parameters
         ----------
@@ -258,7 +258,7 @@ class Table:
 
     @property
     def schema(self) -> pa.Schema:
-        """The table's schema, with what UDFs declared of their columns by `field_metadata`."""
+        """The table's schema, with the `field_metadata` that UDFs declare."""
         return pa.schema(map(_as_declared, self._inner.schema), self._inner.schema.metadata)
 
     def computed_columns(self) -> dict[str, Binding]:
@@ -314,7 +314,7 @@ class Table:
             SQL filter. Rows for which it is true are computed, also when they hold a value; the
             others keep what they have. Without it: rows that are missing or stale.
         concurrency
-            Applier processes (Ray actors); what the cluster can hold starts, the rest joins.
+            Applier processes (Ray actors); as many as fit start, the rest joins.
         intra_applier_concurrency
             UDF calls at once in each applier: threads, or awaits of an async UDF.
         num_frags
@@ -364,7 +364,7 @@ class Table:
         RequestError
             The request is wrong; nothing was started.
         JobError
-            It ended before it was complete; what was finished is kept.
+            It ended before it was complete; finished work is kept.
         """
         given = {
             "where": where,
@@ -397,7 +397,7 @@ class Table:
 
     @_taking_arguments_of(backfill)
     def backfill_async(self, columns: str | Sequence[str], arguments: dict[str, Any]) -> Job:
-        """Begin a backfill in a thread of this process; takes what `backfill` takes."""
+        """Begin a backfill in a thread of this process; the arguments are those of `backfill`."""
         display = arguments["progress"]
         call = self._prepare(columns, arguments)
 
@@ -417,7 +417,7 @@ class Table:
 
     @_taking_arguments_of(backfill)
     def plan_backfill(self, columns: str | Sequence[str], arguments: dict[str, Any]) -> Plan:
-        """Say per fragment what `backfill` with the same arguments would do; nothing runs.
+        """Plan a `backfill` with the same arguments, per fragment; nothing runs.
 
         Several columns are planned one by one; the plan of the first that has work is returned.
         """

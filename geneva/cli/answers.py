@@ -1,4 +1,4 @@
-"""What the commands print: text for people, one JSON object for programs, and exit codes."""
+"""The output of the commands: text for people, one JSON object for programs, and exit codes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def code_of(state: JobState) -> int:
 
 
 def said_wrong(error: Exception, *, as_json: bool) -> int | None:
-    """Tell what is wrong with the words of a command; return its exit code.
+    """Print the fault in the words of a command; return its exit code.
 
     ``None`` if it is another kind of error.
     """
@@ -86,7 +86,7 @@ def _print_error(name: str, message: str, code: int, stdout: TextIO) -> None:
 
 @contextlib.contextmanager
 def answering(as_json: bool, debug: bool) -> Iterator[Callable[[str, dict[str, Any]], None]]:
-    """Yield what prints the answer; turn an error into one paragraph and an exit code."""
+    """Yield a printer of the answer; turn an error into one paragraph and an exit code."""
     stdout = sys.stdout
     try:
         # What a UDF prints must not end up inside the JSON.
@@ -112,7 +112,7 @@ def answering(as_json: bool, debug: bool) -> Iterator[Callable[[str, dict[str, A
 
 
 def _explained(error: BaseException) -> BaseException:
-    """Return an error that says what to install, if that is what is wrong."""
+    """Return an error that names the missing package, if one is missing."""
     missing = missing_extra(error) if isinstance(error, ModuleNotFoundError) else None
     return missing or error
 
@@ -159,7 +159,7 @@ def coverage_text(counted: Coverage, fragments: bool) -> str:
 
 
 def column_facts(name: str, data_type: str, binding: Binding) -> dict[str, Any]:
-    """Return what a column is bound to."""
+    """Return the facts of a column's binding."""
     return {"name": name, "type": data_type} | asdict(binding)
 
 

@@ -46,7 +46,7 @@ from geneva.table import Table
 
 
 class _Commands(TyperGroup):
-    """The commands; an interrupt outside of what a command answers is told, too.
+    """The commands; an interrupt before or after a command's answer is one line too.
 
     Typer would end with the exit code of an interrupt and without a word.
     """
@@ -59,7 +59,7 @@ class _Commands(TyperGroup):
             raise typer.Abort from None
 
     def invoke(self, ctx: Any) -> Any:
-        """Run what was asked for."""
+        """Run the command."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -126,7 +126,7 @@ def plan(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Say per fragment what `backfill` with the same options would do; nothing runs."""
+    """Plan a `backfill` with the same options, per fragment; nothing runs."""
     with answering(as_json, debug) as answer:
         opened = _open(db, table, storage_option)
         options = arguments_given(Doors.SHELL | Doors.SERVICE, arguments)
@@ -173,7 +173,7 @@ def columns(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """List the computed columns and what they are bound to; no UDF is loaded."""
+    """List the computed columns and their bindings; no UDF is loaded."""
     with answering(as_json, debug) as answer:
         schema = as_called(_open(db, table, storage_option).storage.open())
         bound = [(f.name, str(f.type), binding_of(f)) for f in schema]
@@ -199,7 +199,7 @@ def clean(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Remove what abandoned work and dropped columns left behind; no value is touched.
+    """Remove the files of abandoned work and dropped columns; no value is touched.
 
     That is: checkpoints, files that no version names, and records and UDFs of columns that no
     version has.
@@ -228,7 +228,7 @@ def demo(
 
 @app.command()
 def version(as_json: AsJson = False) -> None:
-    """Print the versions of geneva and of what its tables depend on."""
+    """Print the versions of geneva and of the packages that its tables depend on."""
     names = {"geneva": "geneva-backfill", "lancedb": "lancedb", "pylance": "pylance", "ray": "ray"}
     with answering(as_json, False) as answer:
         versions = {k: version_of(v) for k, v in names.items()}

@@ -1,4 +1,4 @@
-"""The options of the commands; those of a backfill are made from its declared arguments."""
+"""The options of the commands; a backfill's options are made from its declared arguments."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ _METAVARS = {
 def taking_arguments(doors: Doors) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command an option for each argument of a backfill that the doors take.
 
-    They stand where the command has its own parameter ``arguments``, which is a mapping of what was
-    given: `arguments_given` reads it.
+    They stand where the command has its own parameter ``arguments``, which takes them as one
+    mapping: `arguments_given` reads it.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -141,7 +141,7 @@ def pairs(given: Sequence[str] | None, option: str) -> dict[str, str]:
 
 
 def values(given: Sequence[str] | None, option: str) -> dict[str, Any]:
-    """Read values as JSON; what is no JSON is text, so that quotes are rarely needed."""
+    """Read values as JSON, or else as text, so that quotes are rarely needed."""
 
     def value(text: str) -> Any:
         try:

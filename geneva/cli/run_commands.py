@@ -101,7 +101,7 @@ def plan(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a backfill would do now; nothing runs."""
+    """Plan a backfill as the table stands; nothing runs."""
     with answering(as_json, debug) as answer:
         planned = _client(url).plan(_submission(table, columns, db, arguments))
         to_do = [f for f in planned["fragments"] if f["this_call"]]
@@ -252,7 +252,7 @@ def retry(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Queue again what did not succeed, limited to what failed."""
+    """Queue the failed part of a run again."""
     with answering(as_json, debug) as answer:
         from geneva.jobs.records import FailureWish
 
@@ -322,7 +322,7 @@ def logs(
 
 
 def _parts(client: Client, job_id: str, part: LogPart) -> Iterator[LogPart]:
-    """Yield a part of a log and those that follow it, until the job has ended and is silent."""
+    """Yield a part of a log and its later parts, until the job has ended and is silent."""
     ended = False
     while True:
         if part.text:
@@ -347,7 +347,7 @@ def failures(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """List what UDFs failed on and nobody computed since, by exception and message."""
+    """List the rows that UDFs failed on and nobody computed since, by exception and message."""
     with answering(as_json, debug) as answer:
         from geneva.jobs.records import FailureWish
 
@@ -384,7 +384,7 @@ def _row(failure: FailureRecord, error: str = "") -> str:
 
 @app.command()
 def auto(url: _Url = _DEFAULT_URL, as_json: AsJson = False, debug: Debug = False) -> None:
-    """List the columns that are kept filled (auto_backfill), and what was last done for each."""
+    """List the columns that are kept filled (auto_backfill), and the latest run of each."""
     with answering(as_json, debug) as answer:
         columns = _client(url).auto()
         lines = [

@@ -1,4 +1,4 @@
-"""`geneva serve`, `geneva scheduler` and `geneva db upgrade`: what runs a service."""
+"""The commands of a service: `geneva serve`, `geneva scheduler` and `geneva db upgrade`."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ def _settings(
 
 
 def _places(given: Sequence[str] | None) -> tuple[str, ...]:
-    """Return what may be opened, checked."""
+    """Return the databases that may be opened, checked."""
     from geneva.service.tables import place_of
 
     places = tuple(map(_absolute, given or ()))

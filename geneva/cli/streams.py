@@ -1,4 +1,4 @@
-"""What the commands write to: a pipe that may be closed, in a language that may lack letters."""
+"""The standard streams: a pipe that may be closed, an encoding that may lack letters."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any, TextIO
 def fit_for_any_terminal() -> None:
     """Let no letter, and nobody who stops reading, end a command with a traceback.
 
-    What a terminal's encoding lacks is written as an escape. Progress that nobody reads any more is
-    lost, as a job must not end for it.
+    Letters that a terminal's encoding lacks are written as escapes. Progress that nobody reads any
+    more is lost, as a job must not end for it.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -23,7 +23,7 @@ def fit_for_any_terminal() -> None:
 
 
 def flush() -> None:
-    """Write out what is left; a reader that is gone, as behind ``| head``, is no failure."""
+    """Flush stdout; a reader that is gone, as behind ``| head``, is no failure."""
     try:
         sys.stdout.flush()
     except (BrokenPipeError, ValueError):
@@ -41,7 +41,7 @@ def reader_gone(stream: TextIO) -> bool:
 
 
 def silence(stream: TextIO) -> None:
-    """Let what is still written to a stream go nowhere."""
+    """Send later output of a stream nowhere."""
     with contextlib.suppress(OSError, ValueError):
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, stream.fileno())
@@ -49,7 +49,7 @@ def silence(stream: TextIO) -> None:
 
 
 class _Lossy:
-    """A stream that drops what nobody reads."""
+    """A stream that drops output which nobody reads."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

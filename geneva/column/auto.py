@@ -169,7 +169,7 @@ def _zone(name: str) -> tzinfo:
 
 
 def duration_s(text: str) -> float:
-    """Read ``90s``, ``15m``, ``12h``, ``7d`` or ``2w``.
+    """Return the seconds of ``90s``, ``15m``, ``12h``, ``7d`` or ``2w``.
 
     Raises
     ------

@@ -56,14 +56,14 @@ def bind(
     transforms: Mapping[str | tuple[str, ...], Any],
     auto: Auto | None = None,
 ) -> None:
-    """Bind UDFs to columns; those that do not exist are added, empty.
+    """Bind UDFs to columns; missing columns are added, empty.
 
     All are checked before the first is bound. They may read each other, in whatever order.
 
     Parameters
     ----------
     transforms
-        What is or can be made a UDF, by column, or by the columns that its struct fills.
+        UDFs, or functions that can be made UDFs, by column or by the columns that a struct fills.
     auto
         How a service is to keep them filled; ``None`` leaves what was declared.
     """
@@ -175,7 +175,7 @@ def _wants_blobs(udf: UDF, data_type: pa.DataType) -> bool:
 
 
 def _noted(schema: pa.Schema, name: str, udf: UDF) -> dict[str, str]:
-    """Return what a UDF's metadata adds to a column that exists: not how Lance encodes it."""
+    """Return the metadata that a UDF adds to an existing column, without Lance's encoding."""
     own = dict(udf.field_metadata or {})
     if own.pop(BLOB, "") == "true" and not is_blob(schema.field(name)):
         raise ColumnError(
@@ -192,7 +192,7 @@ def _check_metadata(udf: UDF, types: Sequence[pa.DataType]) -> None:
 
 
 def _check_nullable(schema: pa.Schema, names: Sequence[str]) -> None:
-    """Refuse columns that cannot hold what is missing, failed or deleted."""
+    """Refuse columns that cannot hold nulls: rows may be missing, failed or deleted."""
     for name in names:
         if name in schema.names and not schema.field(name).nullable:
             raise ColumnError(
@@ -341,7 +341,7 @@ def is_udf(value: Any) -> bool:
 
 
 def check_transforms(plain: Mapping[Any, Any]) -> None:
-    """Refuse what neither a UDF nor SQL text is, before lancedb fails on it.
+    """Refuse a value that is neither a UDF nor SQL text, before lancedb fails on it.
 
     Raises
     ------
@@ -383,7 +383,7 @@ def _output_types(names: tuple[str, ...], udf: UDF) -> list[pa.DataType]:
 
 
 def _check_storable(snapshot: Snapshot, udf: UDF, types: Sequence[pa.DataType]) -> None:
-    """Refuse what this table's files cannot hold, before anything is computed."""
+    """Refuse types that this table's files cannot hold, before anything is computed."""
     for data_type in types:
         if why := unstorable(data_type, snapshot.storage_version):
             raise UdfError(f"UDF {udf.name!r} returns {data_type}, which cannot be stored: {why}")

@@ -17,7 +17,7 @@ from geneva.storage.lance import Snapshot, TableStorage
 
 @dataclass(frozen=True)
 class Coverage:
-    """Live rows per fragment by what they are.
+    """Live rows per fragment, by state.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ def coverage(
     snapshot
         The version that is looked at; the latest one by default.
     ledger
-        What is known already, and learns what is found; by default what the table keeps.
+        Cache that is read and filled; by default the table's own.
     """
     known = ledger or Ledger.load(storage, binding.incarnation)
     if snapshot is not None:

@@ -235,7 +235,7 @@ class RecordedBackfill:
 
 
 def _kept(submission: Submission) -> Submission:
-    """Return what is written down: no secret, and of an executor of one's own the name."""
+    """Return the submission as it is recorded: without secrets, an executor object by its name."""
     kept = {
         k: v if k != "executor" or isinstance(v, str) else type(v).__name__
         for k, v in submission.arguments.items()
@@ -245,7 +245,7 @@ def _kept(submission: Submission) -> Submission:
 
 
 class SubmittedBackfill:
-    """A call that a service carries out; whoever waits for it may leave."""
+    """A call that a service carries out; it goes on when its caller leaves."""
 
     def __init__(self, client: Client, submission: Submission) -> None:
         executor = submission.arguments.get("executor")
@@ -256,7 +256,7 @@ class SubmittedBackfill:
         self.control = Control(self._run.id, submission.columns, None)
 
     def run(self, observe: Observer) -> BackfillResult:
-        """Wait for the end, showing progress and passing on what is wanted."""
+        """Wait for the end; show progress and pass on pause, resume and cancel."""
         try:
             return self._wait(observe)
         except KeyboardInterrupt:
@@ -298,7 +298,7 @@ def _progress(job: JobRecord, run: RunRecord) -> Progress:
 
 
 def _result(job: JobRecord, run: RunRecord) -> BackfillResult:
-    """Return what a service's job did, or raise what ended it."""
+    """Return the result of a service's job, or raise the error that ended it."""
     match job.state:
         case JobState.SUCCEEDED | JobState.PARTIAL:
             known = BackfillResult.__dataclass_fields__

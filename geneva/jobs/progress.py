@@ -1,4 +1,4 @@
-"""Show a job's progress: a bar on a terminal, what notebooks render in a notebook, else nothing.
+"""Show a job's progress: a bar on a terminal, HTML in a notebook, else nothing.
 
 Everything goes to stderr, so that stdout stays the command's own. A display never breaks a job:
 whatever goes wrong while drawing turns it off.
@@ -42,7 +42,7 @@ class _Display(Protocol):
 def observer_for(
     choice: bool | Callable[[Progress], None] | None, columns: Sequence[str]
 ) -> Iterator[Callable[[Progress], None]]:
-    """Yield what a driver reports to.
+    """Yield the observer that a driver reports to.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def observer_for(
         A function of one's own; ``False`` for silence; ``True`` for a bar, or plain lines where
         no bar can be drawn; ``None`` for a bar where one can be drawn, else silence.
     columns
-        What the job fills, in the order in which it does.
+        Columns that the job fills, in its order.
     """
     if callable(choice):
         yield choice
@@ -150,7 +150,7 @@ def _speed(progress: Progress) -> list[str]:
 
 
 def _facts(progress: Progress) -> list[str]:
-    """Return what is worth saying beside the rows, most important first."""
+    """Return the facts beside the rows, most important first."""
     facts = []
     committed = f"{progress.fragments_committed:,}"
     if progress.fragments_total and not progress.state.ended:
@@ -216,7 +216,7 @@ class _Terminal:
             console=Console(stderr=True, highlight=False),
             get_renderable=self._frame,
             refresh_per_second=_FRAMES_PER_S,
-            # What the UDF prints goes above the bar, but a redirected stdout is left alone.
+            # Output of the UDF goes above the bar, but a redirected stdout is left alone.
             redirect_stdout=sys.stdout.isatty(),
         )
         self._live.start()

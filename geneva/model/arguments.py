@@ -18,7 +18,7 @@ from geneva.model.types import Options
 
 
 class ValueKind(Enum):
-    """What values an argument takes."""
+    """The kind of an argument's values."""
 
     COUNT = "whole number of at least 1"
     NUMBER = "number of at least 0"
@@ -282,7 +282,7 @@ def arguments_of(doors: Doors) -> tuple[Argument, ...]:
 
 
 def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all arguments, lengths of time in seconds; what was not given has its default.
+    """Return all arguments, missing ones by default, lengths of time in seconds.
 
     Raises
     ------
@@ -326,7 +326,7 @@ def refuse_elsewhere(names: Mapping[str, Any]) -> None:
 
 
 def checked_options(arguments: Mapping[str, Any]) -> Options:
-    """Check values; those that are no option of the engine are passed over.
+    """Check the options of the engine among the arguments.
 
     Raises
     ------
@@ -365,7 +365,7 @@ def check_value(name: str, value: Any) -> None:
 
 
 def _problem(argument: Argument, value: Any) -> str:
-    """Return what is wrong with a value, or an empty text."""
+    """Return the fault of a value, or an empty text."""
     fits: Callable[[Any], bool]
     match argument.kind:
         case ValueKind.COUNT:
