@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from geneva.column.auto import duration_s as interval_s
 from geneva.errors import SettingError
 from geneva.model.arguments import Argument, Doors, ValueKind, arguments_of
 
@@ -152,16 +155,16 @@ def values(given: Sequence[str] | None, option: str) -> dict[str, Any]:
     return {k: value(v) for k, v in pairs(given, option).items()}
 
 
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
 def duration_s(text: str) -> float:
     """Read ``7d``, ``12h``, ``30m``, ``90s`` or plain seconds."""
-    unit = _UNITS_S.get(text[-1:])
-    try:
-        seconds = float(text[:-1] if unit else text) * (unit or 1)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise SettingError(f"--older-than {text!r} is no duration; examples: 0, 90s, 30m, 12h, 7d")
-    return seconds
+    with suppress(SettingError):
+        return interval_s(text)
+    with suppress(ValueError):
+        if 0 <= (seconds := float(text)) < float("inf"):
+            return seconds
+    raise SettingError(f"--older-than {text!r} is no duration; examples: 0, 90s, 30m, 12h, 7d")
+
+
+def absolute(uri: str) -> str:
+    """Return a path or URI that means the same in another folder."""
+    return uri if "://" in uri else str(Path(uri).absolute())

@@ -6,13 +6,12 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from geneva.cli.answers import EXIT_CODES, answering, code_of
-from geneva.cli.options import AsJson, Debug, arguments_given, taking_arguments
+from geneva.cli.options import AsJson, Debug, absolute, arguments_given, taking_arguments
 from geneva.engine.control import VERBS
 from geneva.errors import SettingError, did_you_mean
 from geneva.jobs.page import Sort
@@ -120,7 +119,7 @@ def _submission(
     from geneva.jobs.records import Submission
 
     return Submission(
-        db="" if db is None else db if "://" in db else str(Path(db).absolute()),
+        db="" if db is None else absolute(db),
         table=table,
         columns=tuple(columns),
         arguments=chosen(arguments_given(_OPTIONS, arguments)),

@@ -13,7 +13,7 @@ import typer
 
 from geneva.cli import run_commands
 from geneva.cli.answers import answering
-from geneva.cli.options import AsJson, Debug
+from geneva.cli.options import AsJson, Debug, absolute
 
 if TYPE_CHECKING:
     from geneva.service.settings import Settings
@@ -192,7 +192,7 @@ def _settings(
     settings = Settings(
         url=with_password(url, os.environ.get("PGPASSWORD")),
         state=folder,
-        db=None if db is None else _absolute(db),
+        db=None if db is None else absolute(db),
         host=host,
         port=port,
         operator_token=token_of("GENEVA_TOKEN"),
@@ -209,14 +209,10 @@ def _places(given: Sequence[str] | None) -> tuple[str, ...]:
     """Return the databases that may be opened, checked."""
     from geneva.service.tables import place_of
 
-    places = tuple(map(_absolute, given or ()))
+    places = tuple(map(absolute, given or ()))
     for place in places:
         place_of(place)
     return places
-
-
-def _absolute(uri: str) -> str:
-    return uri if "://" in uri else str(Path(uri).absolute())
 
 
 def _log() -> None:
