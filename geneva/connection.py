@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
 from geneva.errors import GenevaError, SettingError, TableError
 from geneva.interrupts import uninterrupted
 from geneva.jobs.backfills import JobsPlace, absolute
-from geneva.jobs.page import Wish
+from geneva.jobs.page import Sort, Wish
+from geneva.model.types import JobState
 from geneva.storage.door import LanceErrors, is_fault
 from geneva.storage.lance import TableStorage
 from geneva.storage.objects import storage_errors
@@ -225,23 +226,38 @@ class Connection:
         known = {k: v for k, v in self._options_of(options).items() if k != _STABLE_ROW_IDS}
         return Table(inner, storage_options=known or None, ray=self._ray, jobs=self._jobs)
 
-    def runs(self, **wish: Any) -> Runs:
+    def runs(
+        self,
+        *,
+        table: str | None = None,
+        states: Sequence[str] = (),
+        name: str | None = None,
+        sort: Sort = "-created",
+    ) -> Runs:
         """Return the recorded runs of this database: ``for run in db.runs(table="docs")``.
 
         Parameters
         ----------
-        wish
-            ``table``, ``states``, ``name``, ``sort`` and ``pool``: as `geneva runs ls` takes them.
+        table, states, name
+            Only the runs of a table, in one of some states, of a name.
+        sort
+            ``"created"``, ``"priority"`` or ``"name"``: the least first; with a minus, the greatest.
         """
         from geneva.jobs.store.view import Runs
 
-        return Runs(self._record.source, self._wish(wish))
+        return Runs(self._record.source, self._wish(table, states, sort, name))
 
-    def jobs(self, **wish: Any) -> Jobs:
-        """Return the recorded jobs of this database; a run has one or more."""
+    def jobs(
+        self,
+        *,
+        table: str | None = None,
+        states: Sequence[str] = (),
+        sort: Literal["created", "-created", "priority", "-priority"] = "-created",
+    ) -> Jobs:
+        """Return the recorded jobs of this database; a run has one or more. See `runs`."""
         from geneva.jobs.store.view import Jobs
 
-        return Jobs(self._record.source, self._wish(wish))
+        return Jobs(self._record.source, self._wish(table, states, sort))
 
     def sql_jobs(self, query: str) -> pa.Table:
         """Run SQL over all that is recorded: runs, jobs, tasks, failures and events."""
@@ -257,8 +273,10 @@ class Connection:
             )
         return self._jobs
 
-    def _wish(self, given: Mapping[str, Any]) -> Wish:
-        return Wish(**{"db": absolute(self.uri)} | dict(given))
+    def _wish(
+        self, table: str | None, states: Sequence[str], sort: Sort, name: str | None = None
+    ) -> Wish:
+        return Wish(tuple(map(JobState, states)), absolute(self.uri), table, name, sort)
 
     def __repr__(self) -> str:
         return f"geneva.Connection({self.uri!r})"

@@ -78,7 +78,8 @@ def test_shell_leaves_the_same_record(scene: Scene):
     assert (run.state, run.record().jobs[0].rows_computed) == ("SUCCEEDED", 40)
     [job] = db.jobs()
     assert (job, db.jobs()[job.id].run_id) == (run.record().jobs[0], run.id)
-    assert db.runs().to_arrow()["id"].to_pylist() == [run.id]
+    assert db.runs(states=["SUCCEEDED"]).to_arrow()["id"].to_pylist() == [run.id]
+    assert [*db.runs(states=["FAILED"])] == [*db.jobs(table="other")] == []
     assert db.list_tables().tables == ["t"]
 
 
