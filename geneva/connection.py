@@ -19,8 +19,7 @@ import pyarrow as pa
 from geneva.errors import GenevaError, SettingError, TableError
 from geneva.interrupts import uninterrupted
 from geneva.jobs.backfills import JobsPlace, absolute
-from geneva.jobs.page import Sort, Wish
-from geneva.model.types import JobState
+from geneva.jobs.page import Sort, Wish, states_named
 from geneva.storage.door import LanceErrors, is_fault
 from geneva.storage.lance import TableStorage
 from geneva.storage.objects import storage_errors
@@ -241,7 +240,7 @@ class Connection:
         table, states, name
             Only the runs of a table, in one of some states, of a name.
         sort
-            ``"created"``, ``"priority"`` or ``"name"``: the least first; with a minus, the greatest.
+            ``"created"``, ``"priority"`` or ``"name"``, the least first; or with a minus.
         """
         from geneva.jobs.store.view import Runs
 
@@ -276,7 +275,7 @@ class Connection:
     def _wish(
         self, table: str | None, states: Sequence[str], sort: Sort, name: str | None = None
     ) -> Wish:
-        return Wish(tuple(map(JobState, states)), absolute(self.uri), table, name, sort)
+        return Wish(states_named(states), absolute(self.uri), table, name, sort)
 
     def __repr__(self) -> str:
         return f"geneva.Connection({self.uri!r})"

@@ -13,10 +13,9 @@ import typer
 from geneva.cli.answers import EXIT_CODES, answering, code_of
 from geneva.cli.options import AsJson, Debug, absolute, arguments_given, taking_arguments
 from geneva.engine.control import VERBS
-from geneva.errors import SettingError, did_you_mean
-from geneva.jobs.page import Sort
+from geneva.errors import SettingError
+from geneva.jobs.page import Sort, states_named
 from geneva.model.arguments import Doors, chosen
-from geneva.model.types import JobState
 
 if TYPE_CHECKING:
     from geneva.jobs.records import (
@@ -148,20 +147,11 @@ def ls(
     with answering(as_json, debug) as answer:
         from geneva.jobs.page import Wish
 
-        states = _states(state or ())
+        states = states_named(state or ())
         wish = Wish(states=states, table=table, name=name, sort=sort, limit=limit)
         runs = _client(url).runs(wish).items
         text = "\n".join(_line(run) for run in runs) or "no runs"
         answer(text, {"runs": [_facts(run) for run in runs]})
-
-
-def _states(given: Sequence[str]) -> Any:
-    for name in given:
-        if name.upper() not in JobState.__members__:
-            hint = did_you_mean(name, JobState.__members__)
-            known = ", ".join(JobState.__members__)
-            raise SettingError(f"--state {name!r} is unknown.{hint} The states: {known}")
-    return tuple(JobState(name.upper()) for name in given)
 
 
 @app.command()

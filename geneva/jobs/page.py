@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
-from geneva.errors import SettingError
+from geneva.errors import SettingError, did_you_mean
 from geneva.model.types import JobState
 
 T = TypeVar("T")
@@ -51,6 +51,22 @@ class Wish:
     limit: int = 100
     cursor: str | None = None
     pool: str | None = None
+
+
+def states_named(names: Sequence[str]) -> tuple[JobState, ...]:
+    """Return states by their names, in capitals or not.
+
+    Raises
+    ------
+    SettingError
+        A state is unknown.
+    """
+    for name in names:
+        if name.upper() not in JobState.__members__:
+            hint = did_you_mean(name, JobState.__members__)
+            known = ", ".join(JobState.__members__)
+            raise SettingError(f"state {name!r} is unknown.{hint} The states: {known}")
+    return tuple(JobState(name.upper()) for name in names)
 
 
 def encode_cursor(*key: float | str | int) -> str:
