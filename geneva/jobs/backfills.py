@@ -156,16 +156,14 @@ class Backfill:
         The column that it was stopped in tells of its own rows only, and between two columns nobody
         does; the bar shows those of every column.
         """
-        if isinstance(error, KeyboardInterrupt):
-            self.control.report(replace(self.control.progress, state=JobState.CANCELLED))
-        stopped = str(error) or (
-            f"backfill of {', '.join(self.names)!r} was interrupted between two columns; "
-            "the same command continues there"
-        )
         complete = combined(results)
-        names = ", ".join(complete.columns)
+        before = f"{complete.rows_computed:,} rows of {', '.join(complete.columns)!r}"
+        if not isinstance(error, KeyboardInterrupt):
+            return JobCancelledError(f"{error}; before that, {before}")
+        self.control.report(replace(self.control.progress, state=JobState.CANCELLED))
         return JobCancelledError(
-            f"{stopped}; before that, {complete.rows_computed:,} rows of {names!r}"
+            f"backfill of {', '.join(self.names)!r} was interrupted after {before}; "
+            "the same command continues there"
         )
 
     def _forget(self, error: BaseException) -> None:

@@ -7,7 +7,7 @@ interface, a flow's description and the reference are made from `ARGUMENTS`, or 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from enum import Enum, Flag, auto
@@ -366,64 +366,35 @@ def check_value(name: str, value: Any) -> None:
 
 def _problem(argument: Argument, value: Any) -> str:
     """Return the fault of a value, or an empty text."""
-    fits: Callable[[Any], bool]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fault = ""
     match argument.kind:
+        case ValueKind.COUNT if not number or isinstance(value, float):
+            fault = "must be a whole number"
         case ValueKind.COUNT:
-            if _is_whole(value) and value < 1:
-                return "must be at least 1"
-            fits, needed = _is_whole, "must be a whole number"
+            fault = "" if value >= 1 else "must be at least 1"
         case ValueKind.NUMBER | ValueKind.SECONDS:
-            fits, needed = _is_amount, "must be a number that is not negative"
+            fault = "" if number and value >= 0 else "must be a number that is not negative"
         case ValueKind.SWITCH:
-            fits, needed = _is_switch, "must be True or False"
+            fault = "" if isinstance(value, bool) else "must be True or False"
         case ValueKind.CHOICE:
-            listed = " or ".join(map(repr, argument.choices))
-            fits, needed = argument.choices.__contains__, f"is unknown; choose {listed}"
+            known = " or ".join(map(repr, argument.choices))
+            fault = "" if value in argument.choices else f"is unknown; choose {known}"
         case ValueKind.SQL:
-            fits, needed = _is_text, "must be SQL text"
+            fault = "" if isinstance(value, str) else "must be SQL text"
         case ValueKind.FRAGMENTS:
-            fits, needed = _are_ids, "must be a list of fragment ids, such as [0, 3]"
+            fits = _are_ids(value) and len(value) > 0
+            fault = "" if fits else "must be a list of fragment ids, such as [0, 3]"
         case ValueKind.ROWS:
-            fits = _are_ranges
-            needed = "must be a list of (fragment, start, stop): physical rows, half-open"
+            listed = isinstance(value, list | tuple)
+            fits = listed and all(_are_ids(item) and len(item) == 3 for item in value)
+            fault = "" if fits else "must be a list of (fragment, start, stop), half-open"
         case ValueKind.OBJECT:
-            fits, needed = _is_object, "must be an object of names and values"
+            fault = "" if isinstance(value, Mapping) else "must be an object of names and values"
         case _:
             assert_never(argument.kind)
-    return "" if fits(value) else needed
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_amount(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value >= 0
-
-
-def _is_switch(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, Mapping)
+    return fault
 
 
 def _are_ids(value: Any) -> bool:
-    listed = isinstance(value, list | tuple) and len(value) > 0
-    return listed and all(type(i) is int and i >= 0 for i in value)
-
-
-def _are_ranges(value: Any) -> bool:
-    return _is_list(value) and all(
-        _is_list(item) and len(item) == 3 and all(type(n) is int and n >= 0 for n in item)
-        for item in value
-    )
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
+    return isinstance(value, list | tuple) and all(type(i) is int and i >= 0 for i in value)

@@ -441,12 +441,15 @@ def test_interrupt_behind_the_first_of_two_columns_tells_the_rows_of_both(
     tmp_path: Path, calls: CallLog
 ) -> None:
     table = make_table(tmp_path, rows=40, fragments=4)
-    table.add_columns({"y": times(calls), "z": times(calls, 3, input_columns=["y"])})
+    gate = Gate(tmp_path / "gate")
+    table.add_columns({"y": times(calls)})
+    table.add_columns({"z": (slow(calls, gate), ["y"])})
     seen: dict[tuple[str, ...], Progress] = {}
 
     def interrupting(progress: Progress) -> None:
         seen[progress.columns] = progress
-        if progress.columns == ("z",) and progress.rows_computed >= 10:
+        running = progress.state == JobState.RUNNING
+        if progress.columns == ("z",) and running and progress.rows_computed >= 13:
             raise KeyboardInterrupt
 
     with pytest.raises(JobCancelledError, match="interrupted after") as caught:
@@ -455,10 +458,10 @@ def test_interrupt_behind_the_first_of_two_columns_tells_the_rows_of_both(
     assert f"'z' was interrupted after {rows['z',]} rows" in str(caught.value)
     assert f"before that, {rows['y',]} rows of 'y'" in str(caught.value)
     kept = len([v for v in column(table, "z") if v is not None])
+    gate.open()
     result = table.backfill(["y", "z"], executor="local")
-    assert result.rows_computed == 40
-    assert rows["z",] <= kept + result.rows_replayed
-    assert set(calls.counts.values()) == {2}  # once for each column
+    assert kept + result.rows_computed == 40
+    assert rows["z",] <= kept + result.rows_replayed <= rows["z",] + 8  # a call of each applier
 
 
 def test_interrupt_between_two_columns_is_one_cancelled_job(
@@ -473,7 +476,7 @@ def test_interrupt_between_two_columns_is_one_cancelled_job(
     with monkeypatch.context() as patched:
         patched.setattr(Backfill, "_request_again", interrupted)
         job = table.backfill_async(["y", "z"], executor="local")
-        with pytest.raises(JobCancelledError, match=r"between two columns; .* 40 rows of 'y'"):
+        with pytest.raises(JobCancelledError, match="interrupted after 40 rows of 'y'"):
             job.wait(60)
     assert job.state == "CANCELLED"
     assert table.backfill(["y", "z"], executor="local").rows_computed == 40
