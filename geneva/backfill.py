@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 
 from geneva.appliers.executor import Executor
 from geneva.column.history.ledger import Ledger, entry_key
-from geneva.column.history.lost import as_readable, files_gone
-from geneva.column.history.marks import group_subtree, supplier
+from geneva.column.history.marks import as_readable, files_gone, group_subtree, supplier
 from geneva.column.history.provenance import History
 from geneva.engine.claims import Claims
 from geneva.engine.commit.publish import check_target, drop_lost
@@ -366,7 +365,7 @@ class _Rounds:
         return [
             i
             for i, f in snapshot.fragments.items()
-            if i not in self._known and later.made_by(snapshot, f, column) in ("Rewrite", "")
+            if i not in self._known and later.made_by(f, column) in ("Rewrite", "")
         ]
 
     def _result(self, first: Sequence[FragmentPlan]) -> BackfillResult:

@@ -14,9 +14,8 @@ import pyarrow as pa
 from geneva.appliers.executor import Executor
 from geneva.appliers.threads import LocalExecutor
 from geneva.column.auto import Auto, read_auto
-from geneva.column.binding import Binding, as_called, bindings_of
+from geneva.column.binding import Binding, as_called, bindings_of, computed_in, groups_in
 from geneva.column.pickles import load
-from geneva.column.unbound import computed_in, groups_in
 from geneva.engine.bind import bind, check_transforms, declare, is_udf, rebind
 from geneva.engine.control import Control
 from geneva.engine.coverage import Coverage, coverage

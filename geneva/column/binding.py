@@ -15,14 +15,14 @@ from weakref import WeakKeyDictionary
 
 import pyarrow as pa
 
-from geneva.errors import ColumnError, SettingError, UdfError, did_you_mean
+from geneva.errors import ColumnError, SettingError, TableChangedError, UdfError, did_you_mean
 from geneva.model.types import Target
-from geneva.storage.snapshot import Snapshot
+from geneva.storage.lance import Snapshot, TableStorage
 
 BINDING = b"geneva.binding"
 POSITION = b"geneva.position"
 PICKLES = "udfs"  # folder of pickled UDFs, by sha256
-_FORMAT = 3  # 1: without `nested`, 2: without `ids`
+_FORMAT, _OLDEST = 3, 2  # 1: without `nested`, 2: without `ids`
 
 
 # By path: the highest id within its column, and name, place and id of each field.
@@ -127,6 +127,11 @@ def _parsed(raw: bytes, column: str) -> Binding:
     if values.get("format", 0) > _FORMAT:
         raise ColumnError(
             f"column {column!r} was bound by a newer version of geneva; upgrade to use it"
+        )
+    if values.get("format", 0) < _OLDEST:
+        raise ColumnError(
+            f"column {column!r} was bound by a development version of geneva, from before its "
+            "first release; drop the column and add it again"
         )
     for name in ("inputs", "own_ids", "names"):
         values[name] = tuple(values.get(name, ()))
@@ -400,3 +405,72 @@ def one_of_each_group(schema: pa.Schema, columns: str | Sequence[str]) -> list[s
     for name in dependency_order(bindings_of(schema), names):
         groups.setdefault(bindings[name].incarnation, name)
     return list(groups.values())
+
+
+# --- columns that are bound to no UDF any more -------------------------------------------------
+#
+# LanceDB keeps a binding over a rename, but not when it changes a column's type: that makes another
+# field, without the metadata of the first. The values stay, and nobody would know whose they are.
+
+_LOOKED_AT = 100  # versions
+
+
+def computed_in(storage: TableStorage, snapshot: Snapshot, column: str) -> Binding:
+    """Return a column's binding in a version, its inputs as they are called there.
+
+    Raises
+    ------
+    ColumnError
+        There is no such column, or it is not computed; the message says if it was, and what to do.
+    """
+    _check_bound(storage, snapshot, [column])
+    return computed(as_called(snapshot), column)
+
+
+def groups_in(storage: TableStorage, snapshot: Snapshot, columns: str | Sequence[str]) -> list[str]:
+    """Check that columns are computed; return one of each group, in dependency order.
+
+    Raises
+    ------
+    SettingError, ColumnError
+        As `one_of_each_group`; and as `computed_in`.
+    """
+    _check_bound(storage, snapshot, [columns] if isinstance(columns, str) else columns)
+    return one_of_each_group(as_called(snapshot), columns)
+
+
+def _check_bound(storage: TableStorage, snapshot: Snapshot, columns: Sequence[object]) -> None:
+    bound = bindings_of(snapshot.schema)
+    for column in columns if isinstance(columns, Sequence) else ():
+        if not isinstance(column, str) or column in bound or column not in snapshot.schema.names:
+            continue
+        if (lost := _lost(storage, snapshot, column)) is not None:
+            raise ColumnError(lost)
+
+
+def _lost(storage: TableStorage, snapshot: Snapshot, column: str) -> str | None:
+    """Return what people should know of a column that was computed in one of the last versions."""
+    now = snapshot.schema.field(column).type
+    for version in range(snapshot.version - 1, max(snapshot.version - _LOOKED_AT, 0), -1):
+        try:
+            past = storage.open(version)
+        except TableChangedError:
+            return None
+        if column not in past.schema.names:
+            return None  # it is a new one
+        field = past.schema.field(column)
+        binding = binding_of(field)
+        if binding is None:
+            continue
+        how = (
+            f"its type was changed from {field.type} to {now}, and LanceDB keeps no binding then"
+            if field.type != now
+            else "it was replaced, or its metadata were"
+        )
+        return (
+            f"column {column!r} is not computed any more: UDF {binding.udf!r} was bound to it "
+            f"until version {version}, when {how}. Bind it again with a UDF that returns {now}: "
+            f"alter_columns({{'path': {column!r}, 'udf': udf}}); the values that are there count "
+            'as somebody else\'s then, and backfill(..., foreign="recompute") computes them anew'
+        )
+    return None

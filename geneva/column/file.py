@@ -1,18 +1,30 @@
-"""Write one fragment's column file, validate it, and read back what it says of itself."""
+"""Write one fragment's column file, validate it, and read back what it says of itself.
+
+Its name is the atomic, free summary of its row map:
+``gv.<incarnation>.<class>.<a|m>.<generation>.<uuid>.lance``. *a*: every live row was computed by
+one UDF from the inputs that ``class`` stands for. *m*: mixed, the footer's row map tells. The
+uuid begins with the time, as version 7 does: object stores' clients do not tell a file's age.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import itertools
+import math
+import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from geneva.column.name import ColumnFileName, class_hash
 from geneva.errors import CorruptFileError
-from geneva.model.rows import MISSING, IntArray, RowClass, RowMap, RowStatus
+from geneva.model.rows import MISSING, IntArray, Marks, RowClass, RowMap, RowStatus, is_row_map
 from geneva.model.types import ColumnFile, Target, Task, is_blob_v2, stored_type
 from geneva.storage.blobs import PLACES_V1, PLACES_V2, as_held
 from geneva.storage.lance import Snapshot, TableStorage
@@ -20,6 +32,55 @@ from geneva.storage.snapshot import is_blob
 from geneva.storage.values import ColumnWriter, Footer, flags, size_of
 from geneva.udf.failures import BadResult, Inexact
 from geneva.udf.recast import encode
+
+_PATTERN = re.compile(r"gv\.([0-9a-f]{8})\.([0-9a-f]{16})\.([am])\.(\d+)\.([0-9a-f]{32})\.lance")
+_TIME_DIGITS = 12  # of a uuid of version 7: milliseconds since 1970
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnFileName:
+    """What a column file's name says."""
+
+    incarnation: str
+    class_hash: str
+    uniform: bool
+    generation: int
+    begun_s: float = dataclasses.field(default=math.inf, compare=False)  # Unix time, if known
+
+    def text(self) -> str:
+        """Return a fresh name that says this."""
+        flag = "a" if self.uniform else "m"
+        head = f"gv.{self.incarnation}.{self.class_hash}.{flag}.{self.generation}"
+        unique = f"{time.time_ns() // 1_000_000:012x}7{uuid4().hex[13:]}"
+        return f"{head}.{unique}.lance"
+
+    @classmethod
+    def parse(cls, name: str) -> ColumnFileName | None:
+        """Read a name; ``None`` for files that this engine did not write."""
+        match = _PATTERN.fullmatch(name)
+        if match is None:
+            return None
+        incarnation, class_hash, flag, generation, unique = match.groups()
+        timed = unique[_TIME_DIGITS] == "7"
+        begun_s = int(unique[:_TIME_DIGITS], 16) / 1000 if timed else math.inf
+        return cls(incarnation, class_hash, flag == "a", int(generation), begun_s)
+
+
+def vouches(file: str, incarnation: str, digest: str, inputs: Marks) -> bool:
+    """Whether a file's name says that every live row is of this class."""
+    # Asked of every fragment of a plan: no pattern, and no hash of what others wrote.
+    begin = f"gv.{incarnation}."
+    if not file.startswith(begin) or "|" in file:
+        return False
+    return file.startswith(f"{class_hash(digest, inputs)}.a.", len(begin))
+
+
+def class_hash(digest: str, inputs: Marks) -> str:
+    """Return 16 digits that stand for a UDF and what it read."""
+    marks = ", ".join([repr(tuple(m)) for m in inputs])
+    text = f"({digest!r}, [{marks}])"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
 
 ROW_MAP = "geneva.rows"
 WORK_KEY = "geneva.key"
@@ -422,6 +483,7 @@ def row_map_text(footer: Footer, name: str) -> str:
     CorruptFileError
         It has none.
     """
-    if ROW_MAP not in footer.metadata:
+    text = footer.metadata.get(ROW_MAP, "")
+    if not is_row_map(text):
         raise CorruptFileError(f"column file {name} has no row map in its footer")
-    return footer.metadata[ROW_MAP]
+    return text

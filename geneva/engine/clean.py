@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from geneva.column.binding import PICKLES, bindings_of
-from geneva.column.name import ColumnFileName
+from geneva.column.file import ColumnFileName
 from geneva.engine.claims import FOLDER
 from geneva.engine.presence import FOLDER as PRESENCES
 from geneva.engine.presence import being_filled, columns_of

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from geneva.column.binding import Binding, target_of
 from geneva.column.history.ledger import Ledger
-from geneva.column.history.lost import as_readable, files_gone
+from geneva.column.history.marks import as_readable, files_gone
 from geneva.column.history.provenance import History
 from geneva.engine.plan.fragments import Planner
 from geneva.model.types import Options

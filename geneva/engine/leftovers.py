@@ -19,9 +19,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from geneva.column.checkpoint.journal import find_logs
+from geneva.column.checkpoint.journal import LogUses, find_logs
 from geneva.column.checkpoint.key import is_of_family, is_shared
-from geneva.column.checkpoint.uses import LogUses
 from geneva.engine.commit.publish import Discarded, Published, Verdict
 from geneva.engine.commit.remap import Inherited, inherit
 from geneva.engine.plan.decision import FragmentPlan

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import geneva.errors
 from geneva.appliers.executor import Executor
 from geneva.backfill import backfill
-from geneva.column.unbound import groups_in
+from geneva.column.binding import groups_in
 from geneva.engine.control import Control, Wanted
 from geneva.engine.plan.force import ForceToken
 from geneva.engine.plan.preview import plan

@@ -224,19 +224,8 @@ class RowMap:
 
     @classmethod
     def loads(cls, text: str) -> RowMap:
-        """Read what `dumps` wrote, or wrote before it wrote bytes."""
-        if text.startswith(_BINARY):
-            return cls._unpacked(zlib.decompress(base64.b64decode(text[len(_BINARY) :])))
-        raw = json.loads(zlib.decompress(base64.b85decode(text)))
-        return cls(
-            raw["rows"],
-            tuple(map(_class_from_json, raw["classes"])),
-            np.cumsum(np.array(raw["starts"], np.int64)),
-            np.array(raw["ids"], np.int64),
-        )
-
-    @classmethod
-    def _unpacked(cls, packed: bytes) -> RowMap:
+        """Read what `dumps` wrote."""
+        packed = _unpacked(text)
         rows, size, runs = _HEADER.unpack_from(packed)
         at = _HEADER.size + size
         lengths = np.frombuffer(packed, "<u4", runs, at)
@@ -245,11 +234,18 @@ class RowMap:
         return cls(rows, _classes_from_json(classes), starts, ids.astype(np.int64))
 
 
+def is_row_map(text: str) -> bool:
+    """Whether `RowMap.dumps` wrote a text: before the first release it wrote another form."""
+    return text.startswith(_BINARY)
+
+
+def _unpacked(text: str) -> bytes:
+    return zlib.decompress(base64.b64decode(text.removeprefix(_BINARY)))
+
+
 def classes_in(text: str) -> tuple[RowClass, ...]:
     """Return the classes of a map that `RowMap.dumps` wrote, without its runs."""
-    if not text.startswith(_BINARY):
-        return RowMap.loads(text).classes
-    packed = zlib.decompress(base64.b64decode(text[len(_BINARY) :]))
+    packed = _unpacked(text)
     _, size, _ = _HEADER.unpack_from(packed)
     return _classes_from_json(packed[_HEADER.size : _HEADER.size + size])
 

@@ -11,7 +11,7 @@ import lance
 import pytest
 
 import geneva
-from geneva.column.name import ColumnFileName
+from geneva.column.file import ColumnFileName
 from geneva.errors import GenevaError, StorageError, UdfFailedError
 from geneva.storage.lance import TableStorage
 from tests.support.backfills import run

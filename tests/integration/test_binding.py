@@ -331,6 +331,19 @@ def test_binding_of_a_newer_geneva_is_misread(tmp_path: Path, calls: CallLog) ->
         table.backfill("y", executor="local")
 
 
+def test_binding_of_before_the_first_release_is_refused_until_the_column_is_dropped(
+    tmp_path: Path, calls: CallLog
+) -> None:
+    table = make_table(tmp_path, rows=20, fragments=2)
+    table.add_columns({"y": times(calls)})
+    edit_binding(table, "y", format=1)
+    with pytest.raises(ColumnError, match="drop the column and add it again"):
+        table.backfill("y", executor="local")
+    table.drop_columns(["y"])
+    table.add_columns({"y": times(calls)})
+    assert table.backfill("y", executor="local").rows_computed == 20
+
+
 def test_udf_reads_a_global_that_changed_since_it_was_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

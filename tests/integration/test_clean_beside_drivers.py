@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import geneva
-from geneva.column.name import ColumnFileName
+from geneva.column.file import ColumnFileName
 from geneva.engine import claims, presence
 from geneva.engine.clean import clean
 from geneva.engine.process import ProcessId, this_process

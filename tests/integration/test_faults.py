@@ -29,7 +29,7 @@ from geneva.appliers import units
 from geneva.column import pickles
 from geneva.column.checkpoint.journal import replay
 from geneva.column.checkpoint.key import logs_by_key
-from geneva.column.name import ColumnFileName
+from geneva.column.file import ColumnFileName
 from geneva.engine.clean import Cleaned, clean
 from geneva.errors import (
     CorruptFileError,

@@ -15,7 +15,7 @@ from lance.file import LanceFileSession
 
 import geneva
 from geneva.appliers import units
-from geneva.column.name import ColumnFileName
+from geneva.column.file import ColumnFileName
 from geneva.errors import CorruptFileError, GenevaError
 from geneva.storage.lance import TableStorage
 from tests.support.calls import CallLog

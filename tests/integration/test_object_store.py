@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 import geneva
 import geneva.storage.lance
 from geneva.cli.commands import app
-from geneva.column.name import ColumnFileName
+from geneva.column.file import ColumnFileName
 from geneva.engine.clean import clean
 from geneva.errors import StorageError, UdfError
 from geneva.storage.remote import RemoteObjects

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -754,18 +753,6 @@ def test_rows_are_looked_at_again_when_another_field_takes_the_name_in_their_fil
     assert run(table, "y", "local", where="m.a = 103").rows_computed == 1
     assert column(table, "y") == [None, None, None, 30, None, None]
     assert run(table, "y", "local", where="m.a = 103").rows_computed == 0
-
-
-def test_binding_of_before_nested_fields_were_noted_stays_as_it_is(tmp_path: Path) -> None:
-    table = make_table(tmp_path, data=pa.table({"m": [{"a": 1, "b": 2}]}), fragments=1)
-    table.add_columns({"y": plus_ten})
-    metadata = {k.decode(): v.decode() for k, v in table.schema.field("y").metadata.items()}
-    old = json.loads(metadata["geneva.binding"])
-    assert old.pop("nested")
-    metadata["geneva.binding"] = json.dumps(old | {"format": 1})
-    table.storage.set_field_metadata({"y": metadata})
-    assert run(table, "y", "local").rows_computed == 1
-    assert run(table, "y", "local").rows_computed == 0
 
 
 def exchange(table: geneva.Table, one: str, other: str) -> None:

@@ -20,7 +20,7 @@ import lance
 import pyarrow as pa
 
 import geneva
-from geneva.column.name import ColumnFileName
+from geneva.column.file import ColumnFileName
 from geneva.engine.claims import FOLDER
 from geneva.errors import GenevaError
 from geneva.storage.lance import TableStorage

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 import geneva
-from geneva.column.name import ColumnFileName
+from geneva.column.file import ColumnFileName
 from geneva.engine.clean import clean
 from geneva.storage.lance import TableStorage
 from tests.support.backfills import until

@@ -13,8 +13,7 @@ from lance.file import LanceFileSession
 
 import geneva
 from geneva.column.binding import bindings_of
-from geneva.column.file import read_row_map
-from geneva.column.name import ColumnFileName
+from geneva.column.file import ColumnFileName, read_row_map
 from tests.support.s3 import Bucket
 
 _bucket: Bucket | None = None

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from geneva.column.name import ColumnFileName, class_hash
+from geneva.column.file import ColumnFileName, class_hash
 from geneva.model.rows import Mark
 
 NAME = ColumnFileName("0123abcd", "f" * 16, True, 42)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from geneva.column.checkpoint.journal import Journal, find_logs, replay
+from geneva.column.checkpoint.journal import Journal, LogUses, find_logs, replay
 from geneva.column.checkpoint.key import (
     log_folder,
     log_path,
@@ -19,7 +19,6 @@ from geneva.column.checkpoint.key import (
     shared_log_path,
     work_key,
 )
-from geneva.column.checkpoint.uses import LogUses
 from geneva.storage.objects import LocalObjects, Log
 
 TYPES = (pa.int64(), pa.string())
@@ -61,7 +60,7 @@ def written(objects: LocalObjects, path: str = "a.log") -> tuple[bytes, list[int
     for rows in FRAMES:
         append(journal, rows)
         ends.append(journal.size_bytes)
-    journal.finish({"file": "f.lance"})
+    journal.finish({"key": "", "file": "f.lance"})
     ends.append(journal.size_bytes)
     journal.close()
     return bytes(objects.read_log(path)), ends
@@ -190,7 +189,7 @@ def test_error_texts_stay_with_their_rows_when_attempts_interleave(objects: Loca
 def test_finish_frame_is_found_with_the_records_before_it(objects: LocalObjects) -> None:
     written(objects)
     earlier = replay(objects, ["a.log"], TYPES, with_failed=True)
-    assert earlier.finish == {"file": "f.lance"}
+    assert earlier.finish == {"key": "", "file": "f.lance"}
     assert found(objects, "a.log") == right(EVERY_ROW)
 
 
@@ -390,3 +389,13 @@ def test_shared_log_stays_until_nobody_needs_it(objects: LocalObjects) -> None:
     assert objects.list("") == ["shared.log"]
     uses.release((2, ["shared.log"]))
     assert objects.list("") == []
+
+
+def test_frame_of_before_the_first_release_that_names_no_work_finishes_none(
+    objects: LocalObjects,
+) -> None:
+    journal = Journal(objects, "a.log", TYPES)
+    journal.finish({"file": "f.lance"})
+    journal.close()
+    assert replay(objects, ["a.log"], TYPES, with_failed=True, key="k1").finish is None
+    assert replay(objects, ["a.log"], TYPES, with_failed=True).finish is None

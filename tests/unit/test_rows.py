@@ -5,7 +5,11 @@ from __future__ import annotations
 import pickle
 
 import numpy as np
+import pyarrow as pa
+import pytest
 
+from geneva.column.file import ROW_MAP, row_map_text
+from geneva.errors import CorruptFileError
 from geneva.model.rows import (
     FOREIGN,
     GONE,
@@ -15,8 +19,9 @@ from geneva.model.rows import (
     RowMap,
     RowSet,
     RowStatus,
-    classes_in,
+    is_row_map,
 )
+from geneva.storage.values import Footer
 
 DONE = RowClass(RowStatus.COMPUTED, "d1", (Mark(1, "a.lance"),), (("w", (Mark(2, "b"),)),), 7)
 
@@ -106,14 +111,12 @@ def test_a_million_rows_in_runs_take_little_room_in_a_footer() -> None:
     assert RowMap.loads(row_map.dumps()).rows == 1_000_000
 
 
-def test_row_map_that_an_older_version_wrote_is_read() -> None:
+def test_row_map_of_before_the_first_release_is_refused() -> None:
     text = (
         "cmXAh-3o&+6ocO-*Kt@K8|+oexhQQn3jPdF#S8J>Jz}nsFCjaYc~g8|L>z)@Ht#*+JpR|36NuzM?|b6=7{U}Y*f"
         "<eG*skJ9{J>63d>h7CRLf)xRvVCe53OOT*L%y3y$~hc$+4B=1oX)#r~"
     )
-    marks = (Mark(3, "f.lance", -1),)
-    done = RowClass(RowStatus.COMPUTED, "d1", marks, (("w", (Mark(4, "g", 2),)),), 7)
-    read = RowMap.loads(text)
-    assert read.classes == classes_in(text) == (done, MISSING)
-    assert read.expand().tolist() == [0, 0, 1, 1, 1, 0]
-    assert RowMap.loads(read.dumps()).expand().tolist() == [0, 0, 1, 1, 1, 0]
+    assert not is_row_map(text)
+    assert is_row_map(RowMap.from_ids([DONE], np.zeros(3, np.int64)).dumps())
+    with pytest.raises(CorruptFileError, match="no row map"):
+        row_map_text(Footer(6, pa.schema([]), {ROW_MAP: text}), "gv.lance")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from geneva.column.history.walk import Walk, walk
+from geneva.column.history.provenance import Walk, walk
 
 
 def depth(n: int) -> Walk[int]:

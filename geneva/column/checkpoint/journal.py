@@ -23,7 +23,7 @@ import mmap
 import struct
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,7 +33,7 @@ import pyarrow as pa
 from geneva.column.checkpoint.key import is_shared, log_folder, logs_by_key
 from geneva.model.rows import IntArray
 from geneva.model.types import stored_type
-from geneva.storage.objects import Log, Objects
+from geneva.storage.objects import Log, Objects, each
 from geneva.storage.values import integers, size_of
 
 _HEADER = struct.Struct("<4sB3xIIq")  # magic, kind, payload bytes, crc32, first row
@@ -233,7 +233,7 @@ def _finished(objects: Objects, path: str) -> list[str]:
     except FileNotFoundError:
         return []  # its owner committed and removed it meanwhile
     ends = (json.loads(bytes(p)) for kind, _, p in _frames(content) if kind == _FINISH)
-    return list(dict.fromkeys(end["key"] for end in ends))
+    return list(dict.fromkeys(end["key"] for end in ends if "key" in end))
 
 
 def replay(
@@ -267,7 +267,7 @@ def replay(
         for kind, first_row, payload in _frames(content):
             if kind == _FINISH:
                 end = json.loads(bytes(payload))
-                finish = end if end.get("key", key) == key else finish  # older ones name none
+                finish = end if end.get("key") == key else finish
             elif kind == _BEGIN:
                 begun = _RANGE.unpack(payload)
             else:
@@ -371,3 +371,62 @@ def _frames(content: bytes | memoryview) -> Iterator[tuple[int, int, memoryview]
         if at - kept >= _SCANNED_BYTES:
             _forget(content)
             kept = at
+
+
+_NO_FRAGMENT = -1  # of this job: nobody releases its logs
+
+
+class LogUses:
+    """The logs that a job knows of, by the fragments whose work they hold."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self._needed: dict[str, set[int]] = {}
+
+    def note(self, fragment_id: int, logs: Iterable[str]) -> None:
+        """Keep some logs until a fragment needs them no more."""
+        for log in logs:
+            self._needed.setdefault(log, set()).add(fragment_id)
+
+    def note_work(
+        self,
+        logs: Mapping[str, Iterable[str]],
+        planned: Mapping[str, int],
+        *,
+        keep_others: bool,
+    ) -> None:
+        """Keep the logs of planned work, given its fragments by key.
+
+        Parameters
+        ----------
+        keep_others
+            Whether those that end other work as well are never removed.
+        """
+        for key, paths in logs.items():
+            if key in planned:
+                self.note(planned[key], paths)
+            elif keep_others:
+                self.note(_NO_FRAGMENT, filter(is_shared, paths))
+
+    def keep_only(self, fragments: Container[int]) -> None:
+        """Forget what fragments needed that are gone; their logs stay."""
+        for needed in self._needed.values():
+            needed -= {i for i in needed if i != _NO_FRAGMENT and i not in fragments}
+
+    def keep(self, logs: Iterable[str]) -> None:
+        """Let this job never remove some logs."""
+        for log in logs:
+            self.note(_NO_FRAGMENT, [log])
+
+    def release(self, *done: tuple[int, Iterable[str]]) -> list[str]:
+        """Remove those logs of some fragments that no other fragment needs; return which."""
+        unused = [log for i, logs in done for log in logs if not self._others(log, i)]
+        unused = list(dict.fromkeys(unused))
+        each(self._objects.delete, unused, self._objects.at_once)
+        return unused
+
+    def _others(self, log: str, fragment_id: int) -> set[int]:
+        left = self._needed.pop(log, set()) - {fragment_id}
+        if left:
+            self._needed[log] = left
+        return left

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from geneva.column.binding import bindings_of
 from geneva.column.history.marks import group_subtree, supplier
-from geneva.model.rows import RowMap
+from geneva.model.rows import RowMap, is_row_map
 from geneva.storage.lance import Snapshot, TableStorage
 
 _FORMAT = 2
@@ -64,8 +64,9 @@ class Ledger:
         try:
             raw = json.loads(storage.objects.get(_path(incarnation)))
             if raw["format"] == _FORMAT:
-                return cls(raw["maps"], raw["done"], raw["born"], raw.get("kept"))
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+                maps = {key: text for key, text in raw["maps"].items() if is_row_map(text)}
+                return cls(maps, raw["done"], raw["born"], raw.get("kept"))
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             pass
         return cls()
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
-from geneva.column.binding import Binding, binding_of, group_of
-from geneva.model.rows import BoolArray, IntArray, Mark, Marks, RowClass
-from geneva.storage.lance import Snapshot
+from geneva.column.binding import (
+    Binding,
+    as_called,
+    binding_of,
+    bindings_of,
+    group_of,
+    read_by_inputs,
+)
+from geneva.model.rows import Mark, RowClass
+from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.snapshot import FragmentInfo
 
 NO_FILE = ""
@@ -74,53 +81,6 @@ def group_subtree(snapshot: Snapshot, column: str) -> tuple[int, ...]:
     return facts(snapshot, column).group
 
 
-def unchanged(
-    recorded: Marks,
-    now: Mapping[int, Mark],
-    generations: Callable[[Mark], IntArray | None],
-) -> bool | BoolArray:
-    """Compare what a class was computed from with what supplies the columns now.
-
-    Parameters
-    ----------
-    recorded
-        Marks of the class.
-    now
-        Present marks by field.
-    generations
-        Returns, for a computed column, the generation of every physical row.
-
-    Returns
-    -------
-    bool or array
-        For all rows of the class, or row by row where only some were computed again.
-    """
-    verdict: bool | BoolArray = True
-    for old in recorded:
-        new = now.get(old.field)
-        if new == old:
-            continue
-        rows = generations(new) if new is not None and _computed_later(old, new) else None
-        if rows is None:
-            return False
-        verdict = verdict & (rows <= old.generation)
-    return verdict
-
-
-def unlike(recorded: Marks, now: Mapping[int, Mark]) -> list[Mark]:
-    """Return the present marks of which `unchanged` asks for generations; none if it knows."""
-    pairs = [(old, now.get(old.field)) for old in recorded]
-    other = [(old, new) for old, new in pairs if new != old]
-    if not all(new is not None and _computed_later(old, new) for old, new in other):
-        return []
-    return [new for _, new in other if new is not None]
-
-
-def _computed_later(old: Mark, new: Mark) -> bool:
-    """Whether a mark is a later one of the same computed column; not where one was restored."""
-    return old.file == new.file and 0 <= old.generation < new.generation
-
-
 def with_marks(row_class: RowClass, translate: Callable[[Mark], Mark]) -> RowClass:
     """Return a class with other marks."""
     return replace(
@@ -128,3 +88,38 @@ def with_marks(row_class: RowClass, translate: Callable[[Mark], Mark]) -> RowCla
         inputs=tuple(translate(m) for m in row_class.inputs),
         wheres=tuple((d, tuple(translate(m) for m in ms)) for d, ms in row_class.wheres),
     )
+
+
+# --- files of computed columns that a version names and nobody can read any more -----------------
+#
+# A partial copy of a table, an early delete, or a cleanup of unverified files beside a commit takes
+# them, or leaves a part. Lance reads no file before somebody asks for its values, so the table
+# opens and counts as ever, and every reader of the column fails.
+#
+# Their values can be computed again: so a version is *seen* as if it did not name them, and their
+# rows are missing. Before a job computes, it makes a version that does not name them; from then on
+# readers see null there. Files of other columns are not ours to give up.
+
+
+def as_readable(storage: TableStorage, snapshot: Snapshot, columns: Sequence[str]) -> Snapshot:
+    """Return a version without those files of some computed columns that nobody can read.
+
+    And without those of the computed columns that they read, at any remove.
+    """
+    schema = as_called(snapshot)
+    seen = {*columns, *read_by_inputs(schema, columns)}.intersection(bindings_of(schema))
+    group = {name for column in seen for name in group_columns(snapshot, column)}
+    fields = frozenset(i for name in group for i in snapshot.fields[name].subtree)
+    return snapshot.without(storage.unreadable(fields))
+
+
+def files_gone(names: Sequence[str]) -> str:
+    """Return what people should know of files that the table names for a column."""
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return (
+        f"{len(names):,} files that hold values of it are gone or damaged, and readers fail there: "
+        f"{', '.join(names[:_NAMED])}{more}; the same backfill computes their rows again"
+    )
+
+
+_NAMED = 3  # files, in one message

@@ -7,15 +7,17 @@ the old rows over to the new ones where that can be proven.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from geneva.column.binding import Binding, binding_of, digest_in
-from geneva.column.file import read_row_map
+from geneva.column.file import ColumnFileName, read_row_map
+from geneva.column.history.descent import live_mask, rewritten_from
 from geneva.column.history.ledger import Ledger, entry_key
 from geneva.column.history.marks import (
     NO_FILE,
@@ -24,17 +26,11 @@ from geneva.column.history.marks import (
     group_columns,
     group_subtree,
     supplier,
-    unchanged,
-    unlike,
     with_marks,
 )
 from geneva.column.history.moved import Columns, compare, keys, match_in_place
-from geneva.column.history.past import FileOf, Pasts, Search
-from geneva.column.history.rewritten import live_mask, rewritten_from
 from geneva.column.history.sources import Sources, inputs_in, named
 from geneva.column.history.update import DIGEST, Digests, Removed, Update
-from geneva.column.history.walk import Walk, walk
-from geneva.column.name import ColumnFileName
 from geneva.errors import CorruptFileError, VersionGoneError
 from geneva.model.rows import (
     FOREIGN,
@@ -58,7 +54,25 @@ _Former = tuple[Snapshot, str, FragmentInfo, IntArray, IntArray]
 _UPDATES = 4  # kept with digests of the rows that they removed: of a column, and of its inputs
 
 
-class History(Sources):
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What the rows of a fragment are, and what supplies the columns now that their classes name.
+
+    Attributes
+    ----------
+    row_map
+        Rows whose inputs hold the values that they were computed from have the present marks.
+    """
+
+    row_map: RowMap
+    now: Mapping[int, Mark]
+
+    def present(self, marks: Marks) -> bool:
+        """Whether marks are those of now."""
+        return all(self.now.get(m.field) == m for m in marks)
+
+
+class History:
     """Answers, for one snapshot, what the rows of a fragment are; remembers what it learned.
 
     Parameters
@@ -68,16 +82,69 @@ class History(Sources):
     """
 
     def __init__(self, storage: TableStorage, snapshot: Snapshot, ledger: Ledger) -> None:
-        super().__init__(storage, snapshot, ledger)
+        self._storage, self.snapshot, self.ledger = storage, snapshot, ledger
+        self._sources = Sources(storage, snapshot, ledger)
+        self._versions = self._sources.versions
         self._compared: dict[tuple[int, int, int, str], BoolArray] = {}
         self._updates: dict[tuple[int, str], Update] = {}
         self._pasts: Pasts = {}
 
     # --- what the rows are -------------------------------------------------------------
 
-    def row_map(self, snapshot: Snapshot, fragment: FragmentInfo, column: str) -> RowMap:
-        """Return the class of every physical row of a fragment in a computed column."""
-        return walk(self._row_map(snapshot, fragment, column))
+    def rows(
+        self,
+        fragment: FragmentInfo,
+        column: str,
+        concerns: Callable[[RowClass], Marks],
+        *,
+        orphaned: bool = False,
+        by_value: bool = True,
+    ) -> Rows:
+        """Return the class of every physical row of a fragment in a computed column.
+
+        Parameters
+        ----------
+        concerns
+            Those marks of a class that must be the present ones for its rows to be done; none of
+            a class whose rows are done, or not, whatever they were computed from.
+        orphaned
+            Whether inputs of the column were dropped. They change no more, so marks of them do
+            not count, and what was renamed is known by its id.
+        by_value
+            Whether inputs that were written again are compared with what they were.
+        """
+        steps = self._rows(fragment, column, concerns, orphaned=orphaned, by_value=by_value)
+        return walk(steps)
+
+    def _rows(
+        self,
+        fragment: FragmentInfo,
+        column: str,
+        concerns: Callable[[RowClass], Marks],
+        *,
+        orphaned: bool,
+        by_value: bool,
+    ) -> Walk[Rows]:
+        snapshot = self.snapshot
+        row_map: RowMap = yield self._row_map(snapshot, fragment, column)
+        names = {f.id: n for n, f in snapshot.fields.items()}
+        if orphaned:
+            row_map = row_map.replace(
+                lambda c: replace(c, inputs=tuple(m for m in c.inputs if m.field in names))
+            )
+        read = {m.field for c in row_map.classes for m in concerns(c) if m.field in names}
+        now = {i: self._sources.mark(snapshot, fragment, names[i]) for i in sorted(read)}
+        if any(now.get(m.field) != m for c in row_map.classes for m in concerns(c)):
+            row_map = yield self._refreshed(snapshot, fragment, column, row_map, by_value=by_value)
+        return Rows(row_map, now)
+
+    def marks(self, fragment: FragmentInfo, columns: Sequence[str]) -> Marks:
+        """Return what supplies some columns of a fragment now."""
+        return self._sources.marks(self.snapshot, fragment, columns)
+
+    def made_by(self, fragment: FragmentInfo, column: str) -> str:
+        """Return the operation that brought a fragment about; empty when nobody can tell."""
+        return self._sources.made_by(self.snapshot, fragment, column)
 
     def _row_map(self, snapshot: Snapshot, fragment: FragmentInfo, column: str) -> Walk[RowMap]:
         file = supplier(fragment, group_subtree(snapshot, column))
@@ -105,7 +172,7 @@ class History(Sources):
                 return read_row_map(self._storage, file)
             except (FileNotFoundError, CorruptFileError):
                 return self._unverified(snapshot, fragment, column, snapshot.version)
-        born, known = self.first_version(snapshot, fragment, column, file)
+        born, known = self._sources.first_version(snapshot, fragment, column, file)
         before = self._versions.open(born - 1) if known else None
         if known and born == 1:
             return self._by_value(snapshot, fragment, column, _foreign(born))
@@ -151,7 +218,7 @@ class History(Sources):
         if there is not None and binding is not None:
             own = group_columns(past, name)
             read = inputs_in(past, snapshot, binding)
-            inputs = self.marks(past, there, [c for c in read if c not in own])
+            inputs = self._sources.marks(past, there, [c for c in read if c not in own])
             digest = digest_in(past, binding, binding.digest)
             trusted = replace(trusted, digest=digest, inputs=inputs)
         return self._by_value(snapshot, fragment, column, trusted)
@@ -170,31 +237,37 @@ class History(Sources):
 
     # --- inputs that were written again --------------------------------------------------
 
-    def refreshed(
-        self, snapshot: Snapshot, fragment: FragmentInfo, column: str, row_map: RowMap
-    ) -> RowMap:
+    def _refreshed(
+        self,
+        snapshot: Snapshot,
+        fragment: FragmentInfo,
+        column: str,
+        row_map: RowMap,
+        *,
+        by_value: bool = True,
+    ) -> Walk[RowMap]:
         """Return a row map with present marks where a row's inputs hold the values that they had.
 
         Somebody rewrote an input's file, or it was computed again: the values of single rows need
         not have changed by that.
         """
-        return walk(self._refreshed(snapshot, fragment, column, row_map))
-
-    def _refreshed(
-        self, snapshot: Snapshot, fragment: FragmentInfo, column: str, row_map: RowMap
-    ) -> Walk[RowMap]:
         classes: list[RowClass] = []
         whole: dict[int, int] = {}  # classes whose rows are all alike
         ids: IntArray | None = None
         found = np.zeros(0, np.int64)
         for k, c in enumerate(row_map.classes):
-            sources = [c.inputs, *(marks for _, marks in c.wheres)]
-            same = []
-            for marks in sources:
-                same.append((yield self._same(snapshot, fragment, column, c, k, marks, row_map)))
-            if all(isinstance(v, bool) for v in same):
+            same: list[bool | BoolArray] = []
+            for marks in (c.inputs, *(marks for _, marks in c.wheres)):
+                verdict: bool | BoolArray = yield self._unchanged(snapshot, fragment, marks)
+                if isinstance(verdict, np.ndarray) and np.all(verdict[row_map.expand() == k]):
+                    verdict = True
+                if verdict is not True and by_value:
+                    verdict = verdict | (yield self._held(snapshot, fragment, column, c, marks))
+                same.append(verdict)
+            for_all = [v for v in same if isinstance(v, bool)]
+            if len(for_all) == len(same):
                 whole[k] = len(classes)
-                classes.append(self._remarked(snapshot, fragment, c, same))
+                classes.append(self._remarked(snapshot, fragment, c, for_all))
                 continue
             if ids is None:
                 ids = row_map.expand()
@@ -217,30 +290,18 @@ class History(Sources):
         def now(marks: Marks, held: bool) -> Marks:
             if not held:
                 return marks
-            return tuple(self.mark(snapshot, fragment, names[m.field]) for m in marks)
+            return tuple(self._sources.mark(snapshot, fragment, names[m.field]) for m in marks)
 
         wheres = [(d, now(ms, held)) for (d, ms), held in zip(c.wheres, same[1:], strict=True)]
         return replace(c, inputs=now(c.inputs, same[0]), wheres=tuple(wheres))
 
-    def _same(
-        self,
-        snapshot: Snapshot,
-        fragment: FragmentInfo,
-        column: str,
-        c: RowClass,
-        number: int,
-        marks: Marks,
-        row_map: RowMap,
+    def _held(
+        self, snapshot: Snapshot, fragment: FragmentInfo, column: str, c: RowClass, marks: Marks
     ) -> Walk[bool | BoolArray]:
-        """Return which rows of a class still have the inputs that some marks stand for."""
-        verdict: bool | BoolArray = yield self._unchanged(snapshot, fragment, marks)
-        if verdict is True or (
-            verdict is not False and np.all(verdict[row_map.expand() == number])
-        ):
-            return True
+        """Return which rows have the values that some marks of a class stood for."""
         names = {f.id: n for n, f in snapshot.fields.items()}
         if any(m.field not in names for m in marks):
-            return verdict
+            return False
         try:
             for past, there in self._witnesses(snapshot, fragment, column, c):
                 held: bool | BoolArray = yield self._unchanged(past, there, marks)
@@ -248,10 +309,10 @@ class History(Sources):
                     continue
                 for m in marks:
                     held = held & self._equal(past, snapshot, fragment, names[m.field])
-                return verdict | held
+                return held
         except VersionGoneError:
             pass  # nothing is proven
-        return verdict
+        return False
 
     def _witnesses(
         self, snapshot: Snapshot, fragment: FragmentInfo, column: str, c: RowClass
@@ -286,26 +347,33 @@ class History(Sources):
             self._compared[key] = same
         return self._compared[key]
 
-    def unchanged(
-        self, snapshot: Snapshot, fragment: FragmentInfo, recorded: Marks
-    ) -> bool | BoolArray:
+    def unchanged(self, fragment: FragmentInfo, recorded: Marks) -> bool | BoolArray:
         """Return whether marks are present ones, or row by row where computed ones changed."""
-        return walk(self._unchanged(snapshot, fragment, recorded))
+        return walk(self._unchanged(self.snapshot, fragment, recorded))
 
     def _unchanged(
         self, snapshot: Snapshot, fragment: FragmentInfo, recorded: Marks
     ) -> Walk[bool | BoolArray]:
+        """Return whether the values that marks stand for are still there, for all rows or each."""
         names = {f.id: n for n, f in snapshot.fields.items()}
-        there = [names[m.field] for m in recorded if m.field in names]
-        now = {m.field: m for m in self.marks(snapshot, fragment, there)}
-        generations: dict[int, IntArray] = {}
-        for mark in unlike(recorded, now):
-            name = names[mark.field]
-            if binding_of(snapshot.fields[name].arrow) is not None:
-                row_map = yield self._row_map(snapshot, fragment, name)
-                classes = [c.generation for c in row_map.classes]
-                generations[mark.field] = np.array(classes, np.int64)[row_map.expand()]
-        return unchanged(recorded, now, lambda m: generations.get(m.field))
+        later: list[tuple[Mark, str]] = []
+        for mark in recorded:
+            name = names.get(mark.field)
+            if name is None:
+                return False
+            now = self._sources.mark(snapshot, fragment, name)
+            if now == mark:
+                continue
+            # A later one of the same computed column; not where one was restored.
+            if now.file != mark.file or not 0 <= mark.generation < now.generation:
+                return False
+            later.append((mark, name))
+        verdict: bool | BoolArray = True
+        for mark, name in later:
+            row_map: RowMap = yield self._row_map(snapshot, fragment, name)
+            generations = np.array([c.generation for c in row_map.classes], np.int64)
+            verdict = verdict & (generations[row_map.expand()] <= mark.generation)
+        return verdict
 
     # --- compaction --------------------------------------------------------------------
 
@@ -356,11 +424,13 @@ class History(Sources):
         @cache
         def translate(mark: Mark) -> Mark:
             name = names.get(mark.field, "")
-            present = self.mark(before, old, name) if name in after.fields else None
+            present = self._sources.mark(before, old, name) if name in after.fields else None
             same_source = present is None or present.file == mark.file
             if mark.stale or (mark.generation > UNKNOWN and same_source):
                 return mark
-            return self.mark(after, new, name) if present == mark else mark._replace(file=GONE)
+            if present != mark:
+                return mark._replace(file=GONE)
+            return self._sources.mark(after, new, name)
 
         return translate
 
@@ -474,7 +544,7 @@ class History(Sources):
         Those of versions that a restore left behind come last: they are the later ones.
         """
         file = supplier(fragment, group_subtree(snapshot, column))
-        born, known = self.first_version(snapshot, fragment, column, file)
+        born, known = self._sources.first_version(snapshot, fragment, column, file)
         left = []
         for past in self._versions.left_behind(born, snapshot.version):
             there, name = past.fragments.get(fragment.id), named(past, snapshot, column)
@@ -600,3 +670,121 @@ def _missing(version: int) -> RowClass:
 
 def _foreign(version: int) -> RowClass:
     return replace(FOREIGN, generation=file_generation(version))
+
+
+class FileOf(NamedTuple):
+    """What supplied a column of a fragment."""
+
+    field: int
+    fragment: int
+    file: str
+
+
+# What a row held up to a file: digests of values, and whether each was a person's the last time.
+Past = dict[bytes, bool]
+# Of rows that were followed to the beginning: the next value of the same row is not followed so
+# far again. One history is shared by all files that the row has been in.
+Pasts = dict[FileOf, dict[int, Past]]
+
+
+class Search:
+    """One search, for a value of each of several rows; it goes from file to file, latest first.
+
+    Parameters
+    ----------
+    values
+        Digests; rows are told of by their places here.
+    pasts
+        What earlier searches saw; what this one sees is added.
+    """
+
+    def __init__(self, values: Digests, pasts: Pasts) -> None:
+        self._values: list[bytes] = values.tolist()
+        self._pasts = pasts
+        self._found = np.zeros(len(values), np.bool_)
+        self._open = np.ones(len(values), np.bool_)
+        self._begun: dict[int, tuple[FileOf, int]] = {}
+        self._seen: dict[int, Past] = {}
+        self._visited: dict[FileOf, set[int]] = {}
+
+    def begin(self, file: FileOf, rows: IntArray, of: IntArray) -> None:
+        """Say where rows are followed from."""
+        for row, k in zip(rows.tolist(), of.tolist(), strict=True):
+            self._begun[k], self._seen[k] = (file, row), {}
+
+    def left(self, file: FileOf, rows: IntArray, of: IntArray) -> tuple[IntArray, IntArray]:
+        """Return those of some rows of a file that are still to be looked at."""
+        visited, pasts = self._visited.setdefault(file, set()), self._pasts.get(file, {})
+        for row, k in zip(rows.tolist(), of.tolist(), strict=True):
+            if self._open[k] and k not in visited and row in pasts:
+                past, value = pasts[row], self._values[k]
+                if value in past:
+                    self._end(k, past[value])
+                else:
+                    past |= self._seen[k]  # the later ones
+                    self._seen[k] = past
+        known = [
+            not self._open[k] or k in visited or r in pasts for r, k in zip(rows, of, strict=True)
+        ]
+        visited.update(of.tolist())
+        new = ~np.array(known, np.bool_)
+        return rows[new], of[new]
+
+    def compare(
+        self, rows: IntArray, of: IntArray, held: Digests, theirs: BoolArray
+    ) -> tuple[IntArray, IntArray]:
+        """Compare values with those that the rows held; return the rows that are left."""
+        same = np.zeros(len(of), np.bool_)
+        for n, (k, value, person) in enumerate(
+            zip(of.tolist(), held.tolist(), theirs.tolist(), strict=True)
+        ):
+            self._seen[k].setdefault(value, person)
+            if value == self._values[k]:
+                same[n] = True
+                self._end(k, person)
+        return rows[~same], of[~same]
+
+    def ended(self) -> BoolArray:
+        """Return which values were found, and were not a person's the last time."""
+        for k in np.flatnonzero(self._open).tolist():
+            if k in self._begun:
+                file, row = self._begun[k]
+                self._pasts.setdefault(file, {})[row] = self._seen[k]
+        return self._found
+
+    def _end(self, k: int, person: bool) -> None:
+        self._found[k], self._open[k] = not person, False
+
+
+# --- a long history without a Python frame for each of its steps --------------------------------
+#
+# One version's rows follow from those of the version before it, and so on: ten thousand updates
+# would be ten thousand calls inside each other. A step is a generator instead, which yields the
+# steps that it needs the results of; they wait on a list.
+
+T = TypeVar("T")
+Walk = Generator[Generator[Any, Any, Any], Any, T]
+
+
+def walk(first: Walk[T]) -> T:
+    """Return the result of a step, having done all that it needs."""
+    waiting: list[Walk[Any]] = [first]
+    result: Any = None
+    failure: BaseException | None = None
+    while waiting:
+        step = waiting[-1]
+        try:
+            needed = step.send(result) if failure is None else step.throw(failure)
+        except StopIteration as end:
+            waiting.pop()
+            result, failure = end.value, None
+        except BaseException as error:  # it belongs to whoever waits for this step
+            waiting.pop()
+            result, failure = None, error
+        else:
+            waiting.append(needed)
+            result = failure = None
+    if failure is not None:
+        raise failure
+    found: T = result
+    return found

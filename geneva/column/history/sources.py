@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 from geneva.column.binding import Binding, as_called, bindings_of, top_level
+from geneva.column.file import ColumnFileName
 from geneva.column.history.ledger import Ledger
 from geneva.column.history.marks import (
     NO_FILE,
@@ -15,28 +16,96 @@ from geneva.column.history.marks import (
     group_subtree,
     supplier,
 )
-from geneva.column.history.versions import Versions
-from geneva.column.name import ColumnFileName
-from geneva.errors import ColumnError
-from geneva.model.rows import Mark, Marks, RowMap
+from geneva.errors import ColumnError, TableChangedError
+from geneva.model.rows import Mark, Marks
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.snapshot import FragmentInfo
+from geneva.storage.values import Change
+
+_OPEN = 64  # kept: each holds its manifest, of which a long history has gigabytes
+_RESTORES = 256  # versions among which restores are looked for
+
+
+class Versions:
+    """Opens past versions of one snapshot's table, each once, and finds where things began."""
+
+    def __init__(self, storage: TableStorage, snapshot: Snapshot) -> None:
+        self._storage, self._snapshot = storage, snapshot
+        self._open: dict[int, Snapshot] = {}  # those asked for last
+        self._gone: set[int] = set()
+        self._changes: dict[int, Change | None] = {}
+
+    def open(self, version: int) -> Snapshot | None:
+        """Return a version, or ``None`` if it was cleaned up."""
+        if version == self._snapshot.version:
+            return self._snapshot
+        found = self._open.pop(version, None)
+        if found is None and version not in self._gone:
+            try:
+                found = self._storage.open(version)
+            except TableChangedError:
+                self._gone.add(version)
+        if found is not None:
+            self._open[version] = found
+            if len(self._open) > _OPEN:
+                del self._open[next(iter(self._open))]
+        return found
+
+    def change(self, version: int) -> Change | None:
+        """Return what made a version, or ``None`` if that is no longer known."""
+        if version not in self._changes:
+            self._changes[version] = self._storage.change(self._snapshot, version)
+        return self._changes[version]
+
+    def first(self, has: Callable[[Snapshot], bool], last: int) -> tuple[int, bool]:
+        """Return the first version of those up to ``last`` in which something is there.
+
+        What a restore brought back came to be before the version that was restored.
+
+        Returns
+        -------
+        version, known
+            Not ``known`` where the versions before it are gone: then it may be older than that.
+        """
+
+        def there(version: int) -> bool:
+            past = self.open(version)
+            return past is not None and has(past)
+
+        while True:
+            # there(high) is true, there(low) is false. Most things began a few versions ago: in a
+            # long history, where one step leads to the next, that is all that is opened.
+            low, high, step = last - 1, last, 1
+            while low > 0 and there(low):
+                low, high, step = low - 2 * step, low, 2 * step
+            low = max(low, 0)
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if there(middle) else (middle, high)
+            change = self.change(high)
+            if change is None or change.restored is None:
+                return high, high == 1 or self.open(high - 1) is not None
+            if not there(change.restored):
+                return high, False
+            last = change.restored
+
+    def left_behind(self, since: int, last: int) -> list[Snapshot]:
+        """Return the ends of the lines of versions that restores left behind, the latest last."""
+        found = []
+        for version in range(max(since, last - _RESTORES) + 1, last + 1):
+            change = self.change(version)
+            past = self.open(version - 1) if change is not None and change.restored else None
+            found += [past] if past is not None else []
+        return found
 
 
 class Sources:
     """Answers, for one snapshot and those before it, what supplies a column."""
 
-    def __init__(
-        self,
-        storage: TableStorage,
-        snapshot: Snapshot,
-        ledger: Ledger,
-    ) -> None:
-        self._storage = storage
-        self.snapshot = snapshot
-        self.ledger = ledger
+    def __init__(self, storage: TableStorage, snapshot: Snapshot, ledger: Ledger) -> None:
+        self.versions = Versions(storage, snapshot)
+        self._snapshot, self._ledger = snapshot, ledger
         self._unknown: dict[str, int] = {}
-        self._versions = Versions(storage, snapshot)
 
     # --- what supplies a column --------------------------------------------------------
 
@@ -54,23 +123,9 @@ class Sources:
             return Mark(field_id, file, UNKNOWN)  # nothing but its name tells it from another
         return Mark(field_id, binding.incarnation, file_generation(born))
 
-    def marks(self, snapshot: Snapshot, fragment: FragmentInfo, columns: list[str]) -> Marks:
+    def marks(self, snapshot: Snapshot, fragment: FragmentInfo, columns: Sequence[str]) -> Marks:
         """Return what supplies several columns."""
         return tuple([self.mark(snapshot, fragment, c) for c in columns])
-
-    def of_what_is_left(
-        self, snapshot: Snapshot, fragment: FragmentInfo, row_map: RowMap
-    ) -> tuple[RowMap, Marks]:
-        """Return a row map without marks of dropped columns, and present marks of the others.
-
-        What was dropped changes no more, and what was renamed is known by its id.
-        """
-        names = {f.id: n for n, f in snapshot.fields.items()}
-        ids = sorted({m.field for c in row_map.classes for m in c.inputs if m.field in names})
-        kept = row_map.replace(
-            lambda c: replace(c, inputs=tuple(m for m in c.inputs if m.field in names))
-        )
-        return kept, self.marks(snapshot, fragment, [names[i] for i in ids])
 
     # --- versions ----------------------------------------------------------------------
 
@@ -78,7 +133,7 @@ class Sources:
         """Return the operation that brought a fragment about; empty when nobody can tell."""
         file = supplier(fragment, group_subtree(snapshot, column))
         born, known = self.first_version(snapshot, fragment, column, file)
-        change = self._versions.change(born) if known else None
+        change = self.versions.change(born) if known else None
         return "" if change is None else change.operation
 
     def first_version(
@@ -90,7 +145,7 @@ class Sources:
         """
         field_id = snapshot.fields[column].id
         key = f"{field_id}|{fragment.id}|{file}"
-        known = self.ledger.born(key)
+        known = self._ledger.born(key)
         if known is not None:
             return known, True
         if key in self._unknown:
@@ -109,9 +164,9 @@ class Sources:
                 )
             )
 
-        version, known_first = self._versions.first(has, snapshot.version)
+        version, known_first = self.versions.first(has, snapshot.version)
         if known_first:
-            self.ledger.learn_born(key, version)
+            self._ledger.learn_born(key, version)
         else:
             self._unknown[key] = version
         return version, known_first

@@ -27,9 +27,8 @@ from enum import Enum
 from typing import TypeVar
 
 from geneva.column.binding import binding_of
-from geneva.column.history.lost import as_readable
-from geneva.column.history.marks import group_subtree, supplier
-from geneva.column.history.rewritten import live_mask
+from geneva.column.history.descent import live_mask
+from geneva.column.history.marks import as_readable, group_subtree, supplier
 from geneva.engine.control import Control
 from geneva.errors import (
     ConflictError,

@@ -30,9 +30,8 @@ from geneva.column.checkpoint.key import (
     new_attempt,
     planned_on,
 )
-from geneva.column.file import WORK_KEY, row_map_text
+from geneva.column.file import WORK_KEY, ColumnFileName, row_map_text
 from geneva.column.history.descent import Ancestor, Descent
-from geneva.column.name import ColumnFileName
 from geneva.errors import CorruptFileError, TableChangedError
 from geneva.model.rows import BoolArray, IntArray, RowMap, RowStatus
 from geneva.model.types import Target, Task, stored_type

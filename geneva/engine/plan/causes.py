@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 
 from geneva.column.binding import as_called, bindings_of, top_level
-from geneva.column.name import ColumnFileName
+from geneva.column.file import ColumnFileName
 from geneva.engine.plan.report import Plan
 from geneva.model.rows import BoolArray, RowClass, RowStatus
 from geneva.model.types import Task

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import assert_never
 
 import numpy as np
 
@@ -23,15 +24,15 @@ from geneva.column.binding import (
     top_level,
 )
 from geneva.column.checkpoint.key import fragment_key, work_key
+from geneva.column.file import vouches
+from geneva.column.history.descent import live_mask
 from geneva.column.history.elsewhere import filled_by_lancedb
 from geneva.column.history.ledger import Kept, Ledger, entry_key
-from geneva.column.history.marks import group_subtree, job_generation, supplier, unchanged
-from geneva.column.history.provenance import History
-from geneva.column.history.rewritten import live_mask
-from geneva.column.name import vouches
+from geneva.column.history.marks import group_subtree, job_generation, supplier
+from geneva.column.history.provenance import History, Rows
 from geneva.engine.plan.decision import NOT_SELECTED, Action, FragmentPlan
 from geneva.errors import ColumnError
-from geneva.model.rows import BoolArray, IntArray, Mark, Marks, RowClass, RowMap, RowSet, RowStatus
+from geneva.model.rows import BoolArray, Marks, RowClass, RowMap, RowSet, RowStatus
 from geneva.model.types import ColumnFile, Options, Target, Task
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.snapshot import FragmentInfo
@@ -143,9 +144,8 @@ class Planner:
         work = self._work(fragment, inputs, filters, file)
         if (done := self._history.ledger.done(work)) is not None:
             return _done_plan(fragment, work, done)
-        now = {m.field: m for m in (*inputs, *filters)}
-        row_map = self._row_map(fragment, now)
-        need = self._needed(fragment, row_map, now)
+        rows = self._rows(fragment)
+        row_map, need = rows.row_map, self._needed(rows)
         live = self._live(fragment, need, row_map)
         need &= live
         if self._only is not None:
@@ -173,17 +173,17 @@ class Planner:
                 # What was compared to see it is not compared again.
                 self._history.ledger.mark_done({work: Kept()})
             return plan
-        rows = int(np.count_nonzero(need))
-        task = self._task(fragment, row_map, need, live, inputs, filters, file)
-        action = Action.FILTER if self._where else Action.COMPUTE
         return plan._replace(
-            action=action, reason=self._reason(row_map, need), rows_compute=rows, task=task
+            action=Action.FILTER if self._where else Action.COMPUTE,
+            reason=self._reason(row_map, need),
+            rows_compute=int(np.count_nonzero(need)),
+            task=self._task(fragment, row_map, need, live, inputs, filters, file),
         )
 
     def _forced_before(self, fragment: FragmentInfo, force: Force) -> int:
         """Count the live rows that the forced run has computed before this call."""
         where = self._where.digest if self._where else ""
-        row_map = self._history.row_map(self._snapshot, fragment, self._target.columns[0])
+        row_map = self._history.rows(fragment, self._target.columns[0], lambda _: ()).row_map
         done = row_map.mask(
             lambda c: (
                 c.status in (RowStatus.COMPUTED, RowStatus.FAILED)
@@ -241,10 +241,10 @@ class Planner:
         found = {"fragment": fragment.id, "rows": fragment.live_rows}
         if self._vouched_for(file, inputs) or self._known_done(fragment, inputs, file):
             return found | {"computed": fragment.live_rows} | dict.fromkeys(_OTHER, 0)
-        now = {m.field: m for m in inputs}
-        row_map = self._row_map(fragment, now)
+        rows = self._rows(fragment)
+        row_map = rows.row_map
         live = live_mask(self._storage, self._snapshot, fragment)
-        need = self._needed(fragment, row_map, now) & live
+        need = self._needed(rows) & live
         stale = need & ~row_map.mask(lambda c: c.status is RowStatus.MISSING)
         kept = {s.value: n for s, n in self._kept(row_map, live & ~stale).items()}
         waiting = need & ~self._ready(fragment) if need.any() else need
@@ -288,62 +288,59 @@ class Planner:
             return False
         return vouches(file, self._target.incarnation, self._target.digest, inputs)
 
-    def _row_map(self, fragment: FragmentInfo, now: dict[int, Mark]) -> RowMap:
-        """Return what the rows are, inputs that were written again with the same values aside."""
-        column = self._target.columns[0]
-        row_map = self._history.row_map(self._snapshot, fragment, column)
-        if self._force is not None:
-            return row_map
-        if self._orphaned:
-            row_map, left = self._history.of_what_is_left(self._snapshot, fragment, row_map)
-            now |= {m.field: m for m in left}
+    def _rows(self, fragment: FragmentInfo) -> Rows:
+        """Return what the rows are, inputs that were written again with the same values aside.
+
+        A forced run compares no values: what changed since it began is computed again.
+        """
+        return self._history.rows(
+            fragment,
+            self._target.columns[0],
+            self._concerns,
+            orphaned=self._orphaned,
+            by_value=self._force is None,
+        )
+
+    def _concerns(self, c: RowClass) -> Marks:
+        """Return the marks of a class that must be the present ones for its rows to be done."""
+        if not self._is_of_target(c):
+            return ()
         where = self._where.digest if self._where else ""
-        for c in row_map.classes:
-            marks = (*c.inputs, *dict(c.wheres).get(where, ()))
-            if self._is_of_target(c) and any(now.get(m.field) != m for m in marks):
-                return self._history.refreshed(self._snapshot, fragment, column, row_map)
-        return row_map
+        return (*c.inputs, *dict(c.wheres).get(where, ()))
 
-    def _needed(self, fragment: FragmentInfo, row_map: RowMap, now: dict[int, Mark]) -> BoolArray:
+    def _needed(self, rows: Rows) -> BoolArray:
         """Return the rows that no record proves done, deleted ones included."""
-        done = [self._done(c, fragment, now) for c in row_map.classes]
-        if all(d is True for d in done):
-            return np.zeros(fragment.rows, np.bool_)
-        if all(isinstance(d, bool) for d in done):
-            return row_map.spread([d is False for d in done])
-        ids = row_map.expand()
-        need = np.ones(fragment.rows, np.bool_)
-        for k, d in enumerate(done):
-            need[ids == k] = ~np.broadcast_to(d, fragment.rows)[ids == k]
-        return need
+        return rows.row_map.spread([not self._done(c, rows) for c in rows.row_map.classes])
 
-    def _done(self, c: RowClass, fragment: FragmentInfo, now: dict[int, Mark]) -> bool | BoolArray:
-        """Whether rows of a class are done, for all or row by row."""
+    def _done(self, c: RowClass, rows: Rows) -> bool:
+        """Whether the rows of a class are done."""
         o = self._options
+        current = rows.present(c.inputs) and self._in_order(c.inputs, self._ids)
         match c.status:
             case RowStatus.MISSING:
                 return False
             case RowStatus.FOREIGN:
-                keep = o.foreign == "keep" and self._where is None
-                return keep and self._force is None
+                return o.foreign == "keep" and self._where is None and self._force is None
             case RowStatus.UNVERIFIED:
+                # Neither UDF nor inputs changed since the oldest version that is known.
+                ours = not c.digest or self._is_of_target(c)
                 trust = o.unverified == "trust" and self._force is None
-                return trust and self._is_of_now(c, fragment, now)
-            case RowStatus.FAILED if o.retry_failed:
-                return False
+                return trust and ours and (current or not c.inputs)
+            case RowStatus.COMPUTED | RowStatus.FAILED:
+                if not current or not self._is_of_target(c):
+                    return False
+                if c.status is RowStatus.FAILED and o.retry_failed:
+                    return False
             case _:
-                pass
-        if not self._is_of_target(c) or not self._in_order(c.inputs, self._ids):
-            return False
-        if self._force is not None and c.generation < self._force.generation:
-            return False
-        fresh = self._unchanged(c.inputs, fragment, now)
-        if self._where is None or self._force is not None or fresh is False:
-            return fresh
+                assert_never(c.status)
+        if self._force is not None:
+            return c.generation >= self._force.generation
+        if self._where is None:
+            return True
         recorded = dict(c.wheres).get(self._where.digest)
         if recorded is None or not self._in_order(recorded, self._filter_ids):
             return False
-        return fresh & self._unchanged(recorded, fragment, now)
+        return rows.present(recorded)
 
     def _is_of_target(self, c: RowClass) -> bool:
         if self._orphaned:  # which fields its inputs had, nobody can say any more
@@ -353,26 +350,6 @@ class Planner:
     def _in_order(self, recorded: Marks, ids: list[int]) -> bool:
         """Whether the fields that were read have the names, and so the places, that they had."""
         return self._orphaned or [m.field for m in recorded] == ids
-
-    def _is_of_now(
-        self, c: RowClass, fragment: FragmentInfo, now: dict[int, Mark]
-    ) -> bool | BoolArray:
-        """Whether neither UDF nor inputs changed since the oldest version that is known."""
-        if c.inputs and not self._in_order(c.inputs, self._ids):
-            return False
-        return (not c.digest or self._is_of_target(c)) and self._unchanged(c.inputs, fragment, now)
-
-    def _unchanged(
-        self, recorded: Marks, fragment: FragmentInfo, now: dict[int, Mark]
-    ) -> bool | BoolArray:
-        return unchanged(recorded, now, lambda m: self._generations(fragment, m))
-
-    def _generations(self, fragment: FragmentInfo, mark: Mark) -> IntArray | None:
-        name = self._snapshot.name_of(mark.field)
-        if name is None or name not in self._bindings:
-            return None
-        row_map = self._history.row_map(self._snapshot, fragment, name)
-        return np.array([c.generation for c in row_map.classes], np.int64)[row_map.expand()]
 
     def _live(self, fragment: FragmentInfo, need: BoolArray, row_map: RowMap) -> BoolArray:
         """Return the rows that are not deleted, where anybody asks."""
@@ -440,8 +417,7 @@ class Planner:
         file = self._target_file(fragment)
         if self._vouched_for(file, inputs) or self._known_done(fragment, inputs, file):
             return np.zeros(fragment.rows, np.bool_)
-        now = {m.field: m for m in inputs}
-        return self._needed(fragment, self._row_map(fragment, now), now)
+        return self._needed(self._rows(fragment))
 
     def _known_done(self, fragment: FragmentInfo, inputs: Marks, file: str) -> bool:
         """Whether the ledger says that nothing was left; the history that told may be gone."""
@@ -467,11 +443,12 @@ class Planner:
         )
         sources = self._sources(fragment)
         o = self._options
-        now = {m.field: m for m in inputs}
         keep = [
             k
             for k, c in enumerate(row_map.classes)
-            if c.wheres and c.digest == digest and self._unchanged(c.inputs, fragment, now) is True
+            if c.wheres
+            and c.digest == digest
+            and self._history.unchanged(fragment, c.inputs) is True
         ]
         return Task(
             key=fragment_key(self._family, fragment.id, fragment.rows, sources),
@@ -502,7 +479,7 @@ class Planner:
         return supplier(fragment, self._subtree)
 
     def _marks(self, fragment: FragmentInfo, columns: list[str]) -> Marks:
-        return self._history.marks(self._snapshot, fragment, columns)
+        return self._history.marks(fragment, columns)
 
     def _work(self, fragment: FragmentInfo, inputs: Marks, filters: Marks, file: str) -> str:
         """Return a key that changes whenever there may be something to do again."""

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 
 from geneva.column.history.ledger import Ledger
-from geneva.column.history.lost import as_readable
+from geneva.column.history.marks import as_readable
 from geneva.column.history.provenance import History
 from geneva.engine.plan.decision import Action, FragmentPlan
 from geneva.engine.plan.force import ForceToken, continued

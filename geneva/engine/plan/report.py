@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from geneva.column.history.lost import files_gone
+from geneva.column.history.marks import files_gone
 from geneva.engine.plan.decision import Action, FragmentPlan
 
 _ROWS_SHOWN = 20
