@@ -147,7 +147,7 @@ class Applier:
     def carry_out(self, tasks: Sequence[Task]) -> list[TaskEvent]:
         """Carry out tasks that were handed out together; each ends as one of the events."""
         try:
-            ended = _Group(self, tasks).run() if len(tasks) > 1 else [self._run(tasks[0])]
+            ended = _TaskGroup(self, tasks).run() if len(tasks) > 1 else [self._run(tasks[0])]
         except BaseException as error:  # of a group: what concerns all of it
             ended = [event_of(task, error) for task in tasks]
         peak = peak_bytes()
@@ -197,7 +197,7 @@ class Applier:
         return self._readers[version]
 
 
-class _Group:
+class _TaskGroup:
     """Whole fragments without checkpoints, of one version of the table.
 
     1. One scan reads all of them.
