@@ -171,6 +171,12 @@ class ColumnFileBuilder:
         CorruptFileError
             What was written is not what should have been.
         """
+        # A crash between any two of these leaves a file that no version and no frame names:
+        #
+        # 1. write what is left of the rows, and close the file with its row map in the footer;
+        # 2. read it back: Lance validates nothing at commit, so this is the last look at it;
+        # 3. the caller syncs it, and only then appends the finish frame that names it, so that a
+        #    frame never speaks of a file that a power failure can still take.
         while self._cursor < self._task.rows:
             self._emit_present(min(self._task.rows, self._cursor + self._span_rows))
         self._flush()

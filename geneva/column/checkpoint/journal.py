@@ -142,6 +142,15 @@ class Journal:
         """Record that a column file is complete and synced; ``fact["key"]``: of which work."""
         self._write(_FINISH, [memoryview(json.dumps(fact).encode())], 0)
 
+    # A frame, in this order:
+    #
+    # 1. encode the batch outside the lock: threads that compute do not wait for each other;
+    # 2. checksum over header and payload, so that a torn or flipped frame is seen as one;
+    # 3. create the log with its first frame: work that computed nothing leaves no log;
+    # 4. hand the frame to the log in one append. On a disk it survives this process from here on,
+    #    on an object store after `flush`, a power failure after `sync`. Rows that are lost before
+    #    that are computed again, never read as another's.
+
     def _write(self, kind: int, payload: Sequence[memoryview], first_row: int) -> None:
         size = sum(len(p) for p in payload)
         crc = _checksum(kind, payload, first_row)
@@ -253,6 +262,13 @@ def replay(
     with_failed
         Whether rows that failed count as done.
     """
+    # Recovery, in this order:
+    #
+    # 1. of each log, the frames before the first damaged one; a log that is gone was committed and
+    #    removed by its owner between the listing and now, and its rows are in the table;
+    # 2. a batch that was begun and has no record behind it killed its worker: its rows are `fatal`;
+    # 3. a finish frame counts for the work that it names only; whoever adopts its file checks it;
+    # 4. of a row that several logs hold, a value wins over a failure, then the first log.
     records: list[_Record] = []
     logs: list[bytes | memoryview] = []
     fatal: list[tuple[int, int]] = []
