@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from geneva.appliers.executor import Executor
 from geneva.column.history.ledger import Ledger, entry_key
@@ -25,10 +25,12 @@ from geneva.engine.leftovers import Leftovers
 from geneva.engine.plan.decision import FragmentPlan
 from geneva.engine.plan.force import ForceToken, continued
 from geneva.engine.plan.fragments import Force, Planner, in_order
+from geneva.engine.plan.slices import Slices
 from geneva.engine.reporter import Observer, Reporter
 from geneva.engine.round import Job, Outcome, run_round
 from geneva.engine.sharing import ColumnTurn
 from geneva.engine.tally import Tally
+from geneva.engine.windowing import Windowing
 from geneva.errors import (
     ConflictError,
     JobCancelledError,
@@ -106,6 +108,7 @@ class _Work:
 
     snapshot: Snapshot
     chosen: list[int]
+    plans: list[FragmentPlan] = field(default_factory=list)  # if it was planned already
 
 
 class _Patience:
@@ -179,8 +182,8 @@ class _Rounds:
         snapshot = self._open()
         self._force = job.turn.begin(self._request, snapshot)
         self._known = set(snapshot.fragments)
-        work: _Work | None = _Work(snapshot, in_order(snapshot.fragments, self._options))
-        while work is None or work.chosen or self._left_to_others:
+        work: _Work | None = self._begun(snapshot)
+        while work is None or work.chosen or self._left_to_others or (work := self._next_stage()):
             if self._patience.over(job.reporter.achieved):
                 raise ConflictError(
                     f"other writers took fragments of column {self._target.name!r} from under the "
@@ -196,12 +199,49 @@ class _Rounds:
             self._end_force(self._force)
         return self._result(self._first or [])
 
+    def _begun(self, snapshot: Snapshot) -> _Work:
+        """Return what the first round plans; of a call with windows its plans as well."""
+        chosen, asked = in_order(snapshot.fragments, self._options), self._options.windows
+        if asked is None:
+            return _Work(snapshot, chosen)
+        readable = as_readable(self._storage, snapshot, self._read)
+        windowing = Windowing(self._storage, readable, asked)
+        self._job = replace(self._job, windowing=windowing)
+        plans = self._plans(readable, chosen)
+        self._first = plans
+        first = windowing.begin(plans, self._options.num_frags)
+        self._job.tally.notes.extend(windowing.notes(readable, plans))
+        if windowing.staged:
+            return _Work(snapshot, first)
+        by_id = {p.fragment_id: p for p in plans}
+        return _Work(snapshot, first, [by_id[i] for i in first])
+
+    def _next_stage(self) -> _Work | None:
+        """Return what the next stage of a call with windows plans; None if there is none."""
+        windowing = self._job.windowing
+        if windowing is None or not windowing.next_stage():
+            return None
+        return self._latest()
+
+    def _plans(self, snapshot: Snapshot, chosen: Sequence[int]) -> list[FragmentPlan]:
+        """Plan some fragments of a version, with what is recorded by now."""
+        fragments = snapshot.fragments
+        self._ledger = Ledger.load(self._storage, self._target.incarnation)
+        slices = None
+        if self._job.windowing is not None:
+            slices = self._job.windowing.slices(snapshot)
+            slices.learn([fragments[i] for i in chosen])
+        planner = self._planner_on(snapshot, slices)
+        plans = [planner.plan(fragments[i]) for i in chosen]
+        if slices is not None and self._request.where is not None:
+            return [planner.counted(p) for p in plans]
+        return plans
+
     def _round(self, work: _Work) -> _Work:
         """Plan some fragments and run the plan; return what is to be planned next."""
         job = self._job
         snapshot = as_readable(self._storage, work.snapshot, self._read)
-        planner, fragments = self._planner(snapshot), snapshot.fragments
-        plans = [planner.plan(fragments[i]) for i in work.chosen]
+        plans = work.plans or self._plans(snapshot, work.chosen)
         if any(p.lost for p in plans):
             return self._drop_lost(plans)
         self._first = self._first or plans
@@ -299,19 +339,17 @@ class _Rounds:
         """Return the latest version and what of it is to be planned, all of it anew."""
         snapshot = self._open()
         chosen = [i for i in in_order(snapshot.fragments, self._options) if i in self._known]
+        if self._job.windowing is not None:
+            chosen = [i for i in self._job.windowing.stage_fragments if i in snapshot.fragments]
         chosen += self._compacted_meanwhile(snapshot)
         self._known |= set(chosen)
         return _Work(snapshot, chosen)
 
-    def _planner(self, snapshot: Snapshot) -> Planner:
-        """Return what plans on a version, with what is recorded by now."""
-        self._ledger = Ledger.load(self._storage, self._target.incarnation)
-        return self._planner_on(snapshot)
-
-    def _planner_on(self, snapshot: Snapshot) -> Planner:
+    def _planner_on(self, snapshot: Snapshot, slices: Slices | None = None) -> Planner:
         request, history = self._request, History(self._storage, snapshot, self._ledger)
+        options, force = request.options, self._force
         return Planner(
-            self._storage, history, request.target, request.where, request.options, self._force
+            self._storage, history, request.target, request.where, options, force, slices
         )
 
     def _end_force(self, force: Force) -> None:
@@ -331,8 +369,11 @@ class _Rounds:
             key = entry_key(target.incarnation, file.name, file.fragment_id)
             ledger.learn(key, file.row_map_text)
         if self._request.where is not None and committed:
-            later = self._planner_on(snapshot)
-            settled = [f for f in committed if f.fragment_id not in outcome.waiting]
+            windowing = self._job.windowing
+            slices = None if windowing is None else windowing.slices(snapshot)
+            later = self._planner_on(snapshot, slices)
+            unsettled = outcome.waiting | outcome.partly
+            settled = [f for f in committed if f.fragment_id not in unsettled]
             ledger.mark_done(later.settled(snapshot, {f.fragment_id: f for f in settled}))
         if not ledger.changed or column not in snapshot.fields:
             return
@@ -375,4 +416,9 @@ class _Rounds:
         if done and job.leftovers.left and job.claims.look_alone():
             job.leftovers.settle()
         job.reporter.report(JobState.PARTIAL if job.tally.counts.failed else JobState.SUCCEEDED)
-        return job.tally.result(self._target, job.control.job_id, first, job.reporter.seconds)
+        result = job.tally.result(self._target, job.control.job_id, first, job.reporter.seconds)
+        if job.windowing is None:
+            return result
+        if done:
+            job.windowing.finish()
+        return replace(result, windows=job.windowing.results())

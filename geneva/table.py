@@ -22,6 +22,7 @@ from geneva.engine.coverage import Coverage, coverage
 from geneva.engine.plan.report import Plan
 from geneva.engine.reporter import Observer
 from geneva.errors import SettingError, TableError
+from geneva.flow.windows import Windows
 from geneva.interrupts import interrupt_cancels, uninterrupted
 from geneva.jobs.backfills import (
     Backfill,
@@ -296,6 +297,7 @@ class Table:
         resource_timeout: float | timedelta = 600.0,
         order: Literal["forward", "backward"] = "forward",
         fragments: Sequence[int] | None = None,
+        windows: Windows | Mapping[str, Any] | None = None,
         executor: Literal["ray", "local"] | Executor | None = "ray",
         progress: bool | Observer | None = None,
     ) -> BackfillResult:

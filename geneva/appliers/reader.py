@@ -32,6 +32,8 @@ Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 Files = Mapping[str, FilePlaces]  # by the name of the column
 
 _HELD_BYTES = 2 * READ_BYTES  # of rows that are read at once
+_SCATTERED = 8  # of so many rows at most one is wanted, where rows are read by address
+_ADDRESSES = 1024  # of rows that are read at once by their addresses
 _OFFSET = 0xFFFFFFFF  # the low half of a row address is the physical row in its fragment
 
 
@@ -149,6 +151,9 @@ class Reader:
         """Yield (physical rows, inputs) of the live rows of a task that the filter selects."""
         where = self._settings.where
         names = [n for n in self._names if n in sources.blobs or n not in sources.apart]
+        if where is None and (scattered := _scattered(task)) is not None:
+            yield from self._at(task, scattered, names, sources)
+            return
         # Of a whole fragment Lance reads the filter's columns first, and the inputs of the
         # selected rows only; of a part, the filter is one more column.
         pushed = where is not None and task.whole
@@ -176,6 +181,25 @@ class Reader:
             chosen = _selected(batch, deleted=bool(task.deleted), masked=masked)
             if chosen is None or chosen.any():
                 yield _chosen(rows, inputs, chosen)
+
+    def _at(
+        self, task: Task, rows: IntArray, names: Sequence[str], sources: _Sources
+    ) -> Batches:
+        """Yield (physical rows, inputs) of live rows, which Lance takes by their addresses."""
+        step = min(sources.batch_rows, _ADDRESSES)
+        for at in range(0, len(rows), step):
+            addresses = (rows[at : at + step] + (task.fragment_id << 32)).tolist()
+            for batch in self._storage.scan(
+                self.snapshot,
+                task.fragment_id,
+                self._scanned(names, masked=False),
+                batch_rows=step,
+                live_only=True,
+                where=f"_rowaddr in ({', '.join(map(str, addresses))})",
+                descriptors=bool(sources.blobs),
+            ):
+                if batch.num_rows:
+                    yield integers(batch.column("_rowaddr")) & _OFFSET, _inputs(batch, names)
 
     def _sources(self, task: Task) -> _Sources:
         """Find the inputs that are large in this fragment; the job's figures are of a few others.
@@ -275,6 +299,14 @@ def _packs(batch: pa.RecordBatch, sources: _Sources) -> Iterator[tuple[int, int]
         end = max(start + 1, int(np.searchsorted(ends, before + READ_BYTES, "right")))
         yield start, end
         start = end
+
+
+def _scattered(task: Task) -> IntArray | None:
+    """Return the rows that a task needs, if they are so few that they are read by address."""
+    if task.need is None:
+        return None
+    rows = np.flatnonzero(task.need.mask()[task.start : task.stop]) + task.start
+    return rows if len(rows) * _SCATTERED < task.stop - task.start else None
 
 
 def _needed(task: Task, batches: Iterable[Batch]) -> Batches:

@@ -101,7 +101,8 @@ class TaskRun:
         path = log_path(settings.target.incarnation, task.key, new_attempt(task.version))
         self._journal = Journal(storage.objects, path, self._types)
         # Where all is checkpointed, those that failed were tried by this very call.
-        tried = not settings.retry_failed or task.checkpointed is not None
+        assembles = task.checkpointed is not None or task.replay_only
+        tried = not settings.retry_failed or assembles
         self._earlier = self._replayed(task.resume, failed=work.records_failures and tried)
         self._counts = Counts()
         self._in_flight = InFlight(work.threads.count, joins=task.assemble, learns=work.learns)
@@ -307,7 +308,7 @@ class TaskRun:
         failures = tuple(self._failures[:_FAILURES_KEPT])
         span = task.key, task.fragment_id, task.start, task.stop
         self._journal.close()
-        return TaskDone(*span, file, counts, failures, logs)
+        return TaskDone(*span, file, counts, failures, logs, window=task.window)
 
     def _settle(self) -> None:
         """Let the batches in flight end and be checkpointed before the task gives up."""
@@ -505,6 +506,5 @@ def _adopted(
         task.deletion,
         task.live,
     )
-    return TaskDone(
-        task.key, task.fragment_id, task.start, task.stop, file, counts, (), task.resume
-    )
+    span = task.key, task.fragment_id, task.start, task.stop
+    return TaskDone(*span, file, counts, (), task.resume, window=task.window)

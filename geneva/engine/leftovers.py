@@ -19,11 +19,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from geneva.column.checkpoint.journal import LogUses, find_logs
+from geneva.column.checkpoint.journal import LogUses, find_logs, replay
 from geneva.column.checkpoint.key import is_of_family, is_shared
 from geneva.engine.commit.publish import Discarded, Published, Verdict
 from geneva.engine.commit.remap import Inherited, inherit
 from geneva.engine.plan.decision import FragmentPlan
+from geneva.model.rows import IntArray
 from geneva.model.types import ColumnFile, Target, Task, TaskDone
 from geneva.storage.lance import Snapshot, TableStorage
 
@@ -95,6 +96,17 @@ class Leftovers:
                 self._release((task.fragment_id, mine))
         left = [f for f in self._vanished if not inherited.heirs.keys() & set(f.logs)]
         self._remove_vanished(left)  # nothing proves where their rows are
+
+    def checkpointed(self, task: Task, *, with_failed: bool) -> IntArray:
+        """Return the rows of a task that its logs hold.
+
+        Parameters
+        ----------
+        with_failed
+            Whether rows that failed count.
+        """
+        objects, types = self._storage.objects, self._target.data_types
+        return replay(objects, task.resume, types, with_failed=with_failed, key=task.key).rows
 
     def logs_of(self, task: Task) -> tuple[str, ...]:
         """Return the logs of a task's work by now."""

@@ -57,14 +57,22 @@ class Reporter:
         """Rows that the job is to compute, where no filter is still to be evaluated."""
         return self._rows_total
 
-    def planned(self, plans: Sequence[FragmentPlan], limit: int | None) -> None:
-        """Take in the plans with work of a round, at most ``limit`` of which are carried out."""
+    def planned(
+        self, plans: Sequence[FragmentPlan], limit: int | None, rows_later: int = 0
+    ) -> None:
+        """Take in the plans with work of a round, at most ``limit`` of which are carried out.
+
+        Parameters
+        ----------
+        rows_later
+            Rows that are left to later rounds.
+        """
         tally = self._tally
         self._most = limit
         self._rows_total = (
             None
             if any(p.action is Action.FILTER for p in plans)
-            else sum(p.rows_compute for p in plans[:limit]) + tally.counts.computed
+            else sum(p.rows_compute for p in plans[:limit]) + tally.counts.computed + rows_later
         )
         self._physical = sum(p.task.rows for p in plans if p.task is not None)
         self._looked_at = 0

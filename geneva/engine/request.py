@@ -107,7 +107,18 @@ def checked(
         top_level(snapshot.schema, path)
     # The stored digest counts, not one computed now: a newer Python must not change it.
     digest = load(storage, binding).with_params(params).digest if params else binding.digest
-    return target_of(snapshot, binding, digest), where
+    target = target_of(snapshot, binding, digest)
+    _check_windows(snapshot, target, options)
+    return target, where
+
+
+def _check_windows(snapshot: Snapshot, target: Target, options: Options) -> None:
+    """Refuse windows along what the call fills, or along what is no column."""
+    if options.windows is None:
+        return
+    on = options.windows.on
+    if top_level(snapshot.schema, on) in target.columns:
+        raise SettingError(f"windows are cut along {on!r}, which this call fills; name another")
 
 
 def _check_fragments(snapshot: Snapshot, options: Options) -> None:

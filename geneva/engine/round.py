@@ -32,10 +32,12 @@ from geneva.engine.control import Control, Wanted
 from geneva.engine.leftovers import Leftovers
 from geneva.engine.plan.decision import FragmentPlan
 from geneva.engine.plan.spans import split
+from geneva.engine.plan.windowed import Portion
 from geneva.engine.reporter import Reporter
-from geneva.engine.schedule import Schedule
+from geneva.engine.schedule import Schedule, Windowed
 from geneva.engine.sharing import ColumnTurn
 from geneva.engine.tally import Tally
+from geneva.engine.windowing import Windowing
 from geneva.errors import (
     GenevaError,
     JobCancelledError,
@@ -81,6 +83,8 @@ class Job:
     ----------
     faults
         How often each task met a fault that planning it again may mend.
+    windowing
+        The windows of a call with windows.
     """
 
     storage: TableStorage
@@ -92,6 +96,7 @@ class Job:
     claims: Claims
     leftovers: Leftovers
     faults: dict[str, int] = field(default_factory=dict)
+    windowing: Windowing | None = None
 
     @property
     def target(self) -> Target:
@@ -107,7 +112,15 @@ class Job:
     def room(self) -> int | None:
         """How many more fragments ``num_frags`` allows."""
         limit = self.options.num_frags
-        return None if limit is None else limit - len(self.tally.committed)
+        if limit is None or self.windowing is not None:  # which chose the fragments beforehand
+            return None
+        return limit - len(self.tally.committed)
+
+    @property
+    def keeps_failed(self) -> bool:
+        """Whether a row on which an earlier attempt failed counts as checkpointed."""
+        records = self.options.on_error == "null" or self.turn.request.udf.skips
+        return records and not self.options.retry_failed
 
     def stop_error(self, forestalled: int = 0) -> JobCancelledError | JobTimeoutError | None:
         """Return what must end the job, if somebody cancelled it or its time is up."""
@@ -142,6 +155,8 @@ class Outcome:
         Fragments with rows that wait for a computed input.
     nothing_to_do
         By the key of their work, fragments in which the filter found nothing.
+    partly
+        Fragments of which some rows are left, as their window failed.
     """
 
     committed: tuple[ColumnFile, ...] = ()
@@ -150,6 +165,7 @@ class Outcome:
     paused: bool = False
     waiting: frozenset[int] = frozenset()
     nothing_to_do: Mapping[str, Kept] = field(default_factory=dict)
+    partly: frozenset[int] = frozenset()
 
 
 def run_round(job: Job, snapshot: Snapshot, plans: Sequence[FragmentPlan]) -> Outcome:
@@ -165,7 +181,8 @@ def run_round(job: Job, snapshot: Snapshot, plans: Sequence[FragmentPlan]) -> Ou
     busy = [p for p in plans if p.task is not None]
     job.tally.planned(snapshot.fragments, plans)
     job.leftovers.planned(snapshot, plans)
-    job.reporter.planned(busy, job.room)
+    windowing = job.windowing
+    job.reporter.planned(busy, job.room, 0 if windowing is None else windowing.rows_later)
     mine = [p.task for p in busy if p.task is not None and p.fragment_id in job.claims.holds]
     waiting = frozenset(p.fragment_id for p in plans if p.rows_waiting)
     if not mine or job.room == 0:
@@ -177,16 +194,16 @@ def run_round(job: Job, snapshot: Snapshot, plans: Sequence[FragmentPlan]) -> Ou
     tasks = _prepared(job, snapshot, planned, mine)
     settings = _settings(job, snapshot, tasks)
     most = job.executor.capacity(job.turn.request.udf, job.options.concurrency)
-    bound = tasks if job.turn.request.where else tasks[: job.room]
-    pieces = split(bound, most, job.options.batch_size)
+    pieces, windowed = _pieces(job, plans, tasks, most)
     schedule = Schedule(
-        [*pieces, *((t,) for t in tasks[len(bound) :])],
-        job.room,
+        pieces,
+        job.room if windowed is None else None,
         job.options.commit_granularity,
         job.turn.followed,
         0 if settings.readahead else together_rows(job.turn.row_bytes),
+        windowed,
     )
-    wanted = min(job.options.concurrency, sum(len(p) for p in pieces))
+    wanted = min(job.options.concurrency, sum(map(len, pieces)) or most)
     running: _Round | None = None
     try:
         with uninterrupted():  # an interrupt finds the appliers where they are released
@@ -208,7 +225,25 @@ def _prepared(
 ) -> list[Task]:
     """Return tasks that know their checkpoints, and who follows them."""
     job.turn.show()  # before any log is looked for: those that are found must not be cleaned up
-    return job.turn.prepared(snapshot, job.leftovers.resumed(snapshot, planned, mine))
+    tasks = job.leftovers.resumed(snapshot, planned, mine)
+    return tasks if job.windowing is not None else job.turn.prepared(snapshot, tasks)
+
+
+def _pieces(
+    job: Job, plans: Sequence[FragmentPlan], tasks: Sequence[Task], most: int
+) -> tuple[list[tuple[Task, ...]], Windowed | None]:
+    """Return the tasks, or what they are split into; of a call with windows these instead."""
+    if job.windowing is not None:
+        shares = {p.fragment_id: p.share for p in plans}
+        portions = [
+            Portion(t, share.places, job.leftovers.checkpointed(t, with_failed=job.keeps_failed))
+            for t in tasks
+            if (share := shares[t.fragment_id]) is not None
+        ]
+        return [], job.windowing.tasks(portions, most, job.options.batch_size)
+    bound = tasks if job.turn.request.where else tasks[: job.room]
+    pieces = split(bound, most, job.options.batch_size)
+    return [*pieces, *((t,) for t in tasks[len(bound) :])], None
 
 
 def _settings(job: Job, snapshot: Snapshot, tasks: Sequence[Task]) -> JobSettings:
@@ -224,7 +259,20 @@ def _settings(job: Job, snapshot: Snapshot, tasks: Sequence[Task]) -> JobSetting
         turn.row_bytes = row_bytes
     rows, readahead = read_rows(row_bytes)
     settings = turn.request.settings(job.control.job_id, rows, 1 if blobs else readahead)
-    return turn.settings(replace(settings, planned=snapshot.manifest))
+    settings = replace(settings, planned=snapshot.manifest)
+    if job.windowing is not None:  # its tasks know which rows the filter selects
+        return replace(settings, where=None)
+    return turn.settings(settings)
+
+
+def _explained(error: GenevaError, event: TaskFailed) -> GenevaError:
+    """Return an error with what the worker says of it."""
+    if event.traceback:
+        error.add_note(f"on the worker:\n{event.traceback}")
+    if event.failure is not None and event.failure.traceback:
+        error.add_note(f"in the UDF:\n{event.failure.traceback}")
+    error.__cause__ = event.cause
+    return error
 
 
 class _Round:
@@ -243,6 +291,8 @@ class _Round:
         self._again: set[int] = set()
         self._compacted = False
         self._forestalled = 0  # files that it left to the next run
+        self._window_error: GenevaError | None = None  # of a window that others went on without
+        self._windows_opened = self._windows_ended = 0  # that were told
 
     def drive(self, most: int) -> None:
         """Hand out tasks and take in events until nothing is left or the job must stop.
@@ -259,7 +309,7 @@ class _Round:
                 schedule.give_up(job.claims.refresh(schedule.not_begun))
             for event in self._appliers.wait(_TICK_S):
                 self._take(event)
-            if schedule.commit_due(time.monotonic()):
+            if self._follow_windows() or schedule.commit_due(time.monotonic()):
                 self._commit()
             self._report(JobState.RUNNING if self._workers.ready else JobState.STARTING)
             if self._must_stop():
@@ -273,6 +323,20 @@ class _Round:
             self._appliers.submit([job.turn.admitted(task) for task in tasks])
             for task in tasks:
                 job.control.recorder.began(task)
+
+    def _follow_windows(self) -> bool:
+        """Tell which windows opened and ended; return whether what they touched is committed."""
+        windowing, schedule = self._job.windowing, self._schedule
+        if windowing is None:
+            return False
+        for number in schedule.opened[self._windows_opened :]:
+            windowing.opened(number)
+        ended = schedule.windows_ended[self._windows_ended :]
+        for event in ended:
+            windowing.ended(event)
+        self._windows_opened += len(schedule.opened) - self._windows_opened
+        self._windows_ended += len(ended)
+        return bool(ended) and windowing.plan.commit == "window"
 
     # --- the end ------------------------------------------------------------------------
 
@@ -304,6 +368,7 @@ class _Round:
                 self._report(stopping)  # with all that was checkpointed, while appliers can tell
         finally:  # after a second Ctrl-C too: appliers that nobody releases hold their CPUs
             try:
+                self._follow_windows()
                 self._commit()
             finally:
                 for printed in appliers.close(kill=bool(schedule.running)):
@@ -328,6 +393,8 @@ class _Round:
             raise self._job.stop_error(self._forestalled) or self._error
         if self._error is not None:
             raise self._error
+        if self._window_error is not None and not self._paused:
+            raise self._window_error
         plans = {p.fragment_id: p for p in self._plans}
         quiet = [plans[i] for i in self._schedule.nothing_to_do if i not in waiting]
         return Outcome(
@@ -337,6 +404,7 @@ class _Round:
             self._paused,
             waiting,
             {p.work: p.kept for p in quiet},
+            frozenset(self._schedule.partly),
         )
 
     # --- events -------------------------------------------------------------------------
@@ -349,6 +417,8 @@ class _Round:
                 job.leftovers.written(event)
                 job.turn.done(event)
                 schedule.done(event)
+                if job.windowing is not None:
+                    job.windowing.took(event)
                 job.reporter.ended(event)
                 job.tally.saw_peak(event.peak_bytes)
                 self._check_failures()
@@ -372,13 +442,13 @@ class _Round:
         schedule, task, udf = self._schedule, event.task, self._job.turn.request.udf
         match event.kind:
             case "udf":
-                schedule.stopped(TaskStopped(task))
                 where = f"fragment {task.fragment_id}"
                 if event.failure is not None:
                     f = event.failure
                     where += f", row {f.row} (row id {f.row_id}), input {f.input}"
                 text = f"column {self._job.target.name!r}: UDF {udf.name!r} failed on {where}"
-                self._fail(UdfFailedError(f"{text}: {event.message}"), event)
+                error = UdfFailedError(f"{text}: {event.message}")
+                self._udf_failed(_explained(error, event), event)
             case "table":
                 # The version that the plan was made from is being cleaned up: plan again. Only
                 # where it is still the latest, that is of no use.
@@ -394,6 +464,25 @@ class _Round:
             case _:
                 assert_never(event.kind)
 
+    def _udf_failed(self, error: GenevaError, event: TaskFailed) -> None:
+        """End the job, or the window of the task where others are to go on."""
+        windowing = self._job.windowing
+        if windowing is None or event.task.window < 0:
+            self._schedule.stopped(TaskStopped(event.task))
+            self._error = self._error or error
+            return
+        self._schedule.window_failed(event.task)
+        match windowing.asked.on_failure:
+            case "stop":
+                self._error = self._error or error
+            case "continue":
+                self._window_error = self._window_error or error
+            case "pause":
+                self._window_error = self._window_error or error
+                self._job.control.want(Wanted.PAUSE)
+            case _:
+                assert_never(windowing.asked.on_failure)
+
     def _fault(self, event: TaskFailed, key: str, error: type[GenevaError]) -> None:
         """Plan a task again that failed, unless the same ``key`` failed too often."""
         fragment_id, faults = event.task.fragment_id, self._job.faults
@@ -408,15 +497,8 @@ class _Round:
             self._fail(error(f"{text}: {event.message}; {advice(event.message)}"), event)
 
     def _fail(self, error: GenevaError, event: TaskFailed | None = None) -> None:
-        if self._error is not None:
-            return
-        if event is not None:
-            if event.traceback:
-                error.add_note(f"on the worker:\n{event.traceback}")
-            if event.failure is not None and event.failure.traceback:
-                error.add_note(f"in the UDF:\n{event.failure.traceback}")
-            error.__cause__ = event.cause
-        self._error = error
+        if self._error is None:
+            self._error = error if event is None else _explained(error, event)
 
     def _check_failures(self) -> None:
         tally, allowed = self._job.tally, self._job.options.max_failures
@@ -455,6 +537,8 @@ class _Round:
         job.tally.committed += published.committed
         self._committed += published.committed
         job.claims.settle(fragments)
+        if job.windowing is not None:
+            job.windowing.committed(fragments)
         if published.version is not None:
             job.tally.versions.append(published.version)
         for discarded in published.discarded:

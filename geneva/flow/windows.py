@@ -7,9 +7,10 @@ values are integers here (`Axis`), so that a bound is compared exactly whatever 
 
 from __future__ import annotations
 
+import difflib
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, fields
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Any, Literal, get_args
 
@@ -202,6 +203,46 @@ class Windows:
         step = timedelta(microseconds=found.step_us)
         return cls(on, start=found.start, end=found.stop, step=step, **others)
 
+    @classmethod
+    def from_config(cls, config: Mapping[str, object]) -> Windows:
+        """Make windows of a mapping, as JSON and YAML hold them.
+
+        Parameters
+        ----------
+        config
+            The arguments by name, ``concurrency`` and ``on_failure`` too, and optionally ``type``:
+            ``date``, ``datetime``, ``integer`` or ``values``, which then says of what kind the
+            bounds are.
+
+        Raises
+        ------
+        SettingError
+            A key or the type is unknown, the bounds are not of the type, or an argument makes no
+            sense.
+        """
+        if not isinstance(config, Mapping):
+            raise SettingError(f"windows={config!r} is no mapping; it needs at least 'on'")
+        arguments = {str(k): v for k, v in config.items()}
+        kind = arguments.pop("type", None)
+        known = [f.name for f in fields(cls) if f.name != "_"]
+        for key in sorted(arguments.keys() - set(known)):
+            close = difflib.get_close_matches(key, known, 1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise SettingError(
+                f"windows: unknown key {key!r}.{hint} Keys: type, {', '.join(known)}"
+            )
+        if "on" not in arguments:
+            raise SettingError("windows are cut along a column, named by 'on'")
+        if kind is not None:
+            _check_kind(kind, arguments)
+        return cls(**arguments)  # type: ignore[arg-type]  # checked by the class itself
+
+    def config(self) -> dict[str, object]:
+        """Return the mapping of JSON values from which `from_config` makes the same windows."""
+        default = {f.name: f.default for f in fields(self)}
+        given = {n: getattr(self, n) for n in default if n != "_"}
+        return {n: _plain(v) for n, v in given.items() if n == "on" or v != default[n]}
+
 
 _CHOICES: dict[str, tuple[object, ...]] = {
     "order": get_args(Order),
@@ -256,6 +297,44 @@ def resolve(asked: Windows, axis: Axis, known: Known) -> tuple[Window, ...]:
     if asked.order == "backward":
         made.reverse()
     return (*made, nulls) if asked.nulls == "last" else tuple(made)
+
+
+# ------------------------------------------------------------------------------------- config
+
+
+def _check_kind(kind: object, arguments: Mapping[str, object]) -> None:
+    """Refuse bounds that are not of the kind that a mapping names."""
+    if kind not in _KINDS:
+        raise SettingError(f"windows: type={kind!r} is unknown; the types are {', '.join(_KINDS)}")
+    if kind == "values":
+        if arguments.get("values") is None and arguments.get("nulls") != "only":
+            raise SettingError("windows of type 'values' need values: a list, or 'all'")
+        return
+    if arguments.get("values") is not None:
+        raise SettingError(f"windows of type {kind!r} take no values; their type is 'values'")
+    for name in ("start", "end"):
+        if (bound := arguments.get(name)) is None:
+            continue
+        if kind == "date":
+            whole_date(bound, name)
+        elif kind == "datetime":
+            moment_or_date(bound, name)
+        elif _as_count(bound) is None:
+            raise SettingError(f"windows: {name}={bound!r} is no integer, as type 'integer' wants")
+
+
+_KINDS = ("date", "datetime", "integer", "values")
+
+
+def _plain(value: object) -> object:
+    """Return a value as JSON can hold it."""
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return f"{value // timedelta(microseconds=1)}us"
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
 # ------------------------------------------------------------------------------------- values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import pyarrow as pa
 
@@ -23,6 +24,42 @@ _FAILURE_SCHEMA = pa.schema(
         pa.field("attempts", pa.int32()),
     ]
 )
+
+
+class WindowState(StrEnum):
+    """Where a window of a backfill stands."""
+
+    PLANNED = "PLANNED"
+    RUNNING = "RUNNING"
+    COMPUTED = "COMPUTED"  # checkpointed, and not visible yet
+    COMMITTED = "COMMITTED"
+    FAILED = "FAILED"
+    SKIPPED = "SKIPPED"
+
+
+@dataclass(frozen=True, slots=True)
+class WindowResult:
+    """What became of one window.
+
+    Attributes
+    ----------
+    key
+        Its first value, or the value, as plans and pages name it.
+    reason
+        Why it was skipped, if it was.
+    rows_planned, rows_computed, rows_failed
+        Rows to compute; those with a new value (null for failed ones); those of them that failed.
+    seconds
+        From its first task to its last.
+    """
+
+    key: str
+    state: WindowState
+    reason: str = ""
+    rows_planned: int = 0
+    rows_computed: int = 0
+    rows_failed: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +96,10 @@ class BackfillResult:
         0 for appliers that computed nothing. Appliers of the local executor are this process.
     stage_seconds
         Seconds by stage, summed over the appliers: read, udf, checkpoint, write, commit.
+    windows
+        What became of each window, in the order in which they open, of a call with windows.
+    rows_outside, rows_null
+        Rows that are in no window, as their value is beyond the range, or missing.
     """
 
     columns: tuple[str, ...]
@@ -82,6 +123,9 @@ class BackfillResult:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     recorded_failures: tuple[tuple[str, Failure], ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
+    windows: tuple[WindowResult, ...] = ()
+    rows_outside: int = 0
+    rows_null: int = 0
 
     @property
     def failures(self) -> pa.Table:
@@ -171,6 +215,7 @@ def combined(results: Sequence[BackfillResult]) -> BackfillResult:
         stage_seconds=stages,
         recorded_failures=tuple(f for r in results for f in r.recorded_failures),
         notes=tuple(n for r in results for n in r.notes),
+        windows=tuple(w for r in results for w in r.windows),
         **counted,
         **peaks,
     )

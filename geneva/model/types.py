@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from operator import attrgetter
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -182,6 +182,7 @@ class Options:
     resource_timeout: float = 600.0
     order: Literal["forward", "backward"] = "forward"
     fragments: tuple[int, ...] | None = None
+    windows: Any = None
 
     @property
     def limited(self) -> bool:
@@ -233,6 +234,10 @@ class Task:
         and the file's name can vouch for all rows.
     followers
         (incarnation, task) of columns that are checkpointed from what this task reads.
+    window
+        Number of the window that it belongs to, in the order in which windows open.
+    replay_only
+        Write what is checkpointed and compute nothing; other rows stay what they are.
     """
 
     key: str
@@ -258,6 +263,8 @@ class Task:
     complete: bool = False
     followers: tuple[tuple[str, Task], ...] = ()
     family: str = ""
+    window: int = 0
+    replay_only: bool = False
 
     @property
     def whole(self) -> bool:
@@ -397,6 +404,7 @@ class TaskDone:
     followed: tuple[Followed, ...] = ()
     peak_bytes: int = 0
     applier: int | None = None
+    window: int = 0
 
 
 @dataclass(frozen=True, slots=True)

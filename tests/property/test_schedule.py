@@ -97,7 +97,15 @@ class ScheduleMachine(RuleBasedStateMachine):
             row_map = RowMap.uniform(ROWS, CLASS).dumps()
             file = ColumnFile(task.fragment_id, ROWS, name, row_map, (), None)
         event = TaskDone(
-            task.key, task.fragment_id, task.start, task.stop, file, Counts(computed=rows), (), logs
+            task.key,
+            task.fragment_id,
+            task.start,
+            task.stop,
+            file,
+            Counts(computed=rows),
+            (),
+            logs,
+            window=task.window,
         )
         self.schedule.done(event)
         if task.fragment_id in self.dropped:

@@ -1,4 +1,6 @@
 import itertools
+import json
+import re
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -209,3 +211,43 @@ def test_more_distinct_values_than_is_sane_are_refused_with_the_number():
     known = Known(NOW, distinct=[str(i) for i in range(10_001)])
     with pytest.raises(SettingError, match="10001 distinct values"):
         resolve(Windows("customer", values="all"), Axis("other"), known)
+
+
+# ------------------------------------------------------------------------------- configuration
+
+
+@given(
+    start=st.sampled_from([None, "2021-05-01", date(2021, 5, 1), datetime(2021, 5, 1, 3)]),
+    step=st.sampled_from([None, 3600, "6h", "1d", timedelta(hours=1.5)]),
+    order=st.sampled_from(["forward", "backward"]),
+    concurrency=st.integers(1, 9),
+    nulls=st.sampled_from(["skip", "last"]),
+)
+def test_windows_of_a_configuration_are_those_it_was_made_from(
+    start, step, order, concurrency, nulls
+):
+    asked = Windows("ts", start=start, step=step, order=order, concurrency=concurrency, nulls=nulls)
+    config = json.loads(json.dumps(asked.config()))
+    again = Windows.from_config(config)
+    assert again.config() == asked.config()
+    axis, known = Axis("timestamp"), Known(datetime(2021, 6, 1, tzinfo=UTC), 0, 10**15)
+    if step is None or start is not None:
+        assert resolve(again, axis, known) == resolve(asked, axis, known)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"on": "ts", "type": "week"}, "the types are date, datetime, integer, values"),
+        ({"on": "ts", "strat": "2021-05-01"}, "Did you mean 'start'?"),
+        ({"start": "2021-05-01"}, "named by 'on'"),
+        ({"on": "ts", "type": "integer", "start": "2021-05-01"}, "no integer"),
+        ({"on": "ts", "type": "date", "start": "2021-05-01T10:00"}, "start"),
+        ({"on": "ts", "type": "values"}, "need values"),
+        ({"on": "ts", "type": "date", "values": ["a"]}, "take no values"),
+        ([1], "no mapping"),
+    ],
+)
+def test_configuration_that_fits_no_windows_is_refused_with_what_would(config, message):
+    with pytest.raises(SettingError, match=re.escape(message)):
+        Windows.from_config(config)

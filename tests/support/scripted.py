@@ -83,7 +83,9 @@ class ScriptedAppliers:
         for task in tasks:
             counts = Counts(computed=task.rows)
             file = self._linked(task)
-            self._events.append(TaskDone(task.key, task.fragment_id, 0, task.rows, file, counts))
+            self._events.append(
+                TaskDone(task.key, task.fragment_id, 0, task.rows, file, counts, window=task.window)
+            )
 
     def wait(self, timeout_s: float) -> list[TaskEvent]:
         """Return the tasks that were submitted."""

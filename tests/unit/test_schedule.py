@@ -60,6 +60,7 @@ def done(t: Task, *, hit: bool = True, logs: tuple[str, ...] = (), replayed: int
         counts,
         (),
         logs,
+        window=t.window,
     )
 
 

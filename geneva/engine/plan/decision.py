@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from geneva.column.history.ledger import Kept
+from geneva.engine.plan.windowed import Share
 from geneva.model.types import Task
 
 NOT_SELECTED = "the filter selects no row that needs work"
@@ -34,6 +35,10 @@ class FragmentPlan(NamedTuple):  # one per fragment of a table: a quarter of a f
         Key under which the ledger remembers that nothing is left to do.
     lost
         Files that the table names for the column in this fragment, and that nobody can read.
+    share
+        The rows to compute by window, of a call with windows.
+    rows_outside, rows_null
+        Rows that are in no window: beyond the range, or without a value.
     """
 
     fragment_id: int
@@ -49,6 +54,9 @@ class FragmentPlan(NamedTuple):  # one per fragment of a table: a quarter of a f
     work: str = ""
     task: Task | None = None
     lost: tuple[str, ...] = ()
+    share: Share | None = None
+    rows_outside: int = 0
+    rows_null: int = 0
 
     @property
     def exact(self) -> bool:

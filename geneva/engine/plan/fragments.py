@@ -31,6 +31,8 @@ from geneva.column.history.ledger import Kept, Ledger, entry_key
 from geneva.column.history.marks import group_subtree, job_generation, supplier
 from geneva.column.history.provenance import History, Rows
 from geneva.engine.plan.decision import NOT_SELECTED, Action, FragmentPlan
+from geneva.engine.plan.slices import NO_VALUE, OUTSIDE, Slices
+from geneva.engine.plan.windowed import Share
 from geneva.errors import ColumnError
 from geneva.model.rows import BoolArray, Marks, RowClass, RowMap, RowSet, RowStatus
 from geneva.model.types import ColumnFile, Options, Target, Task
@@ -76,6 +78,8 @@ class Planner:
         Checked filter, or ``None``.
     force
         The forced run that this job begins or continues.
+    slices
+        The windows to which the call is limited, if it is.
     """
 
     def __init__(
@@ -86,8 +90,10 @@ class Planner:
         where: Where | None,
         options: Options,
         force: Force | None = None,
+        slices: Slices | None = None,
     ) -> None:
         self._storage, self._history = storage, history
+        self._slices = slices
         self._snapshot: Snapshot = history.snapshot
         self._target, self._where = target, where
         self._options, self._force = options, force
@@ -144,12 +150,17 @@ class Planner:
         work = self._work(fragment, inputs, filters, file)
         if (done := self._history.ledger.done(work)) is not None:
             return _done_plan(fragment, work, done)
+        places = None if self._slices is None else self._slices.of(fragment)
+        if isinstance(places, int) and places < 0:
+            return _in_no_window(fragment, places)
         rows = self._rows(fragment)
         row_map, need = rows.row_map, self._needed(rows)
         live = self._live(fragment, need, row_map)
         need &= live
         if self._only is not None:
             need &= self._asked(fragment)
+        if places is not None:
+            need &= np.asarray(places >= 0)
         wait = self._options.inputs == "wait" and need.any()
         waiting = need & ~self._ready(fragment) if wait else ~live & need
         need &= ~waiting
@@ -166,6 +177,12 @@ class Planner:
             rows_failed=kept[RowStatus.FAILED],
             work=work,
         )
+        if isinstance(places, np.ndarray):
+            everywhere = live_mask(self._storage, self._snapshot, fragment)
+            plan = plan._replace(
+                rows_outside=int(np.count_nonzero(everywhere & (places == OUTSIDE))),
+                rows_null=int(np.count_nonzero(everywhere & (places == NO_VALUE))),
+            )
         if not need.any():
             if plan.rows_waiting:
                 return plan._replace(reason="waits for its inputs")
@@ -173,11 +190,13 @@ class Planner:
                 # What was compared to see it is not compared again.
                 self._history.ledger.mark_done({work: Kept()})
             return plan
+        task = self._task(fragment, row_map, need, live, inputs, filters, file)
         return plan._replace(
             action=Action.FILTER if self._where else Action.COMPUTE,
             reason=self._reason(row_map, need),
             rows_compute=int(np.count_nonzero(need)),
-            task=self._task(fragment, row_map, need, live, inputs, filters, file),
+            task=task,
+            share=None if places is None else Share.of(task, places),
         )
 
     def _forced_before(self, fragment: FragmentInfo, force: Force) -> int:
@@ -201,7 +220,8 @@ class Planner:
 
         Not where it reads values that nobody can read.
         """
-        if plan.task is None or self._where is None or self._reads_lost(plan.fragment_id):
+        task = plan.task
+        if task is None or self._where is None or self._reads_lost(plan.fragment_id):
             return plan
         columns = {"m": self._where.sql}
         found = []
@@ -212,17 +232,18 @@ class Planner:
             true = flags(batch.column("m"))
             found.append(live & true)
         selected = np.concatenate(found)
-        if plan.task.need is not None:
-            selected &= plan.task.need.mask()
+        if task.need is not None:
+            selected &= task.need.mask()
         rows = int(np.count_nonzero(selected))
         if not rows:
             return plan._replace(
-                action=Action.SKIP,
-                reason=NOT_SELECTED,
-                rows_compute=0,
-                task=None,
+                action=Action.SKIP, reason=NOT_SELECTED, rows_compute=0, task=None, share=None
             )
-        return plan._replace(action=Action.COMPUTE, rows_compute=rows)
+        plan = plan._replace(action=Action.COMPUTE, rows_compute=rows)
+        if plan.share is None:
+            return plan
+        task = replace(task, need=RowSet.from_mask(selected))
+        return plan._replace(task=task, share=Share.of(task, plan.share.places))
 
     def _reads_lost(self, fragment_id: int) -> bool:
         """Whether the filter reads a column of which a file is gone."""
@@ -501,7 +522,9 @@ class Planner:
         """Return the options that decide which rows of a fragment are computed."""
         o = self._options
         limits = self._limits(fragment)
-        return (o.retry_failed, o.unverified, o.foreign, o.inputs, *self._filter_fields, *limits)
+        scope = () if self._slices is None else self._slices.scope
+        kept = (o.retry_failed, o.unverified, o.foreign, o.inputs)
+        return (*kept, *self._filter_fields, *limits, *scope)
 
     def _limits(self, fragment: FragmentInfo) -> tuple[tuple[int, int], ...]:
         """Return what else of the fragment is asked for; nothing of a call without limits."""
@@ -540,6 +563,14 @@ def _by_fragment(only: Sequence[tuple[int, int, int]]) -> dict[int, list[tuple[i
     for fragment_id, start, stop in sorted(only):
         found.setdefault(fragment_id, []).append((start, stop))
     return found
+
+
+def _in_no_window(fragment: FragmentInfo, place: int) -> FragmentPlan:
+    """Plan nothing for a fragment that no window has rows of."""
+    rows = fragment.live_rows
+    if place == NO_VALUE:
+        return FragmentPlan(fragment.id, rows, Action.SKIP, "without a value", rows_null=rows)
+    return FragmentPlan(fragment.id, rows, Action.SKIP, "outside the windows", rows_outside=rows)
 
 
 def _done_plan(fragment: FragmentInfo, work: str, done: Kept) -> FragmentPlan:

@@ -15,6 +15,7 @@ from geneva.engine.plan.force import ForceToken, continued
 from geneva.engine.plan.fragments import Planner, in_order
 from geneva.engine.plan.report import Plan
 from geneva.engine.request import checked
+from geneva.engine.windowing import Windowing
 from geneva.model.types import Options
 from geneva.storage.lance import Snapshot, TableStorage
 
@@ -72,9 +73,15 @@ def _plan(
     if target.incarnation not in looked_at.ledgers:
         looked_at.ledgers[target.incarnation] = Ledger.load(storage, target.incarnation)
     history = History(storage, snapshot, looked_at.ledgers[target.incarnation])
-    planner = Planner(storage, history, target, where, options, force)
-    chosen = in_order(snapshot.fragments, options)
-    plans = [planner.plan(snapshot.fragments[i]) for i in chosen]
+    windowing, slices = None, None
+    fragments = snapshot.fragments
+    chosen = in_order(fragments, options)
+    if options.windows is not None:
+        windowing = Windowing(storage, snapshot, options.windows)
+        slices = windowing.slices(snapshot)
+        slices.learn([fragments[i] for i in chosen])
+    planner = Planner(storage, history, target, where, options, force, slices)
+    plans = [planner.plan(fragments[i]) for i in chosen]
     filtered = [k for k, p in enumerate(plans) if p.action is Action.FILTER]
     if within_s < math.inf:
         random.Random(0).shuffle(filtered)
@@ -86,5 +93,12 @@ def _plan(
             looked_at.counted[work] = planner.counted(plans[k])
         plans[k] = looked_at.counted[work]
     notes = (continued(force, plans),) if force is not None and force.continues else ()
-    limit = options.num_frags
-    return Plan(target.columns, snapshot.version, tuple(plans), options.where, limit, notes)
+    limit, windows = options.num_frags, None
+    if windowing is not None:
+        first = {i: k for k, i in enumerate(windowing.begin(plans, None))}
+        plans.sort(key=lambda p: first.get(p.fragment_id, len(first)))
+        windowing.begin(plans, limit)
+        windows = windowing.plan
+        notes = (*notes, *windowing.notes(snapshot, plans))
+    told = tuple(plans)
+    return Plan(target.columns, snapshot.version, told, options.where, limit, notes, windows)

@@ -9,6 +9,7 @@ from typing import Any
 
 from geneva.column.history.marks import files_gone
 from geneva.engine.plan.decision import Action, FragmentPlan
+from geneva.engine.plan.windowed import WindowsPlan
 
 _ROWS_SHOWN = 20
 
@@ -27,6 +28,8 @@ class Plan:
         One `FragmentPlan` each, in the order in which they are taken.
     num_frags
         At most so many fragments are written by the call.
+    windows
+        What each window computes, of a call with windows.
     """
 
     columns: tuple[str, ...]
@@ -35,6 +38,7 @@ class Plan:
     where: str | None = None
     num_frags: int | None = None
     warnings: tuple[str, ...] = field(default=())
+    windows: WindowsPlan | None = None
 
     @property
     def lost(self) -> tuple[str, ...]:
@@ -106,6 +110,7 @@ class Plan:
         ]
         lines += [f"{n:,} {text}" for n, text in notes if n]
         lines += [files_gone(self.lost)] if self.lost else []
+        lines += [] if self.windows is None else ["", str(self.windows)]
         return "\n".join([*lines, *self.warnings])
 
     def _repr_html_(self) -> str:

@@ -1,0 +1,211 @@
+"""The windows of one job: which are open, what each came to, and when fragments are committed.
+
+With ``commit="fragment"`` one round takes all windows, and a fragment is written when the last of
+its windows is done. With ``commit="window"`` there is a stage for each: a round that takes only the
+rows of its windows, and commits what it touched before the next begins. Windows that share no
+fragment make one stage, as nothing that one writes must be read again for another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from geneva.engine.plan.decision import FragmentPlan
+from geneva.engine.plan.slices import OnColumn, Slices
+from geneva.engine.plan.windowed import Portion, Share, WindowsPlan, planned_windows, windowed
+from geneva.engine.schedule import Windowed, WindowEnded
+from geneva.flow.windows import Windows
+from geneva.model.result import WindowResult, WindowState
+from geneva.model.types import Counts, TaskDone
+from geneva.storage.lance import Snapshot, TableStorage
+
+
+@dataclass(slots=True)
+class _Window:
+    """What one window came to."""
+
+    key: str
+    planned: int
+    left: set[int]  # fragments that hold rows of it and are not committed
+    state: WindowState
+    reason: str = ""
+    counts: Counts = field(default_factory=Counts)
+    began_s: float | None = None
+    ended_s: float | None = None
+
+
+class Windowing:
+    """The windows of one job.
+
+    Parameters
+    ----------
+    snapshot
+        The version that the job was begun on: windows are cut on it and stay as they are.
+    """
+
+    def __init__(self, storage: TableStorage, snapshot: Snapshot, asked: Windows) -> None:
+        self._storage, self.asked = storage, asked
+        column = OnColumn(storage, snapshot, asked.on)
+        self.windows = column.windows(asked, datetime.now(UTC))
+        self.plan: WindowsPlan = planned_windows(self.windows, {}, asked.on, asked.commit)
+        self._log: list[_Window] = []
+        self._stages: list[tuple[int, ...]] = [tuple(range(len(self.windows)))]
+        self._at = 0
+        self._fragments: tuple[int, ...] = ()
+        self._shares: Mapping[int, Share] = {}
+
+    # --- planning -----------------------------------------------------------------------
+
+    def slices(self, snapshot: Snapshot) -> Slices:
+        """Return which rows of a version are in the windows of the present stage."""
+        column = OnColumn(self._storage, snapshot, self.asked.on)
+        return Slices(column, self.windows, self._stages[self._at])
+
+    def begin(self, plans: Sequence[FragmentPlan], limit: int | None) -> list[int]:
+        """Take in the plan of all windows, and return the fragments of the first stage.
+
+        Parameters
+        ----------
+        limit
+            ``num_frags``: only the first fragments in the order of the windows are taken.
+        """
+        busy = [p for p in plans if p.share is not None and p.task is not None]
+        busy.sort(key=_first_window)
+        self._shares = {p.fragment_id: p.share for p in busy[:limit] if p.share is not None}
+        self.plan = planned_windows(self.windows, self._shares, self.asked.on, self.asked.commit)
+        self._log = [
+            _Window(
+                w.key,
+                w.rows_compute,
+                set(w.fragments),
+                WindowState.PLANNED if w.rows_compute else WindowState.SKIPPED,
+                w.reason,
+            )
+            for w in self.plan.windows
+        ]
+        if self.plan.commit == "window":
+            self._stages = _stages([w.fragments for w in self.plan.windows])
+        self._at = 0
+        return self.stage_fragments
+
+    @property
+    def stage_fragments(self) -> list[int]:
+        """The fragments that the present stage computes rows of, in the order of its windows."""
+        ids = [i for k in self._stages[self._at] for i in self.plan.windows[k].fragments]
+        return list(dict.fromkeys(ids))
+
+    def next_stage(self) -> bool:
+        """Go on to the next stage; return whether there is one."""
+        if self._at + 1 >= len(self._stages):
+            return False
+        self._at += 1
+        return True
+
+    @property
+    def staged(self) -> bool:
+        """Whether windows are committed as they end, stage by stage."""
+        return len(self._stages) > 1
+
+    @property
+    def rows_later(self) -> int:
+        """Rows of the windows of later stages."""
+        later = (k for stage in self._stages[self._at + 1 :] for k in stage)
+        return sum(self.plan.windows[k].rows_compute for k in later)
+
+    def tasks(self, portions: Sequence[Portion], appliers: int, batch_size: int | None) -> Windowed:
+        """Return the tasks of the present stage, window by window."""
+        numbers = self._stages[self._at]
+        return windowed(portions, numbers, self.asked.concurrency, appliers, batch_size)
+
+    def notes(self, snapshot: Snapshot, plans: Sequence[FragmentPlan]) -> list[str]:
+        """Return what to say of a range that holds no row of a table; nothing if it holds some."""
+        if not plans or any(p.rows_outside + p.rows_null < p.rows for p in plans):
+            return []
+        column = OnColumn(self._storage, snapshot, self.asked.on)
+        column.learn(snapshot.fragments.values())
+        return [f"no row is in the windows along {self.asked.on!r}: it holds {column.held()}"]
+
+    # --- while they are carried out -----------------------------------------------------
+
+    def opened(self, number: int) -> None:
+        """Take in that the schedule opened a window."""
+        window = self._log[number]
+        window.began_s = window.began_s or time.monotonic()
+        if window.state in (WindowState.PLANNED, WindowState.FAILED):
+            window.state = WindowState.RUNNING
+
+    def took(self, event: TaskDone) -> None:
+        """Take in a task that ended."""
+        if event.window >= 0:
+            self._log[event.window].counts += event.counts
+
+    def ended(self, event: WindowEnded) -> None:
+        """Take in that all tasks of a window ended."""
+        window = self._log[event.number]
+        if window.state is WindowState.SKIPPED:
+            return
+        window.ended_s = time.monotonic()
+        window.state = WindowState.FAILED if event.failed else WindowState.COMPUTED
+        self._settle(window)
+
+    def committed(self, fragments: Collection[int]) -> None:
+        """Take in that fragments became visible."""
+        for number in {k for i in fragments if (s := self._shares.get(i)) for k in s.windows}:
+            window = self._log[number]
+            if self.plan.commit == "window":
+                window.left -= set(fragments) if number in self._stages[self._at] else set()
+            else:
+                window.left -= set(fragments)
+            self._settle(window)
+
+    def _settle(self, window: _Window) -> None:
+        if window.state is WindowState.COMPUTED and not window.left:
+            window.state = WindowState.COMMITTED
+
+    def finish(self) -> None:
+        """Take in that nothing of the job is left: also what a compaction took is visible."""
+        for window in self._log:
+            if window.state is WindowState.COMPUTED:
+                window.state = WindowState.COMMITTED
+
+    @property
+    def failed(self) -> list[str]:
+        """The windows that failed."""
+        return [w.key for w in self._log if w.state is WindowState.FAILED]
+
+    def results(self) -> tuple[WindowResult, ...]:
+        """Return what became of each window."""
+        return tuple(
+            WindowResult(
+                w.key,
+                w.state,
+                w.reason,
+                w.planned,
+                w.counts.computed,
+                w.counts.failed,
+                (w.ended_s or time.monotonic()) - w.began_s if w.began_s else 0.0,
+            )
+            for w in self._log
+        )
+
+
+def _first_window(plan: FragmentPlan) -> int:
+    assert plan.share is not None
+    return int(plan.share.windows[0])
+
+
+def _stages(fragments: Sequence[Collection[int]]) -> list[tuple[int, ...]]:
+    """Join neighbours that share no fragment; windows without any belong to whatever is there."""
+    stages: list[tuple[int, ...]] = []
+    held: set[int] = set()
+    for number, ids in enumerate(fragments):
+        if stages and held.isdisjoint(ids):
+            stages[-1] = (*stages[-1], number)
+            held |= set(ids)
+        else:
+            stages.append((number,))
+            held = set(ids)
+    return stages
