@@ -8,17 +8,24 @@ from pathlib import Path
 
 import pytest
 
+from geneva import Windows
 from geneva.errors import GenevaError, RetryableError, TableChangedError
 from tests.support.crashing import Scene
 
 BATCH = 2
+KINDS = ["fragments", "spans", "slices", "stages"]
 
 
 def scene(path: Path, kind: str) -> Scene:
-    """Three fragments one after the other, or one fragment in spans by two appliers."""
+    """Three fragments one after the other, one in spans by two appliers, or cut into windows."""
     arguments = {"executor": "local", "batch_size": BATCH, "commit_granularity": 1}
     if kind == "fragments":
         return Scene(path, 24, 3, BATCH, arguments | {"concurrency": 1}).build()
+    if kind in ("slices", "stages"):  # windows of five rows over fragments of eight
+        commit = "fragment" if kind == "slices" else "window"
+        windows = Windows("x", start=0, end=24, step=5, order="backward", commit=commit)
+        arguments |= {"concurrency": 1, "windows": windows}
+        return Scene(path, 24, 3, BATCH, arguments).build()
     return Scene(path, 40, 1, 2 * BATCH, arguments | {"concurrency": 2}).build()
 
 
@@ -55,19 +62,19 @@ def survive(act: Callable[[Scene, int], bool], stage: Scene, step: int = 1) -> i
     return acted
 
 
-@pytest.mark.parametrize("kind", ["fragments", "spans"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_error_at_a_storage_call_loses_and_repeats_nothing(tmp_path: Path, kind: str) -> None:
     survive(fails_at, scene(tmp_path, kind), step=4)
 
 
-@pytest.mark.parametrize("kind", ["fragments", "spans"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_death_at_a_storage_call_loses_and_repeats_nothing(tmp_path: Path, kind: str) -> None:
     survive(dies_at, scene(tmp_path, kind), step=4)
 
 
 @pytest.mark.crash
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", ["fragments", "spans"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_error_at_every_storage_call_loses_and_repeats_nothing(
     tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,7 +85,7 @@ def test_error_at_every_storage_call_loses_and_repeats_nothing(
 
 @pytest.mark.crash
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", ["fragments", "spans"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_death_at_every_storage_call_loses_and_repeats_nothing(
     tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

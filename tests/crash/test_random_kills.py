@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from geneva import Windows
 from tests.support.crashing import Scene, kill
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(420)]
@@ -39,9 +40,12 @@ def seed_of_this_run() -> int:
     return int(os.environ.get("GENEVA_SEED") or random.SystemRandom().randrange(2**32))
 
 
-@pytest.mark.parametrize(("appliers", "kills"), [(2, 30), (1, 10)])
+@pytest.mark.parametrize(
+    ("appliers", "kills", "windows"),
+    [(2, 30, ""), (1, 10, ""), (2, 20, "fragment"), (1, 10, "window")],
+)
 def test_random_deaths_of_the_driver_lose_only_batches_in_flight(
-    tmp_path: Path, appliers: int, kills: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, appliers: int, kills: int, windows: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed, batch = seed_of_this_run(), 500
     arguments = {
@@ -50,6 +54,8 @@ def test_random_deaths_of_the_driver_lose_only_batches_in_flight(
         "concurrency": appliers,
         "commit_granularity": 2,
     }
+    if windows:
+        arguments["windows"] = Windows("x", step=7_000, order="backward", commit=windows)
     stage = Scene(tmp_path, 200_000, 20, batch * appliers, arguments).build(pause_s=0.1)
     hit = kill_at_random(stage, kills, seed, longest_s=0.4)
     assert hit == kills, f"seed {seed}: the job ended before it could be killed"
