@@ -182,9 +182,7 @@ class Reader:
             if chosen is None or chosen.any():
                 yield _chosen(rows, inputs, chosen)
 
-    def _at(
-        self, task: Task, rows: IntArray, names: Sequence[str], sources: _Sources
-    ) -> Batches:
+    def _at(self, task: Task, rows: IntArray, names: Sequence[str], sources: _Sources) -> Batches:
         """Yield (physical rows, inputs) of live rows, which Lance takes by their addresses."""
         step = min(sources.batch_rows, _ADDRESSES)
         for at in range(0, len(rows), step):

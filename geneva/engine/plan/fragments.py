@@ -31,7 +31,7 @@ from geneva.column.history.ledger import Kept, Ledger, entry_key
 from geneva.column.history.marks import group_subtree, job_generation, supplier
 from geneva.column.history.provenance import History, Rows
 from geneva.engine.plan.decision import NOT_SELECTED, Action, FragmentPlan
-from geneva.engine.plan.slices import NO_VALUE, OUTSIDE, Slices
+from geneva.engine.plan.slices import NO_VALUE, OUTSIDE, Places, Slices
 from geneva.engine.plan.windowed import Share
 from geneva.errors import ColumnError
 from geneva.model.rows import BoolArray, Marks, RowClass, RowMap, RowSet, RowStatus
@@ -156,11 +156,7 @@ class Planner:
         rows = self._rows(fragment)
         row_map, need = rows.row_map, self._needed(rows)
         live = self._live(fragment, need, row_map)
-        need &= live
-        if self._only is not None:
-            need &= self._asked(fragment)
-        if places is not None:
-            need &= np.asarray(places >= 0)
+        need &= live & self._within(fragment, places)
         wait = self._options.inputs == "wait" and need.any()
         waiting = need & ~self._ready(fragment) if wait else ~live & need
         need &= ~waiting
@@ -178,11 +174,7 @@ class Planner:
             work=work,
         )
         if isinstance(places, np.ndarray):
-            everywhere = live_mask(self._storage, self._snapshot, fragment)
-            plan = plan._replace(
-                rows_outside=int(np.count_nonzero(everywhere & (places == OUTSIDE))),
-                rows_null=int(np.count_nonzero(everywhere & (places == NO_VALUE))),
-            )
+            plan = self._with_rows_beyond(plan, fragment, places)
         if not need.any():
             if plan.rows_waiting:
                 return plan._replace(reason="waits for its inputs")
@@ -197,6 +189,23 @@ class Planner:
             rows_compute=int(np.count_nonzero(need)),
             task=task,
             share=None if places is None else Share.of(task, places),
+        )
+
+    def _within(self, fragment: FragmentInfo, places: int | Places | None) -> BoolArray:
+        """Return the rows that the call is for: those asked for by name, and those in a window."""
+        mask = np.ones(fragment.rows, np.bool_)
+        if self._only is not None:
+            mask &= self._asked(fragment)
+        return mask if places is None else mask & np.asarray(places >= 0)
+
+    def _with_rows_beyond(
+        self, plan: FragmentPlan, fragment: FragmentInfo, places: Places
+    ) -> FragmentPlan:
+        """Return a plan that counts the rows which are in no window."""
+        live = live_mask(self._storage, self._snapshot, fragment)
+        return plan._replace(
+            rows_outside=int(np.count_nonzero(live & (places == OUTSIDE))),
+            rows_null=int(np.count_nonzero(live & (places == NO_VALUE))),
         )
 
     def _forced_before(self, fragment: FragmentInfo, force: Force) -> int:
