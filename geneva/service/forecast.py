@@ -24,7 +24,6 @@ from geneva.column.binding import (
 )
 from geneva.column.history.marks import group_subtree
 from geneva.engine.plan.decision import NOT_SELECTED, Action, FragmentPlan
-from geneva.engine.plan.preview import plan
 from geneva.engine.plan.report import Plan, plan_facts
 from geneva.jobs.records import Submission
 from geneva.jobs.store.past import Pace, Past
