@@ -6,8 +6,8 @@ interrupt_ends_starting_command()
 with uninterrupted():  # a half imported NumPy or pyarrow is of no use to the rest of a session
     from geneva.connection import Connection, connect
     from geneva.errors import GenevaError, UdfTimeoutError
-    from geneva.flow.windows import Windows
     from geneva.model.result import BackfillResult
+    from geneva.model.windows import Windows
     from geneva.table import Table
     from geneva.udf import UDF, Fail, Retry, Skip, udf
 

@@ -22,7 +22,6 @@ from geneva.engine.coverage import Coverage, coverage
 from geneva.engine.plan.report import Plan
 from geneva.engine.reporter import Observer
 from geneva.errors import SettingError, TableError
-from geneva.flow.windows import Windows
 from geneva.interrupts import interrupt_cancels, uninterrupted
 from geneva.jobs.backfills import (
     Backfill,
@@ -44,6 +43,7 @@ from geneva.model.arguments import (
 )
 from geneva.model.result import BackfillResult
 from geneva.model.types import BLOB, DECLARED_BLOB, Options
+from geneva.model.windows import Windows
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import storage_errors
 from geneva.udf import UDF, as_udf

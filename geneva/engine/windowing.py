@@ -17,9 +17,9 @@ from geneva.engine.plan.decision import FragmentPlan
 from geneva.engine.plan.slices import OnColumn, Slices
 from geneva.engine.plan.windowed import Portion, Share, WindowsPlan, planned_windows, windowed
 from geneva.engine.schedule import Windowed, WindowEnded
-from geneva.flow.windows import Windows
 from geneva.model.result import WindowResult, WindowState
 from geneva.model.types import Counts, TaskDone
+from geneva.model.windows import Windows
 from geneva.storage.lance import Snapshot, TableStorage
 
 

@@ -10,8 +10,8 @@ from datetime import date, datetime
 from decimal import Decimal
 
 from geneva.errors import FlowError, SettingError
-from geneva.flow.ranges import MOST_WINDOWS, date_range, datetime_range
-from geneva.flow.steps import as_number
+from geneva.model.ranges import MOST_WINDOWS, date_range, datetime_range
+from geneva.model.steps import as_number
 
 Scalar = object
 Combination = dict[str, Scalar]

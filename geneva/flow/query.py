@@ -19,7 +19,7 @@ from typing import Literal, NoReturn
 
 from geneva.errors import QueryError
 from geneva.flow.fields import FIELDS, Field, Kind, field_named
-from geneva.flow.steps import as_number
+from geneva.model.steps import as_number
 
 Op = Literal[
     "eq", "in", "lt", "le", "gt", "ge", "range", "nil", "contains", "startswith", "endswith"

@@ -16,9 +16,9 @@ from geneva.backfill import backfill
 from geneva.column.binding import groups_in
 from geneva.engine.control import Control, Wanted
 from geneva.engine.plan.force import ForceToken
-from geneva.engine.preview import plan
 from geneva.engine.plan.report import Plan
 from geneva.engine.presence import Presence
+from geneva.engine.preview import plan
 from geneva.engine.process import this_process
 from geneva.engine.reporter import Observer
 from geneva.engine.request import Request, check, prepare

@@ -25,6 +25,7 @@ from geneva.column.binding import (
 from geneva.column.history.marks import group_subtree
 from geneva.engine.plan.decision import NOT_SELECTED, Action, FragmentPlan
 from geneva.engine.plan.report import Plan, plan_facts
+from geneva.engine.preview import plan
 from geneva.jobs.records import Submission
 from geneva.jobs.store.past import Pace, Past
 from geneva.model.arguments import check_value, checked_options, with_defaults

@@ -17,12 +17,12 @@ from geneva.flow.graph import Graph, Node, paths, stages
 from geneva.flow.joins import check_joins, resolve
 from geneva.flow.match import matches
 from geneva.flow.query import All, Condition, parse_query
-from geneva.flow.ranges import date_range, datetime_range
 from geneva.flow.spec import DagRun, Io, Join, Operation, Param, graph_of, read
 from geneva.flow.templates import render, truth
-from geneva.flow.windows import Axis, Known, Windows
-from geneva.flow.windows import resolve as resolve_windows
+from geneva.model.ranges import date_range, datetime_range
 from geneva.model.types import JobState
+from geneva.model.windows import Axis, Known, Windows
+from geneva.model.windows import resolve as resolve_windows
 
 Case = dict[str, Any]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

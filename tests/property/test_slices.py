@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from geneva.engine.plan.slices import NO_VALUE, OUTSIDE, OnColumn, Slices
 from geneva.errors import SettingError
-from geneva.flow.windows import Windows
+from geneva.model.windows import Windows
 from geneva.storage.lance import TableStorage
 
 NOW = datetime(2026, 3, 4, 5, 6, tzinfo=UTC)

@@ -9,8 +9,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from geneva.errors import SettingError
-from geneva.flow.steps import EPOCH, from_us, local_to_us, to_us
-from geneva.flow.windows import MOST_WINDOWS, Axis, Known, Windows, resolve
+from geneva.model.steps import EPOCH, from_us, local_to_us, to_us
+from geneva.model.windows import MOST_WINDOWS, Axis, Known, Windows, resolve
 
 ZONES = [
     "UTC", "Europe/Berlin", "America/Sao_Paulo", "America/New_York", "Asia/Kathmandu",

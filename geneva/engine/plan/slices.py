@@ -22,8 +22,8 @@ from geneva.appliers.reader import column_path
 from geneva.column.binding import top_level
 from geneva.column.history.marks import supplier
 from geneva.errors import SettingError
-from geneva.flow.windows import MOST_VALUES, Axis, Known, Window, Windows, resolve
 from geneva.model.rows import BoolArray, IntArray
+from geneva.model.windows import MOST_VALUES, Axis, Known, Window, Windows, resolve
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.snapshot import FragmentInfo
 from geneva.storage.values import flags, integers

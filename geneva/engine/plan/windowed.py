@@ -15,9 +15,9 @@ import numpy as np
 
 from geneva.engine.plan.slices import Places
 from geneva.engine.schedule import Cut, Windowed
-from geneva.flow.windows import Window
 from geneva.model.rows import BoolArray, IntArray, RowSet
 from geneva.model.types import Task
+from geneva.model.windows import Window
 
 _MOST_REWRITES = 1.5  # times the column files of one job, up to which "auto" commits by window
 _PIECES_PER_SHARE = 2  # so that the last pieces even out

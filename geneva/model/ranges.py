@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 
 from geneva.errors import SettingError
-from geneva.flow.steps import (
+from geneva.model.steps import (
     as_number,
     from_us,
     moment_or_date,

@@ -15,8 +15,8 @@ from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Any, Literal, get_args
 
 from geneva.errors import SettingError
-from geneva.flow.ranges import MOST_WINDOWS, date_range, datetime_range
-from geneva.flow.steps import (
+from geneva.model.ranges import MOST_WINDOWS, date_range, datetime_range
+from geneva.model.steps import (
     DAY_US,
     EPOCH,
     Step,
@@ -121,7 +121,7 @@ class Windows:
 
     Examples
     --------
-    >>> from geneva.flow.windows import Windows
+    >>> from geneva.model.windows import Windows
     >>> Windows("ts", start="2021-05-01", end="2021-05-08", step="1d", order="backward").order
     'backward'
     """
