@@ -350,6 +350,9 @@ class Table:
             autoscaler brings, or for resources that others hold.
         order, fragments
             ``"backward"`` begins with the newest fragments; ids limit the call to these.
+        windows
+            A range of a column's values, computed window by window: `geneva.Windows`, or a mapping
+            of its arguments.
         executor
             ``"ray"`` (default), ``"local"`` (threads of this process), or one of your own.
         progress
@@ -389,6 +392,7 @@ class Table:
             "resource_timeout": resource_timeout,
             "order": order,
             "fragments": fragments,
+            "windows": windows,
             "executor": executor,
         }
         with interrupt_cancels():

@@ -54,6 +54,8 @@ _TYPES: Mapping[ValueKind, Any] = {
     ValueKind.SECONDS: float,
     ValueKind.SWITCH: bool,
     ValueKind.SQL: str,
+    ValueKind.TEXT: str,
+    ValueKind.TEXTS: list[str],
     ValueKind.FRAGMENTS: list[int],
     ValueKind.OBJECT: list[str],
 }
@@ -128,6 +130,8 @@ def _value(argument: Argument, given: Mapping[str, Any], whole: str = "", word: 
     value = given[name]
     if argument.kind is ValueKind.OBJECT:
         return values(value, word) or None
+    if argument.kind is ValueKind.TEXTS:
+        return "all" if value == ["all"] else value or None
     if argument.kind is ValueKind.NUMBER and value is not None and value >= 1:
         return int(value)  # a count, not a fraction
     return value

@@ -15,6 +15,7 @@ from typing import Any, assert_never
 
 from geneva.errors import SettingError, did_you_mean
 from geneva.model.types import Options
+from geneva.model.windows import Windows
 
 
 class ValueKind(Enum):
@@ -26,6 +27,9 @@ class ValueKind(Enum):
     SWITCH = "true or false"
     CHOICE = "one of its choices"
     SQL = "SQL text"
+    TEXT = "text"
+    TEXTS = "list of values"
+    WINDOWS = "range of a column, cut into windows"
     FRAGMENTS = "list of fragment ids"
     ROWS = "list of (fragment, start, stop)"
     OBJECT = "names and values"
@@ -39,6 +43,9 @@ _SCHEMAS: Mapping[ValueKind, dict[str, Any]] = {
     ValueKind.SWITCH: {"type": "boolean"},
     ValueKind.CHOICE: {"type": "string"},
     ValueKind.SQL: {"type": "string"},
+    ValueKind.TEXT: {"type": ["string", "number"]},
+    ValueKind.TEXTS: {"anyOf": [{"const": "all"}, {"type": "array", "minItems": 1}]},
+    ValueKind.WINDOWS: {"type": "object"},
     ValueKind.FRAGMENTS: {"type": "array", "items": _ID, "minItems": 1},
     ValueKind.ROWS: {
         "type": "array",
@@ -106,6 +113,9 @@ class Argument:
                 return [f"--{self.word}"] if value else []
             case ValueKind.FRAGMENTS:
                 return [w for i in value for w in (f"--{self.word}", str(i))]
+            case ValueKind.TEXTS:
+                each = [value] if isinstance(value, str) else value
+                return [w for v in each for w in (f"--{self.word}", str(v))]
             case ValueKind.OBJECT:
                 pairs = [
                     f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in value.items()
@@ -126,6 +136,58 @@ class Argument:
             form = {"anyOf": [form, {"type": "null"}]}
         return form | described
 
+
+_WINDOWS = (
+    Argument("on", ValueKind.TEXT, None, "Cut the backfill into windows along this column."),
+    Argument("start", ValueKind.TEXT, None, "Where the range begins: a date, moment or number."),
+    Argument("end", ValueKind.TEXT, None, "Where it ends; rows of that value are not in it."),
+    Argument("step", ValueKind.TEXT, None, "Length of a window: 1d, 1mo, 6h, 3600 or a number."),
+    Argument("last", ValueKind.TEXT, None, "Instead of start and end: 7d for the last seven days."),
+    Argument(
+        "values",
+        ValueKind.TEXTS,
+        None,
+        "A window for each of these values, or for all; repeat.",
+        option="value",
+    ),
+    Argument("tz", ValueKind.TEXT, None, "The time zone in which days begin."),
+    Argument(
+        "unit",
+        ValueKind.CHOICE,
+        None,
+        "What a column of integers counts since 1970.",
+        choices=("s", "ms", "us", "ns"),
+    ),
+    Argument(
+        "order",
+        ValueKind.CHOICE,
+        None,
+        "Which window opens first. [default: forward]",
+        choices=("forward", "backward"),
+    ),
+    Argument("concurrency", ValueKind.COUNT, None, "Windows that are open at once. [default: 1]"),
+    Argument(
+        "nulls",
+        ValueKind.CHOICE,
+        None,
+        "Rows without a value. [default: skip]",
+        choices=("skip", "last", "only"),
+    ),
+    Argument(
+        "on_failure",
+        ValueKind.CHOICE,
+        None,
+        "After a window that failed. [default: stop]",
+        choices=("stop", "continue", "pause"),
+    ),
+    Argument(
+        "commit",
+        ValueKind.CHOICE,
+        None,
+        "When fragments are written. [default: auto]",
+        choices=("auto", "fragment", "window"),
+    ),
+)
 
 ARGUMENTS = (
     Argument(
@@ -256,6 +318,15 @@ ARGUMENTS = (
         doors=Doors.SHELL | Doors.SERVICE,
     ),
     Argument(
+        "windows",
+        ValueKind.WINDOWS,
+        None,
+        "A range of a column's values, computed window by window.",
+        option="window",
+        doors=_BY_HAND,
+        parts=_WINDOWS,
+    ),
+    Argument(
         "executor",
         ValueKind.CHOICE,
         "ray",
@@ -290,8 +361,19 @@ def with_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
         One argument is unknown.
     """
     refuse_unknown(given)
-    seconds = {k: v.total_seconds() for k, v in given.items() if isinstance(v, timedelta)}
-    return {**DEFAULTS, **given, **seconds}
+    plain = {k: _plain(v) for k, v in given.items()}
+    return {**DEFAULTS, **plain}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as it can be written down: lengths of time in seconds, windows by name."""
+    match value:
+        case timedelta():
+            return value.total_seconds()
+        case Windows():
+            return value.config()
+        case _:
+            return value
 
 
 def chosen(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -345,7 +427,20 @@ def checked_options(arguments: Mapping[str, Any]) -> Options:
         options["fragments"] = tuple(sorted(set(options["fragments"])))
     if options.get("only") is not None:  # what came through JSON holds lists
         options["only"] = tuple((f, start, stop) for f, start, stop in options["only"])
+    if options.get("windows") is not None:
+        options["windows"] = windows_of(options["windows"])
     return Options(**options)
+
+
+def windows_of(value: Windows | Mapping[str, Any]) -> Windows:
+    """Return windows, which may be given as a mapping of their arguments.
+
+    Raises
+    ------
+    SettingError
+        They make no sense.
+    """
+    return value if isinstance(value, Windows) else Windows.from_config(value)
 
 
 def check_value(name: str, value: Any) -> None:
@@ -358,6 +453,9 @@ def check_value(name: str, value: Any) -> None:
     """
     argument = _BY_NAME[name]
     if value is None and argument.default is None:
+        return
+    if argument.kind is ValueKind.WINDOWS:
+        windows_of(value)
         return
     problem = _problem(argument, value)
     if problem:
@@ -380,8 +478,8 @@ def _problem(argument: Argument, value: Any) -> str:
         case ValueKind.CHOICE:
             known = " or ".join(map(repr, argument.choices))
             fault = "" if value in argument.choices else f"is unknown; choose {known}"
-        case ValueKind.SQL:
-            fault = "" if isinstance(value, str) else "must be SQL text"
+        case ValueKind.SQL | ValueKind.TEXT | ValueKind.TEXTS | ValueKind.WINDOWS:
+            fault = "" if isinstance(value, str) else f"must be {argument.kind.value}"
         case ValueKind.FRAGMENTS:
             fits = _are_ids(value) and len(value) > 0
             fault = "" if fits else "must be a list of fragment ids, such as [0, 3]"

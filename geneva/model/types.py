@@ -9,11 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 
 from geneva.model.rows import RowClass, RowMap, RowSet, classes_in
+from geneva.model.windows import Windows
 
 OnError = Literal["fail", "null"]
 
@@ -182,7 +183,7 @@ class Options:
     resource_timeout: float = 600.0
     order: Literal["forward", "backward"] = "forward"
     fragments: tuple[int, ...] | None = None
-    windows: Any = None
+    windows: Windows | None = None
 
     @property
     def limited(self) -> bool:

@@ -224,9 +224,10 @@ def _value(form: Mapping[str, str], argument: Argument) -> Any:
             return True
         case ValueKind.OBJECT:
             return _object(name, text)
-        case ValueKind.SQL | ValueKind.CHOICE:
+        case ValueKind.SQL | ValueKind.CHOICE | ValueKind.TEXT:
             return text
-        case ValueKind.FRAGMENTS | ValueKind.ROWS:  # no form has a field for them
+        case ValueKind.FRAGMENTS | ValueKind.ROWS | ValueKind.TEXTS | ValueKind.WINDOWS:
+            # No form has a field for them.
             raise SettingError(f"{name} cannot be given in a form")
         case _:
             assert_never(argument.kind)

@@ -21,7 +21,7 @@ from geneva.cli import options
 from geneva.cli.commands import app
 from geneva.errors import SettingError
 from geneva.flow.spec import BackfillRun
-from geneva.model import arguments
+from geneva.model import arguments, windows
 from geneva.model.arguments import (
     ARGUMENTS,
     DEFAULTS,
@@ -51,10 +51,11 @@ TYPES: dict[ValueKind, Any] = {
     ValueKind.FRAGMENTS: Sequence[int],
     ValueKind.ROWS: Sequence[tuple[int, int, int]],
     ValueKind.OBJECT: Mapping[str, Any],
+    ValueKind.WINDOWS: geneva.Windows | Mapping[str, Any],
 }
 WINDOWS = Argument(
     "windows",
-    ValueKind.OBJECT,
+    ValueKind.WINDOWS,
     None,
     "A range of a column, cut into windows.",
     option="window",
@@ -118,11 +119,26 @@ def test_every_argument_of_a_shell_is_an_option_with_its_default_and_help(words:
     doors = Doors.SHELL if words == ["backfill"] else Doors.SHELL | Doors.SERVICE
     by_name = {p.name: p for p in command.params}
     for argument in arguments_of(doors):
-        option = by_name[argument.name]
-        assert f"--{argument.word}" in option.opts
-        assert (option.default or None) == (argument.default or None), argument.name
-        assert option.help == argument.help
+        for name, word, told in parts_of(argument):
+            option = by_name[name]
+            assert f"--{word}" in option.opts
+            assert (option.default or None) == (told.default or None), name
+            assert option.help == told.help
     assert not {a.name for a in ARGUMENTS if doors not in a.doors} & by_name.keys()
+
+
+def parts_of(argument: Argument) -> list[tuple[str, str, Argument]]:
+    if not argument.parts:
+        return [(argument.name, argument.word, argument)]
+    return [(f"{argument.name}__{p.name}", f"{argument.word}-{p.word}", p) for p in argument.parts]
+
+
+def test_parts_of_windows_are_its_arguments():
+    declared = next(a for a in ARGUMENTS if a.name == "windows")
+    parts = {p.name: p for p in declared.parts}
+    assert parts.keys() == {f.name for f in fields(geneva.Windows) if f.name != "_"}
+    for name, choices in windows._CHOICES.items():
+        assert set(parts[name].choices) == set(choices) - {None}
 
 
 def test_words_of_a_shell_give_the_value_back():
@@ -134,6 +150,7 @@ def test_words_of_a_shell_give_the_value_back():
         "on_error": "null",
         "timeout": 1.5,
         "fragments": [3, 5],
+        "windows": {"on": "ts", "step": "1d", "order": "backward", "values": ["a", "b"]},
         "params": {"factor": 3, "unit": "km"},
     }
     read: dict[str, Any] = {}
@@ -210,7 +227,7 @@ def test_form_is_read_by_the_kinds_of_its_arguments():
 
 
 def test_flow_takes_every_argument_of_a_flow():
-    of_a_flow = {"kind", "table", "columns", "windows", "window"}
+    of_a_flow = {"kind", "table", "columns", "window"}
     names = [n for n in BackfillRun.model_fields if n not in of_a_flow]
     assert set(names) == {a.name for a in arguments_of(Doors.FLOW)}
 
