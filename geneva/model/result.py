@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -165,9 +166,15 @@ class BackfillResult:
                 self.rows_failed_before,
             ),
             ("fragments left for the next call", self.fragments_left),
+            ("rows outside the windows", self.rows_outside),
+            ("rows without a value to cut windows by", self.rows_null),
         ]
         facts[1:1] = [(name, f"{n:,}") for name, n in optional[:3] if n]
         facts += [(name, f"{n:,}") for name, n in optional[3:] if n]
+        if self.windows:
+            states = Counter(w.state.value for w in self.windows)
+            shown = ", ".join(f"{n:,} {state}" for state, n in states.items())
+            facts.append(("windows", shown))
         if self.versions:
             ends = sorted({self.versions[0], self.versions[-1]})
             facts.append(("table versions", " to ".join(str(v) for v in ends)))
