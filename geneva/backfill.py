@@ -209,6 +209,7 @@ class _Rounds:
         self._job = replace(self._job, windowing=windowing)
         plans = self._plans(readable, chosen)
         self._first = plans
+        self._record_plans(readable, plans)
         first = windowing.begin(plans, self._options.num_frags)
         self._job.tally.notes.extend(windowing.notes(readable, plans))
         if windowing.staged:
@@ -252,7 +253,7 @@ class _Rounds:
         busy = any(p.task for p in plans)
         if busy:
             self._storage.check_commits()
-        job.control.recorder.planned(self._target.columns, snapshot.version, plans, job.room)
+        self._record_plans(snapshot, plans)
         outcome = run_round(job, snapshot, plans)
         self._waiting = bool(outcome.waiting)
         latest = self._open() if busy else work.snapshot
@@ -268,6 +269,13 @@ class _Rounds:
             self._wait_paused()
             return self._latest()
         return self._to_plan_again(latest, outcome)
+
+    def _record_plans(self, snapshot: Snapshot, plans: Sequence[FragmentPlan]) -> None:
+        """Record the plan of a round; that of all windows was recorded as a whole."""
+        windowing = self._job.windowing
+        if windowing is None or any(not windowing.knows(p.fragment_id) for p in plans):
+            recorder, room = self._job.control.recorder, self._job.room
+            recorder.planned(self._target.columns, snapshot.version, plans, room)
 
     def _drop_lost(self, plans: Sequence[FragmentPlan]) -> _Work:
         """Make a version that names no files of the column that nobody can read; plan on that."""

@@ -91,6 +91,10 @@ class Windowing:
         self._at = 0
         return self.stage_fragments
 
+    def knows(self, fragment_id: int) -> bool:
+        """Whether a fragment was there when windows were planned, with rows to compute."""
+        return fragment_id in self._shares
+
     @property
     def stage_fragments(self) -> list[int]:
         """The fragments that the present stage computes rows of, in the order of its windows."""

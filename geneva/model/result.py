@@ -173,8 +173,7 @@ class BackfillResult:
         facts += [(name, f"{n:,}") for name, n in optional[3:] if n]
         if self.windows:
             states = Counter(w.state.value for w in self.windows)
-            shown = ", ".join(f"{n:,} {state}" for state, n in states.items())
-            facts.append(("windows", shown))
+            facts.append(("windows", ", ".join(f"{n:,} {s}" for s, n in states.items())))
         if self.versions:
             ends = sorted({self.versions[0], self.versions[-1]})
             facts.append(("table versions", " to ".join(str(v) for v in ends)))
