@@ -33,6 +33,7 @@ QUESTIONS = (
     "startup",
     "memory",
     "service",
+    "windows",
 )
 
 _BY_NAME = ("gpu",)  # what most machines cannot answer
