@@ -42,11 +42,12 @@ format: .venv/.dev ## rewrite the files as the formatter wants them
 	@$(BIN)/ruff format $(PYTHON_FILES)
 	@$(BIN)/ruff check --fix $(PYTHON_FILES)
 
-lint: .venv/.dev ## format, lint, types and import contracts, without tests
+lint: .venv/.dev ## format, lint, types, import contracts and prose, without tests
 	@$(BIN)/ruff format --check $(PYTHON_FILES)
 	@$(BIN)/ruff check $(PYTHON_FILES)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m tests.support.prose
 
 crash: .venv/.dev .venv-s3/.done ## kill every process at every bad moment, and the slow tests
 	@$(BIN)/python -m pytest -q -m "crash or slow" $(ARGS)

@@ -104,7 +104,7 @@ def _job(
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What is to be planned: some fragments of a version."""
+    """The next work to plan: some fragments of a version."""
 
     snapshot: Snapshot
     chosen: list[int]
@@ -128,7 +128,7 @@ class _Patience:
         self._rounds, self._since = 0, time.monotonic()
 
     def over(self, done: object) -> bool:
-        """Count one more round; ``done`` is what was done so far."""
+        """Count one more round; ``done`` is the job's achievement so far."""
         if done != self._done:
             self._done = done
             self.renew()
@@ -149,7 +149,7 @@ class _Patience:
 
 
 def _filled_meanwhile(latest: Snapshot, plans: Sequence[FragmentPlan], target: Target) -> bool:
-    """Whether another driver filled what was planned and let it go, before it was claimed here."""
+    """Return True if another driver filled a planned fragment before our claim."""
     subtree = group_subtree(latest, target.columns[0])
     for task in (p.task for p in plans if p.task):
         fragment = latest.fragments.get(task.fragment_id)
@@ -159,7 +159,7 @@ def _filled_meanwhile(latest: Snapshot, plans: Sequence[FragmentPlan], target: T
 
 
 class _Rounds:
-    """The rounds of one job: what each is to plan, and what is recorded of it."""
+    """The rounds of one job: the fragments that each plans, and the record of its outcome."""
 
     def __init__(self, job: Job) -> None:
         request = job.turn.request
@@ -200,7 +200,7 @@ class _Rounds:
         return self._result(self._first or [])
 
     def _begun(self, snapshot: Snapshot) -> _Work:
-        """Return what the first round plans; of a call with windows its plans as well."""
+        """Return the work of the first round; for a call with windows, its plans too."""
         chosen, asked = in_order(snapshot.fragments, self._options), self._options.windows
         if asked is None:
             return _Work(snapshot, chosen)
@@ -218,14 +218,14 @@ class _Rounds:
         return _Work(snapshot, first, [by_id[i] for i in first])
 
     def _next_stage(self) -> _Work | None:
-        """Return what the next stage of a call with windows plans; None if there is none."""
+        """Return the work of the next stage of a call with windows; None if there is none."""
         windowing = self._job.windowing
         if windowing is None or not windowing.next_stage():
             return None
         return self._latest()
 
     def _plans(self, snapshot: Snapshot, chosen: Sequence[int]) -> list[FragmentPlan]:
-        """Plan some fragments of a version, with what is recorded by now."""
+        """Plan some fragments of a version, from the records of this moment."""
         fragments = snapshot.fragments
         self._ledger = Ledger.load(self._storage, self._target.incarnation)
         slices = None
@@ -239,7 +239,7 @@ class _Rounds:
         return plans
 
     def _round(self, work: _Work) -> _Work:
-        """Plan some fragments and run the plan; return what is to be planned next."""
+        """Plan some fragments and run the plan; return the work of the next round."""
         job = self._job
         snapshot = as_readable(self._storage, work.snapshot, self._read)
         plans = work.plans or self._plans(snapshot, work.chosen)
@@ -305,7 +305,7 @@ class _Rounds:
         return None if self._request.where and self._job.room != 0 else self._job.room
 
     def _claim(self, plans: list[FragmentPlan]) -> bool:
-        """Claim what is to be computed; return whether some was not held when it was planned."""
+        """Claim the fragments to compute; return True if one was not held when it was planned."""
         before = self._job.claims.holds
         planned = [p.fragment_id for p in plans if p.task is not None]
         return not self._job.claims.begin(planned, self._to_claim) <= before
@@ -344,7 +344,7 @@ class _Rounds:
         self._job.raise_if_stopped()
 
     def _latest(self) -> _Work:
-        """Return the latest version and what of it is to be planned, all of it anew."""
+        """Return the work that is left, planned anew on the latest version."""
         snapshot = self._open()
         chosen = [i for i in in_order(snapshot.fragments, self._options) if i in self._known]
         if self._job.windowing is not None:
@@ -361,7 +361,7 @@ class _Rounds:
         )
 
     def _end_force(self, force: Force) -> None:
-        """Say what was done before, and forget the run if it is complete."""
+        """Note the rows of earlier calls, and forget the forced run if it is complete."""
         tally = self._job.tally
         if force.continues and not self._job.turn.began(force):
             tally.notes.append(continued(force, self._first or []))
@@ -369,7 +369,7 @@ class _Rounds:
             self._token.end()
 
     def _record(self, snapshot: Snapshot, outcome: Outcome) -> None:
-        """Write down what was proven, so that the next plan reads nothing."""
+        """Save the proofs of this round, so that the next plan reads nothing."""
         ledger, target, committed = self._ledger, self._target, outcome.committed
         ledger.mark_done(outcome.nothing_to_do)
         column = target.columns[0]
@@ -418,7 +418,7 @@ class _Rounds:
         ]
 
     def _result(self, first: Sequence[FragmentPlan]) -> BackfillResult:
-        """Return what the job did, once nothing is left of it that nobody can use."""
+        """Return the job's result, after the removal of files that nobody can use any more."""
         job = self._job
         done = not (job.tally.unfinished or self._options.limited or self._waiting)
         if done and job.leftovers.left and job.claims.look_alone():

@@ -1,4 +1,4 @@
-"""Every exception that Geneva raises, branched by what the caller should do.
+"""Every exception that Geneva raises, branched by the caller's next step.
 
 ::
 
@@ -177,7 +177,7 @@ class ClusterError(OperatorError):
 
 
 class ResourceError(OperatorError):
-    """No node of the cluster can hold an applier: none ever will, or others hold what it needs."""
+    """No node of the cluster can hold an applier: none ever will, or others hold its resources."""
 
 
 class MissingExtraError(OperatorError):
@@ -189,7 +189,7 @@ class SharedPathError(OperatorError):
 
 
 class CorruptFileError(OperatorError):
-    """A file is not what its name or its checksum says."""
+    """A file contradicts its name or its checksum."""
 
 
 class JobError(GenevaError):

@@ -50,7 +50,7 @@ _LOG = logging.getLogger("geneva")
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one driver says of itself.
+    """One driver's statement about itself.
 
     Attributes
     ----------
@@ -87,7 +87,7 @@ class Claim:
 
     @classmethod
     def loads(cls, data: bytes) -> Claim | None:
-        """Read a claim's file; ``None`` for what a power failure left of one."""
+        """Read a claim's file; ``None`` if a power failure tore it."""
         try:
             raw = json.loads(data)
             who = raw["process"]
@@ -120,7 +120,7 @@ def _fragments(ranges: list[list[int]]) -> frozenset[int]:
 
 
 class Claims:
-    """One driver's claims on the fragments of a column, and what it sees of the others'.
+    """One driver's claims on the fragments of a column, and its view of the other drivers' claims.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ class Claims:
         return self.holds
 
     def take(self, at_most: int | None) -> frozenset[int]:
-        """Claim what is free of the fragments that were left, or a share if others want them too.
+        """Claim the free ones of the fragments that were left, or a share if others want them too.
 
         Returns
         -------
@@ -224,7 +224,7 @@ class Claims:
         self.holds -= frozenset(fragments)
 
     def release(self) -> None:
-        """Let go of everything, and forget what was left."""
+        """Let go of every fragment, and forget those that were left to others."""
         self.holds = self._wants = self.left = frozenset()
         if self._put:
             self._written, self._put = None, False
@@ -236,7 +236,7 @@ class Claims:
         return not self._others
 
     def describe(self) -> str:
-        """Say who holds what this driver waits for."""
+        """Return a text that names the drivers which hold the fragments this one waits for."""
         held = self._held_by_others() & self.left
         holders = [c for c in self._others.values() if c.holds & held]
         if not holders:
@@ -257,7 +257,7 @@ class Claims:
             self._write()
 
     def _share(self, free: Iterable[int]) -> list[int]:
-        """Return this driver's part of what is free.
+        """Return this driver's part of the free fragments.
 
         Who gets a fragment follows from its number and from who waits for it, so that all who
         have seen each other wait agree, whatever else each of them wants.
@@ -272,7 +272,7 @@ class Claims:
         return mine
 
     def _gifts(self, not_begun: Sequence[int]) -> frozenset[int]:
-        """Return what to give away so that each waiting driver gets as much as this one keeps."""
+        """Return the fragments to give away: each waiting driver gets as many as this one keeps."""
         taken = self.holds | self._held_by_others()
         # One that could take something that is free, will.
         waiting = [c.wants for c in self._others.values() if c.wants and c.wants <= taken]
@@ -323,7 +323,7 @@ class Claims:
             _LOG.debug("a claim could not be deleted: %s", error)
 
     def _look(self) -> None:
-        """Read the others' claims; a store that fails leaves what was seen before."""
+        """Read the others' claims; if the store fails, the earlier view stays."""
         started = self._clock()
         try:
             self._read()

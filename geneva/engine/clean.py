@@ -1,4 +1,4 @@
-"""Remove what abandoned work left under a table: checkpoints, column files, torn writes.
+"""Remove the traces of abandoned work under a table: checkpoints, column files, torn writes.
 
 Nothing that a reader can see is touched. What a running job may still need is told by its age, and
 by what its driver says: of a column that is being filled, everything stays, whatever age is asked
@@ -53,7 +53,7 @@ _RECORD = re.compile(rf"(?:ledger|force)/([0-9a-f]{{8}})\..*json|{PICKLES}/([0-9
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    """What was removed, or would be.
+    """The files that were removed, or would be.
 
     Attributes
     ----------
@@ -100,7 +100,7 @@ class Cleaned:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file as it was listed; ``name`` is what its owner deletes it by."""
+    """A listed file; its owner deletes it by ``name``."""
 
     name: str
     size_bytes: int
@@ -123,7 +123,7 @@ class _File:
 
 @dataclass(frozen=True, slots=True)
 class _Named:
-    """What the versions of a table name, as far as they were looked at.
+    """The files and columns that the versions of a table name, as far as they were read.
 
     Attributes
     ----------
@@ -159,7 +159,7 @@ class _Named:
             self.owners.update((binding.incarnation, binding.pickle))
 
     def has(self, record: _File) -> bool:
-        """Whether a version names what a record is of; what is no record counts as named."""
+        """Return True if a version names the column or UDF of a record, or it is no record."""
         found = _RECORD.fullmatch(record.name)
         return found is None or (found[1] or found[2]) in self.owners
 
@@ -260,7 +260,7 @@ def _claims(storage: TableStorage) -> list[_File]:
 def _old_records(
     storage: TableStorage, before: float, busy: Collection[str], names: Sequence[str] | None = None
 ) -> list[_File]:
-    """Return what is recorded of columns, and UDFs, as far as it is old; or those of some names."""
+    """Return the old records of columns and UDFs, or those of some names."""
     if names is not None:
         found = list(_stat(storage.path, "_backfill", names))
     else:
@@ -286,7 +286,7 @@ def _data(storage: TableStorage) -> list[_File]:
 
 
 def _torn(storage: TableStorage) -> list[_File]:
-    """Return half-written small files of the engine; on an object store, what a probe left."""
+    """Return half-written small files of the engine, and files that a probe left on a store."""
     if not storage.local:
         probes = storage.objects.list(PROBES)
         return [_File(n, 0, float(n.split("/")[1].partition("-")[0])) for n in probes]

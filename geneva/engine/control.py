@@ -1,4 +1,4 @@
-"""What somebody wants of a running job, and what it reports: the two never mix."""
+"""The control of a running job: people's wishes in, its reports out; the two never mix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from geneva.model.types import JobState, Progress
 
 
 class Wanted(StrEnum):
-    """What is wanted of a job."""
+    """A wish for a running job."""
 
     RUN = "run"
     PAUSE = "pause"
@@ -50,7 +50,7 @@ class Control:
 
     @property
     def wanted(self) -> Wanted:
-        """What is wanted now."""
+        """The present wish."""
         return self._wanted
 
     @property

@@ -81,7 +81,7 @@ class Leftovers:
         ]
 
     def _take_over(self, inherited: Inherited, tasks: Sequence[Task]) -> None:
-        """Remove what compacted fragments left, as far as their successors' tasks have it now."""
+        """Remove checkpoints of compacted fragments that their successors' tasks hold by now."""
         for log, heirs in inherited.heirs.items():
             for fragment_id in heirs:
                 self._uses.note(fragment_id, [log])
@@ -119,7 +119,7 @@ class Leftovers:
             self._uses.note(event.fragment_id, event.logs)
 
     def published(self, published: Published) -> None:
-        """Take in a commit, and remove what it made useless."""
+        """Take in a commit, and remove the checkpoints that it made useless."""
         self._release(*((f.fragment_id, f.logs) for f in published.committed))
         for discarded in published.discarded:
             self._discard(discarded)
@@ -148,7 +148,7 @@ class Leftovers:
         return bool(self._orphans or self._vanished)
 
     def settle(self) -> None:
-        """Remove what is left of vanished fragments, of rewritten inputs and of rows that moved.
+        """Remove the files of vanished fragments, of rewritten inputs and of rows that moved.
 
         Only once all of the work is done, by a driver that is alone: until then somebody may have
         a use for it.

@@ -27,7 +27,7 @@ def plan(
     params: dict[str, object] | None,
     within_s: float = math.inf,
 ) -> Plan:
-    """Say what a backfill would do, to the row; nothing runs and nothing is written.
+    """Plan a backfill, to the row; nothing runs and nothing is written.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def plan(
 
 @dataclass(frozen=True, slots=True)
 class _LookedAt:
-    """What is known of a plan for which one version was too short-lived; the next goes on."""
+    """The parts of a plan that outlive a version which was cleaned up too soon."""
 
     ledgers: dict[str, Ledger] = field(default_factory=dict)
     counted: dict[str, FragmentPlan] = field(default_factory=dict)

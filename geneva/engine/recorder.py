@@ -1,4 +1,4 @@
-"""What a driver tells of its work while it works."""
+"""The recorder: a driver tells it of its work while it works."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from geneva.model.types import ExecutorEvent, Task
 
 
 class PlannedFragment(Protocol):
-    """What a record needs of a fragment's plan."""
+    """The facts of a fragment's plan that a record needs."""
 
     @property
     def fragment_id(self) -> int:
@@ -29,7 +29,7 @@ class PlannedFragment(Protocol):
 
     @property
     def task(self) -> Task | None:
-        """What is to be done, if anything is."""
+        """The task, if rows are to be computed."""
 
     @property
     def reason(self) -> str:
@@ -37,7 +37,7 @@ class PlannedFragment(Protocol):
 
 
 class Recorder:
-    """Is told what a driver does; this one keeps nothing. Calls come from the driver's thread."""
+    """Takes note of a driver's work, in the driver's thread; this one keeps nothing."""
 
     def planned(
         self,
@@ -62,7 +62,7 @@ class Recorder:
         """Take note of a task that was handed out."""
 
     def took(self, event: ExecutorEvent) -> None:
-        """Take note of what became of a task, or of what UDFs printed."""
+        """Take note of a task's outcome, or of text that UDFs printed."""
 
     def may_publish(self) -> None:
         """Return if a commit may be sent now.

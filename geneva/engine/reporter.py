@@ -21,7 +21,7 @@ _LEAST = 4  # reports of new rows that a rate is made of, however long ago the f
 
 
 class Reporter:
-    """Tells whoever watches how one job stands; what was said is not taken back."""
+    """Reports the progress of one job; a count never goes back."""
 
     def __init__(
         self,

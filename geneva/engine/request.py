@@ -32,7 +32,7 @@ class Request:
     options: Options
 
     def settings(self, job_id: str, read_rows: int, readahead: int | None) -> JobSettings:
-        """Return what the appliers of a job must know of it."""
+        """Return the settings for a job's appliers."""
         options = self.options
         return JobSettings(
             job_id=job_id,
@@ -71,7 +71,7 @@ def prepare(
 def check(
     storage: TableStorage, column: str, options: Options, params: Mapping[str, object]
 ) -> Target:
-    """Check a request without loading its UDF, and return what it fills.
+    """Check a request without loading its UDF, and return its target.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def checked(
 
 
 def _check_windows(snapshot: Snapshot, target: Target, options: Options) -> None:
-    """Refuse windows along what the call fills, or along what is no column."""
+    """Refuse windows along a column that the call fills, or that does not exist."""
     if options.windows is None:
         return
     on = options.windows.on

@@ -77,7 +77,7 @@ _GRACE_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One column's job: what all of its rounds work with.
+    """One column's job: the parts that all of its rounds share.
 
     Attributes
     ----------
@@ -123,7 +123,7 @@ class Job:
         return records and not self.options.retry_failed
 
     def stop_error(self, forestalled: int = 0) -> JobCancelledError | JobTimeoutError | None:
-        """Return what must end the job, if somebody cancelled it or its time is up."""
+        """Return the error that ends a job which was cancelled or whose time is up, else None."""
         if self.control.expired:
             what = f"stopped by timeout={self.options.timeout} s"
             return JobTimeoutError(self.reporter.how_to_continue(what, forestalled))
@@ -132,14 +132,14 @@ class Job:
         return None
 
     def raise_if_stopped(self) -> None:
-        """Raise what must end the job, if anything must."""
+        """Raise the error that ends the job, if it was cancelled or its time is up."""
         if (error := self.stop_error()) is not None:
             raise error
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a round came to.
+    """The outcome of a round.
 
     Attributes
     ----------
@@ -232,7 +232,7 @@ def _prepared(
 def _pieces(
     job: Job, plans: Sequence[FragmentPlan], tasks: Sequence[Task], most: int
 ) -> tuple[list[tuple[Task, ...]], Windowed | None]:
-    """Return the tasks, or what they are split into; of a call with windows these instead."""
+    """Return the tasks or their spans; for a call with windows, the windows instead."""
     if job.windowing is not None:
         shares = {p.fragment_id: p.share for p in plans}
         portions = [
@@ -247,7 +247,7 @@ def _pieces(
 
 
 def _settings(job: Job, snapshot: Snapshot, tasks: Sequence[Task]) -> JobSettings:
-    """Return what the appliers must know; rows are read by their size."""
+    """Return the settings for the appliers; rows per read follow their size."""
     turn, inputs = job.turn, job.target.inputs
     blobs = blob_columns(snapshot.schema, inputs)
     row_bytes = turn.row_bytes
@@ -266,7 +266,7 @@ def _settings(job: Job, snapshot: Snapshot, tasks: Sequence[Task]) -> JobSetting
 
 
 def _explained(error: GenevaError, event: TaskFailed) -> GenevaError:
-    """Return an error with what the worker says of it."""
+    """Return an error with the worker's traceback and cause."""
     if event.traceback:
         error.add_note(f"on the worker:\n{event.traceback}")
     if event.failure is not None and event.failure.traceback:
@@ -325,7 +325,7 @@ class _Round:
                 job.control.recorder.began(task)
 
     def _follow_windows(self) -> bool:
-        """Tell which windows opened and ended; return whether what they touched is committed."""
+        """Take in windows that opened and ended; return True if a commit is due to them."""
         windowing, schedule = self._job.windowing, self._schedule
         if windowing is None:
             return False
@@ -354,7 +354,7 @@ class _Round:
         self._error = JobCancelledError(self._job.reporter.how_to_continue(self._stopped_by))
 
     def wind_up(self) -> None:
-        """Let running tasks stop, commit what is finished, release the appliers."""
+        """Let running tasks stop, commit finished fragments, release the appliers."""
         schedule, appliers = self._schedule, self._appliers
         try:
             if schedule.running:
@@ -385,7 +385,7 @@ class _Round:
         tally.unfinished -= self._job.leftovers.vanished  # others took their place
 
     def outcome(self, waiting: frozenset[int]) -> Outcome:
-        """Return what it came to, or raise what ended it."""
+        """Return the outcome, or raise the error that ended the round."""
         if self._stopped_by:  # with what was done since
             text = self._job.reporter.how_to_continue(self._stopped_by, self._forestalled)
             raise JobCancelledError(text)

@@ -1,4 +1,4 @@
-"""Which task is next, what to retry, when to give up, when a commit is due. No IO, no clock.
+"""The schedule: the next task, retries, giving up, due commits. No IO, no clock.
 
 Events in, decisions out: the same machine runs on every executor, and in tests on none.
 
@@ -55,7 +55,7 @@ class _Fragment:
     partly: bool = False  # some of its rows are not computed, as their window failed
 
     def assembling(self) -> Task:
-        """Return the task that writes the column file from what is checkpointed."""
+        """Return the task that writes the column file from the checkpoints."""
         task = replace(self.base, resume=self.logs, window=_NO_WINDOW)
         if self.partly:
             return replace(task, replay_only=True, complete=False)
@@ -340,7 +340,7 @@ class Schedule:
             self._finished.append(event.file)
 
     def _earned(self, key: str, replayed: int) -> Counts:
-        """Return what makes replayed rows count as computed that this very call computed."""
+        """Return the counts that turn replayed rows of this very call back into computed ones."""
         followed = self._followed.pop(key, Counts())
         return replace(followed, computed=0, failed=0, replayed=-min(followed.computed, replayed))
 

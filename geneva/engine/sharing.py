@@ -1,4 +1,4 @@
-"""Which columns of one call share a read, and what each owes to those before it.
+"""The columns of one call that share a read, and the checkpoints that each inherits from others.
 
 Columns are computed one after the other, each by a job of its own. While the first of those that
 read the same inputs is computed, it leads: the others follow, which only means that checkpoints
@@ -39,7 +39,7 @@ _LOSSES = 3  # of tasks that had followers, until a job goes on without
 
 @dataclass(slots=True)
 class _FollowerWork:
-    """What is checkpointed of one follower's fragment."""
+    """The checkpointed rows of one follower's fragment."""
 
     task: Task
     rows: int = 0
@@ -100,7 +100,7 @@ def _fit_one_applier(one: Request, other: Request) -> bool:
 
 
 def _settled(request: Request, pending: set[str]) -> bool:
-    """Whether this call changes nothing any more of what decides which rows are computed."""
+    """True if this call no longer changes the columns that decide which rows are computed."""
     o = request.options
     if request.where is not None and o.num_frags is not None:
         return False  # only evaluating the filter tells which fragments count
@@ -110,7 +110,7 @@ def _settled(request: Request, pending: set[str]) -> bool:
 
 
 class ColumnTurn:
-    """One column's turn: who follows it, and what it got by following.
+    """One column's turn: its followers, and the checkpoints that it got by following.
 
     Attributes
     ----------
@@ -166,7 +166,7 @@ class ColumnTurn:
     # --- before the tasks are handed out ------------------------------------------------
 
     def prepared(self, snapshot: Snapshot, tasks: Sequence[Task]) -> list[Task]:
-        """Return tasks that know what is checkpointed, and who follows them."""
+        """Return tasks that know their checkpoints and their followers."""
         tasks = [self._with_checkpoints(t) for t in tasks]
         reading = {t.fragment_id for t in tasks if t.checkpointed is None}
         followers: dict[int, list[tuple[str, Task]]] = defaultdict(list)
@@ -246,7 +246,7 @@ class ColumnTurn:
 
     @property
     def followed(self) -> dict[str, Counts]:
-        """What was done for this column, and others, while those before it were computed."""
+        """The counts of rows computed for later columns while earlier ones led."""
         return {key: record.counts for key, record in self._records.items()}
 
     # --- while they are carried out -----------------------------------------------------
@@ -269,7 +269,7 @@ class ColumnTurn:
         self._losses += bool(event.started and event.task.followers)
 
     def done(self, event: TaskDone) -> None:
-        """Take in what followers got of a task."""
+        """Take in the followers' results of a task."""
         for f in event.followed:
             record = self._records[f.key]
             record.rows += f.rows

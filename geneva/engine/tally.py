@@ -1,4 +1,4 @@
-"""The figures of a job: what its rounds add up to."""
+"""The figures of a job, summed over its rounds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from geneva.model.types import ColumnFile, Counts, Failure, JobState, Target
 
 @dataclass(slots=True)
 class Tally:
-    """What the rounds of a job add up to.
+    """The sums over the rounds of a job.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Tally:
         self.peak_applier_bytes = max(self.peak_applier_bytes, applier_bytes)
 
     def takes_back(self, file: ColumnFile) -> None:
-        """Count no more what a column file holds that was not committed."""
+        """Subtract the rows of a column file that was not committed."""
         row_map = file.row_map
         newest = max(c.generation for c in row_map.classes)
         per_class = zip(row_map.classes, row_map.counts().tolist(), strict=True)
@@ -56,7 +56,7 @@ class Tally:
     def result(
         self, target: Target, job_id: str, first: Sequence[FragmentPlan], seconds: float
     ) -> BackfillResult:
-        """Return what the job did; ``first`` is its first plan."""
+        """Return the job's result; ``first`` is its first plan."""
         counts = self.counts
         return BackfillResult(
             columns=target.columns,

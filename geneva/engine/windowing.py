@@ -1,4 +1,4 @@
-"""The windows of one job: which are open, what each came to, and when fragments are committed.
+"""The windows of one job: their order, their states, and the moment of their commits.
 
 With ``commit="fragment"`` one round takes all windows, and a fragment is written when the last of
 its windows is done. With ``commit="window"`` there is a stage for each: a round that takes only the
@@ -25,7 +25,7 @@ from geneva.storage.lance import Snapshot, TableStorage
 
 @dataclass(slots=True)
 class _Window:
-    """What one window came to."""
+    """The state and counts of one window."""
 
     key: str
     planned: int
@@ -125,7 +125,7 @@ class Windowing:
         return windowed(portions, numbers, self.asked.concurrency, appliers, batch_size)
 
     def notes(self, snapshot: Snapshot, plans: Sequence[FragmentPlan]) -> list[str]:
-        """Return what to say of a range that holds no row of a table; nothing if it holds some."""
+        """Return a note about a range that holds no row of the table; nothing if it holds some."""
         if not plans or any(p.rows_outside + p.rows_null < p.rows for p in plans):
             return []
         column = OnColumn(self._storage, snapshot, self.asked.on)
@@ -170,7 +170,7 @@ class Windowing:
             window.state = WindowState.COMMITTED
 
     def finish(self) -> None:
-        """Take in that nothing of the job is left: also what a compaction took is visible."""
+        """Take in that nothing of the job is left: compacted fragments are visible too."""
         for window in self._log:
             if window.state is WindowState.COMPUTED:
                 window.state = WindowState.COMMITTED
@@ -181,7 +181,7 @@ class Windowing:
         return [w.key for w in self._log if w.state is WindowState.FAILED]
 
     def results(self) -> tuple[WindowResult, ...]:
-        """Return what became of each window."""
+        """Return the result of each window."""
         return tuple(
             WindowResult(
                 w.key,

@@ -1,1 +1,1 @@
-"""What windows and flows decide, without any input or output: ranges, matrices, graphs, queries."""
+"""The pure core of flows, without input or output: matrices, graphs, decisions, queries, joins."""

@@ -1,4 +1,4 @@
-"""What a flow does next: a pure function of its graph and of the states of its operations.
+"""The next steps of a flow: a pure function of its graph and of the states of its operations.
 
 One evaluation has four steps, for each level of the graph, outer levels first:
 
@@ -65,7 +65,7 @@ Decision = Start | Wait | End | Cancel
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a run: a state for each operation that has begun or ended, by path.
+    """The facts of a run: a state for each operation that has begun or ended, by path.
 
     ``condition`` evaluates an operation's condition and raises `FlowError` where it is neither true
     nor false; it is asked only once what the operation waits for has ended.
@@ -79,7 +79,7 @@ class Facts:
 
 @dataclass(slots=True)
 class _Round:
-    """One evaluation: the facts, with what was decided so far added to the states."""
+    """One evaluation: the facts, with the decisions so far added to the states."""
 
     facts: Facts
     states: dict[str, JobState]
@@ -94,7 +94,7 @@ class _Round:
 
 
 def decide(graph: Graph, facts: Facts) -> list[Decision]:
-    """Return what is to be done now; operations that run or have ended need no decision."""
+    """Return the decisions of this moment; operations that run or have ended need none."""
     states, settled = dict(facts.states), list[Decision]()
     while True:  # a group that ends as it begins frees room, and what waited for it
         now = _Round(facts, states)
@@ -116,7 +116,7 @@ def state_of(graph: Graph, facts: Facts, prefix: str = "") -> JobState:
 def group_state(
     states: Iterable[JobState | None], *, by_metric: bool = False, cancelled: bool = False
 ) -> JobState:
-    """Return what the states of its members make of a group; the first rule that fits."""
+    """Return the state of a group from those of its members; the first rule that fits."""
     known = list(states)
     if any(state is None or not state.ended for state in known):
         return JobState.RUNNING
@@ -175,7 +175,7 @@ def _settle(node: Node, prefix: str, now: _Round, ready: set[str], waits: dict[s
 def _start(
     graph: Graph, prefix: str, now: _Round, ready: set[str], waits: Mapping[str, str]
 ) -> None:
-    """Start what is ready while the level has room, and say why the rest waits."""
+    """Start ready operations while the level has room, and say why the rest waits."""
     live = sum(1 for state in now.members(graph, prefix) if state is not None and not state.ended)
     for node in graph.nodes:
         path = prefix + node.name
@@ -279,7 +279,7 @@ class Never:
 
 @dataclass(frozen=True, slots=True)
 class _Ends:
-    """What an operation waits for, by how it ended; `left` has not ended."""
+    """The upstream operations by how they ended; `left` have not ended."""
 
     succeeded: list[str]
     failed: list[str]
@@ -289,7 +289,7 @@ class _Ends:
 
     @property
     def broken(self) -> list[str]:
-        """What neither succeeded nor was skipped."""
+        """The operations that neither succeeded nor were skipped."""
         return [*self.failed, *self.cancelled]
 
 

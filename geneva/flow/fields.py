@@ -1,4 +1,4 @@
-"""The fields of a job that a query, a sort order or a join may name, and what each takes."""
+"""The fields of a job that a query, a sort order or a join may name, and their conditions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PATTERNS = frozenset({"contains", "startswith", "endswith"})
 
 
 class Kind(enum.Enum):
-    """What the values of a field are, and so which conditions it takes."""
+    """The kind of a field's values, which decides the conditions that it takes."""
 
     TEXT = enum.auto()
     WORD = enum.auto()  # text that is compared without case

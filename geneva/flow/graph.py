@@ -1,4 +1,4 @@
-"""The graph of a flow: operations, what each waits for, and the stages that follow from it."""
+"""The graph of a flow: operations, their dependencies, and the stages that follow from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from geneva.errors import FlowError
 
 
 class Trigger(enum.StrEnum):
-    """When an operation runs, by how what it waits for has ended."""
+    """The trigger of an operation: how its upstream must have ended."""
 
     ALL_SUCCEEDED = "all_succeeded"
     ALL_FAILED = "all_failed"
@@ -64,7 +64,7 @@ class Graph:
 
     @property
     def order(self) -> list[Node]:
-        """The nodes, each after what it waits for; otherwise as in the document."""
+        """The nodes, each after its upstream; otherwise as in the document."""
         by_name = {node.name: node for node in self.nodes}
         sorter = graphlib.TopologicalSorter({n.name: n.upstream for n in self.nodes})
         return [by_name[name] for name in sorter.static_order()]
@@ -111,7 +111,7 @@ def checked(graph: Graph) -> Graph:
 
 
 def stages(graph: Graph) -> list[list[str]]:
-    """Return the operations by stage: one after the last stage of what each waits for."""
+    """Return the operations by stage: each one after the last of its upstream."""
     level: dict[str, int] = {}
     for node in graph.order:
         level[node.name] = 1 + max((level[name] for name in node.upstream), default=-1)
@@ -148,7 +148,7 @@ def reference(ref: str) -> str | None:
 
 
 def upstream_of(dependencies: Sequence[str], refs: Iterable[str]) -> tuple[str, ...]:
-    """Return what an operation waits for: its dependencies, then what its parameters refer to."""
+    """Return the upstream of an operation: dependencies, then operations in its parameters."""
     named = [*dependencies, *(name for ref in refs if (name := reference(ref)) is not None)]
     return tuple(dict.fromkeys(named))
 

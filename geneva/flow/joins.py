@@ -33,7 +33,7 @@ class Search:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """What a join became: a value for each of its params, and the jobs that it took, in order."""
+    """A resolved join: a value for each of its params, and the jobs that it took, in order."""
 
     lists: Mapping[str, object]
     ids: tuple[str, ...]
@@ -42,7 +42,7 @@ class Joined:
 def check_joins(
     joins: Sequence[Join], inputs: Iterable[Io], params: Mapping[str, Param] | Iterable[str]
 ) -> None:
-    """Refuse joins whose params are given twice, that no input expects, or that take what is not.
+    """Refuse joins with params that are given twice, that no input expects, or that no job has.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def check_joins(
 
 
 def _check_value(value: object, path: str) -> None:
-    """Refuse what a job does not have."""
+    """Refuse a field that a job does not have."""
     if isinstance(value, Mapping):
         if not value or set(value) - {"files", "dirs"}:
             raise FlowError(f"a mapping names files and dirs, not {', '.join(value)}", path)
@@ -144,7 +144,7 @@ def taken(search: Search, records: Iterable[Record]) -> list[Record]:
 
 
 def joined(join: Join, jobs: Sequence[Record]) -> Joined:
-    """Return what the jobs that a join took become."""
+    """Return the values that a join makes of its jobs."""
     lists = {name: _list(param, jobs) for name, param in join.params.items()}
     return Joined(lists, tuple(str(job["id"]) for job in jobs))
 

@@ -1,4 +1,4 @@
-"""Queries and sort orders over plain records: what the SQL of the store must agree with."""
+"""Queries and sort orders over plain records, the reference for the store's SQL."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ordered(records: Iterable[Record], sort: Iterable[tuple[Field, bool]]) -> li
 
 
 def value_of(record: Record, field: Field) -> object:
-    """Return what a job holds in a field, or None; a metric is an output too."""
+    """Return the value of a job's field, or None; a metric is an output too."""
     if field.key is None:
         return record.get(field.name)
     section = artifacts_of(record) if field.name == "artifacts" else record.get(field.name)

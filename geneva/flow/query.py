@@ -37,7 +37,7 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What one field of a job must be; ``value`` is a tuple for ``in`` and ``range``."""
+    """A condition on one field of a job; ``value`` is a tuple for ``in`` and ``range``."""
 
     field: Field
     op: Op
@@ -129,7 +129,7 @@ class _Parser:
         return made
 
     def further_value(self) -> bool:
-        """Take a bar, unless what follows it is another condition."""
+        """Take a bar, unless another condition follows it."""
         mark = self.at
         if not self.skip("|"):
             return False

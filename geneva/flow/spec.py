@@ -106,7 +106,7 @@ class Param(Model):
 
 
 class JoinParam(Model):
-    """What a join takes from each job that it matches."""
+    """A param that a join takes from each job that it matches."""
 
     value: Any
     context_only: bool = False
@@ -274,7 +274,7 @@ class Container(Model):
 
 
 class Environment(Model):
-    """Where an operation runs; what a child sets wins over what it was passed."""
+    """The place where an operation runs; a child's own settings win over inherited ones."""
 
     image: str | None = None
     resources: dict[str, float] | None = None
@@ -423,7 +423,7 @@ class Component(_Common):
 
 
 class Operation(_Common):
-    """One use of a component: with which values, after what, and under which conditions."""
+    """One use of a component: its values, its upstream and its conditions."""
 
     kind: Literal["operation", "operations"] = "operation"
     component: Component | None = None
@@ -505,7 +505,7 @@ def read(data: object, lines: Mapping[str, int] | None = None) -> Component | Op
 def flow_error(
     error: ValidationError, model: type[BaseModel], lines: Mapping[str, int]
 ) -> FlowError:
-    """Return the first fault of a description, with its path, its line and what is known there."""
+    """Return the first fault of a description, with its path, its line and the known keys."""
     first = error.errors(include_url=False)[0]
     path = path_of(first["loc"])
     message = str(first["msg"]).removeprefix("Value error, ")

@@ -92,7 +92,7 @@ def _environment() -> SandboxedEnvironment:
 
 
 def _text_of(value: object) -> object:
-    """Return how a value stands within a text: dates as ISO 8601, what JSON has as JSON has it."""
+    """Return the text of a value within a template: dates as ISO 8601, others as JSON."""
     if isinstance(value, datetime):
         return value.isoformat()
     return value.isoformat() if isinstance(value, date) else value

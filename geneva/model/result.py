@@ -1,4 +1,4 @@
-"""What a backfill did, as a value that people can read."""
+"""The result of a backfill, as a value that people can read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class WindowState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WindowResult:
-    """What became of one window.
+    """The result of one window.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class WindowResult:
 
 @dataclass(frozen=True)
 class BackfillResult:
-    """What a backfill did.
+    """The result of a backfill.
 
     Attributes
     ----------

@@ -28,7 +28,7 @@ GONE = "?"  # file of a mark whose source has changed since
 
 
 class RowStatus(StrEnum):
-    """What a row's value is."""
+    """The state of a row's value."""
 
     COMPUTED = "computed"
     FAILED = "failed"
@@ -46,7 +46,7 @@ _VALUED = {RowStatus.COMPUTED, RowStatus.FOREIGN, RowStatus.UNVERIFIED}
 
 
 class Mark(NamedTuple):
-    """What supplied one column of one fragment when it was read.
+    """The source of one column of one fragment when it was read.
 
     Attributes
     ----------
@@ -145,7 +145,7 @@ class RowMap:
         return np.bincount(self.ids, self._lengths, len(self.classes)).astype(np.int64)
 
     def spread(self, per_class: Sequence[bool]) -> BoolArray:
-        """Return for every row what is given for its class."""
+        """Return for every row the item of its class."""
         return np.repeat(np.array(per_class, np.bool_)[self.ids], self._lengths)
 
     def mask(self, test: Callable[[RowClass], bool]) -> BoolArray:

@@ -74,7 +74,7 @@ _ENDED = {
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a running job can say of itself at one moment.
+    """The progress of a running job at one moment.
 
     Attributes
     ----------
@@ -193,7 +193,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a worker takes: a fragment, or a range of its physical rows.
+    """A worker's task: a fragment, or a range of its physical rows.
 
     Attributes
     ----------
@@ -289,7 +289,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Rows of one finished task, by what happened to them, and the seconds of its stages.
+    """Rows of one finished task by their outcome, and the seconds of its stages.
 
     Seconds are summed over threads, so a stage may take more of them than have passed.
     """
@@ -359,7 +359,7 @@ class ColumnFile:
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """What was checkpointed of a follower while the lead's task ran.
+    """The checkpoints of a follower that were made while the lead's task ran.
 
     Attributes
     ----------
@@ -410,7 +410,7 @@ class TaskDone:
 
 @dataclass(frozen=True, slots=True)
 class JobSettings:
-    """What every applier of a job must know besides its tasks; small and picklable.
+    """The settings that every applier of a job needs besides its tasks; small and picklable.
 
     Attributes
     ----------
@@ -498,7 +498,7 @@ TaskEvent = TaskDone | TaskFailed | TaskStopped | TaskReturned | TaskLost
 
 @dataclass(frozen=True, slots=True)
 class Printed:
-    """What the UDFs of an applier printed since the last time."""
+    """The text that an applier's UDFs printed since the last event."""
 
     applier: int
     text: str

@@ -142,7 +142,7 @@ class Windows:
     commit: CommitBy = "auto"
 
     def __post_init__(self) -> None:
-        """Refuse what makes no sense whatever the column is."""
+        """Refuse arguments that make no sense, whatever the column is."""
         if not isinstance(self.on, str) or not self.on:
             raise SettingError(f"windows are cut along a column, named by on=, not {self.on!r}")
         for name, choices in _CHOICES.items():
@@ -255,7 +255,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What a plan knows of the column: its least and greatest value, and the moment it is made.
+    """The facts of the column at planning: its least and greatest value, and the moment.
 
     ``least`` and ``greatest`` are the axis's integers, None for a column without a value;
     ``distinct`` are the sorted values, wanted for ``values="all"``.
@@ -547,7 +547,7 @@ def _cut(asked: Windows, axis: Axis, known: Known) -> list[Window]:
 def _bounds(
     asked: Windows, scale: _Scale, pace: Pace | None, known: Known
 ) -> tuple[int, int] | None:
-    """Return the range in ticks; what was left out is taken from the values, at whole steps."""
+    """Return the range in ticks; a missing bound is taken from the values, at whole steps."""
     start = None if asked.start is None else scale.read(asked.start, "start")
     end = None if asked.end is None else scale.read(asked.end, "end")
     if start is not None and end is not None:

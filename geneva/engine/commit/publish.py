@@ -51,7 +51,7 @@ _LAST_S = 5.0  # of a job that is to stop
 
 
 class Verdict(Enum):
-    """What may become of a column file that no longer fits."""
+    """The fate of a column file that no longer fits."""
 
     VANISHED = "its fragment was compacted away or replaced"  # its values may be carried over
     USELESS = "an input column was rewritten"  # they are of other inputs
@@ -81,7 +81,7 @@ class Discarded:
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What a commit did; ``version`` is ``None`` when nothing was left to commit.
+    """The outcome of a commit; ``version`` is ``None`` when nothing was left to commit.
 
     Attributes
     ----------
@@ -163,7 +163,7 @@ def _committed(
     control: Control,
     attempt: Callable[[Snapshot], T],
 ) -> T | None:
-    """Return what a commit on the latest version returns; ``None`` if the job is to stop first."""
+    """Return the outcome of a commit on the latest version; ``None`` if the job must stop first."""
     tries, faults, looked_at = _Tries(control), 0, 0
     while tries.left:
         try:
@@ -210,7 +210,7 @@ class _Publication:
         self._version: int | None = None
 
     def attempt(self, snapshot: Snapshot) -> Published:
-        """Commit on the latest version what fits it."""
+        """Commit the files that fit the latest version."""
         landed = self._landed
         valid, discarded = _verify(self._storage, snapshot, self._target, self.files, landed)
         if valid:
@@ -284,7 +284,7 @@ class _Tries:
 
 
 def check_target(snapshot: Snapshot, target: Target) -> None:
-    """Verify that the target is still what the job was planned for.
+    """Verify that the target is still the column that the job was planned for.
 
     Raises
     ------

@@ -47,7 +47,7 @@ Logs = Mapping[str, tuple[str, ...]]  # by work key
 
 @dataclass(slots=True)
 class Inherited:
-    """What tasks got of fragments that compactions took.
+    """The checkpoints that tasks inherit from fragments which compactions replaced.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ def inherit(
     tasks: Sequence[Task],
     planned: Sequence[Task] = (),
 ) -> Inherited:
-    """Write what is checkpointed of vanished fragments as checkpoints of their successors' tasks.
+    """Copy the checkpoints of vanished fragments to the tasks of their successors.
 
     Nothing is read or written where all logs are of fragments that are still there.
 
@@ -129,7 +129,7 @@ class _Estate:
         self._opened: tuple[str, _Source] | None = None
 
     def share(self, task: Task, own: Sequence[str], inherited: Inherited, *, copy: bool) -> None:
-        """Find what a task inherits, and copy it if it is to be carried out now."""
+        """Find the checkpoints that a task inherits, and copy them if it is carried out now."""
         ancestors = [
             (key, a)
             for a in self._descent.ancestors(self._snapshot.fragments[task.fragment_id])
@@ -176,7 +176,7 @@ class _Estate:
         return replay(self._storage.objects, logs, types, with_failed=True, key=key)
 
     def _source(self, key: str) -> _Source:
-        """Return what the logs of a key hold; the last one stays open, as a fragment is split."""
+        """Return the content of a key's logs; the last one stays open, as a fragment is split."""
         if self._opened is None or self._opened[0] != key:
             logs = self._logs[key]
             found = self._replay(logs, key)
@@ -185,7 +185,7 @@ class _Estate:
 
 
 class _Source:
-    """What is checkpointed of one vanished fragment: records, and maybe a finished column file."""
+    """The checkpoints of one vanished fragment: records, and maybe a finished column file."""
 
     def __init__(
         self, storage: TableStorage, target: Target, key: str, logs: Sequence[str], found: Replay
@@ -209,7 +209,7 @@ class _Source:
         return (row_map.mask(lambda c: c.status is RowStatus.COMPUTED and c.generation == newest),)
 
     def copy(self, ancestor: Ancestor, held: BoolArray, journal: Journal) -> None:
-        """Checkpoint what the task does not hold yet, and note that it holds it."""
+        """Checkpoint the rows that the task does not hold yet, and note that it holds them."""
         now = np.full(ancestor.fragment.rows, -1)
         now[ancestor.rows] = ancestor.now
         for rows in self._ascending(self._found.rows, now, held):

@@ -19,7 +19,7 @@ _LOOKED_AT = 100  # versions, for which columns their updates set
 
 
 def causes(storage: TableStorage, snapshot: Snapshot, plan: Plan, since: int | None) -> str:
-    """Return what a plan is for: rows that are new, another UDF, inputs that changed.
+    """Return the causes of a plan: new rows, another UDF, inputs that changed.
 
     Parameters
     ----------

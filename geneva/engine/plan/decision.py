@@ -1,4 +1,4 @@
-"""What is decided about one fragment."""
+"""The decision about one fragment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOT_SELECTED = "the filter selects no row that needs work"
 
 
 class Action(StrEnum):
-    """What a backfill will do with a fragment."""
+    """The treatment of a fragment."""
 
     COMPUTE = "compute"
     FILTER = "filter"  # compute what the filter selects; how many rows is not known yet
@@ -21,7 +21,7 @@ class Action(StrEnum):
 
 
 class FragmentPlan(NamedTuple):  # one per fragment of a table: a quarter of a frozen dataclass
-    """What a backfill will do with one fragment, and why.
+    """The plan for one fragment, with its reason.
 
     Attributes
     ----------

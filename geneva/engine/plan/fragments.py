@@ -1,4 +1,4 @@
-"""Table version + where + recorded work -> what to do with each fragment.
+"""Table version + where + recorded work -> a plan for each fragment.
 
 For each fragment: which rows does a record prove done, which wait for a computed input, which
 are somebody else's? What is left is a task. No UDF runs and, when nothing changed, no data is
@@ -262,7 +262,7 @@ class Planner:
         return any(not f.fields.isdisjoint(ids) for f in lost)
 
     def coverage(self, fragment: FragmentInfo) -> dict[str, int]:
-        """Count a fragment's live rows by what they are.
+        """Count a fragment's live rows by their state.
 
         ``waiting`` counts the missing and stale ones whose computed inputs are not there yet.
         """
@@ -283,7 +283,7 @@ class Planner:
         return found | kept
 
     def settled(self, snapshot: Snapshot, committed: Mapping[int, ColumnFile]) -> dict[str, Kept]:
-        """Return what the ledger may say is done of fragments that were just committed.
+        """Return the proofs for the ledger from fragments that were just committed.
 
         Only where the inputs and the filter's columns are what the rows were computed from.
         """
@@ -319,7 +319,7 @@ class Planner:
         return vouches(file, self._target.incarnation, self._target.digest, inputs)
 
     def _rows(self, fragment: FragmentInfo) -> Rows:
-        """Return what the rows are, inputs that were written again with the same values aside.
+        """Return the row map; inputs written again with the same values count as unchanged.
 
         A forced run compares no values: what changed since it began is computed again.
         """
@@ -536,7 +536,7 @@ class Planner:
         return (*kept, *self._filter_fields, *limits, *scope)
 
     def _limits(self, fragment: FragmentInfo) -> tuple[tuple[int, int], ...]:
-        """Return what else of the fragment is asked for; nothing of a call without limits."""
+        """Return the row ranges of the fragment that a call is limited to; none without limits."""
         return tuple((self._only or {}).get(fragment.id, ()))
 
     def _kept(self, row_map: RowMap, live: BoolArray) -> dict[RowStatus, int]:
@@ -583,7 +583,7 @@ def _in_no_window(fragment: FragmentInfo, place: int) -> FragmentPlan:
 
 
 def _done_plan(fragment: FragmentInfo, work: str, done: Kept) -> FragmentPlan:
-    """Plan nothing for work that is known to be done, with what it keeps."""
+    """Plan nothing for work that is known to be done; the counts of kept rows stay."""
     return FragmentPlan(
         fragment.id,
         fragment.live_rows,

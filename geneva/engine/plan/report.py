@@ -16,7 +16,7 @@ _ROWS_SHOWN = 20
 
 @dataclass(frozen=True)
 class Plan:
-    """What a backfill would do, per fragment; nothing has run.
+    """The plan of a backfill, per fragment; nothing has run.
 
     Attributes
     ----------
@@ -127,7 +127,7 @@ class Plan:
 
 
 def plan_facts(plan: Plan) -> dict[str, Any]:
-    """Return all of a plan but what only the engine reads."""
+    """Return the facts of a plan, without those that only the engine reads."""
     chosen = {f.fragment_id for f in plan.to_compute}
     hidden = ("task", "work", "lost")
     fragments = [

@@ -160,7 +160,7 @@ class OnColumn:
                 left = values.slice(fragment.rows).chunks
 
     def windows(self, asked: Windows, now: datetime) -> tuple[Window, ...]:
-        """Cut the column into windows; what was left out of the range is taken from the values.
+        """Cut the column into windows; a bound that was left out is taken from the values.
 
         Parameters
         ----------
@@ -220,7 +220,7 @@ class Slices:
 
     @property
     def scope(self) -> tuple[object, ...]:
-        """What else decides which rows a call computes: the range, and not its steps."""
+        """The range as part of a work key: its bounds and not its steps."""
         outer = _joined(self._lowers.tolist(), self._uppers.tolist())
         values = [] if self._values is None else sorted(map(repr, self._values.to_pylist()))
         return (self._column.path.leaf, outer, tuple(values), self._nulls >= 0)
@@ -243,7 +243,7 @@ class Slices:
     def each(
         self, fragments: Sequence[FragmentInfo]
     ) -> Iterator[tuple[FragmentInfo, int | Places]]:
-        """Yield what `of` returns of each fragment, in order; small ones are read together."""
+        """Yield each fragment with the result of `of`, in order; small ones are read together."""
         self.learn(fragments)
         known = {f.id: self._whole_of(f) for f in fragments}
         read = self._column.read([f for f in fragments if known[f.id] is None])
@@ -337,7 +337,7 @@ class _Extents:
         return Extent(min(least, default=None), max(most, default=None), nulls)
 
     def save(self) -> None:
-        """Write what is known, if that is more than there was."""
+        """Save the known extents, if there are new ones."""
         if not self._changed:
             return
         body = {"format": _FORMAT, "extents": {k: list(v) for k, v in self._known.items()}}

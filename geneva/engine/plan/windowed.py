@@ -1,4 +1,4 @@
-"""From planned fragments to windows: what each window computes, and as which tasks.
+"""From planned fragments to windows: the rows of each window, and its tasks.
 
 A window is a slice of one job, neither a job nor a filter: a fragment that several windows share
 is cut into slices, which only checkpoint, and is written once its last one is done.
@@ -62,7 +62,7 @@ def needed_rows(task: Task) -> BoolArray:
 
 @dataclass(frozen=True, slots=True)
 class WindowPlan:
-    """What a backfill will do in one window.
+    """The plan for one window.
 
     Attributes
     ----------
@@ -122,7 +122,7 @@ class WindowsPlan:
 
     @property
     def cost(self) -> str:
-        """What is written when, in words; bounds of windows are half-open."""
+        """The number of column files and the moment of their commits, in words."""
         if not self.files:
             return "windows are half-open; nothing is computed"
         times = self.files_by_window / self.files
@@ -151,7 +151,7 @@ class WindowsPlan:
 def planned_windows(
     windows: Sequence[Window], shares: Mapping[int, Share], on: str, commit: str
 ) -> WindowsPlan:
-    """Say what each window computes.
+    """Return the plan of each window.
 
     Parameters
     ----------
