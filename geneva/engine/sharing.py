@@ -100,7 +100,7 @@ def _fit_one_applier(one: Request, other: Request) -> bool:
 
 
 def _settled(request: Request, pending: set[str]) -> bool:
-    """True if this call no longer changes the columns that decide which rows are computed."""
+    """Return True if this call leaves alone the columns that decide which rows are computed."""
     o = request.options
     if request.where is not None and o.num_frags is not None:
         return False  # only evaluating the filter tells which fragments count
