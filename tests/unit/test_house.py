@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,28 @@ def test_function_has_at_most_50_lines(path: Path):
 def test_module_with_a_name_that_says_nothing():
     parts = {named(path): path.relative_to(ROOT).with_suffix("").parts for path in MODULES}
     assert {name: found for name, found in parts.items() if FORBIDDEN_NAMES & {*found}} == {}
+
+
+def stems() -> dict[str, list[str]]:
+    held: dict[str, list[str]] = defaultdict(list)
+    for path in (ROOT / "geneva").rglob("*.py"):
+        if not path.stem.startswith("__"):
+            held[path.stem].append(named(path))
+    return {stem: sorted(paths) for stem, paths in held.items() if len(paths) > 1}
+
+
+def classes() -> dict[str, list[str]]:
+    held: dict[str, list[str]] = defaultdict(list)
+    for path in (ROOT / "geneva").rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                held[node.name].append(named(path))
+    return {name: sorted(paths) for name, paths in held.items() if len(paths) > 1}
+
+
+def test_name_of_a_file_or_of_a_class_stands_once():
+    assert stems() == {}
+    assert classes() == {}
 
 
 def test_rooms_have_at_most_one_floor_of_folders():
