@@ -21,9 +21,9 @@ import numpy as np
 from benchmarks import tables, udfs
 from benchmarks.measure import Answer, Scale, Side, alternate, end_ray, growth
 from benchmarks.queue import fill_queue, many_fragments
-from geneva.jobs.store.local import token_for
+from geneva.jobs.store.local_service import token_for
 from geneva.service.scheduler import Scheduler
-from geneva.service.settings import Settings
+from geneva.service.service_settings import Settings
 
 _RATE = 100  # requests a second
 _JOB_S = 20.0  # what the UDF of the whole job takes

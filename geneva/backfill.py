@@ -27,7 +27,7 @@ from geneva.engine.plan.force import ForceToken, continued
 from geneva.engine.plan.fragments import Force, Planner, in_order
 from geneva.engine.plan.slices import Slices
 from geneva.engine.reporter import Observer, Reporter
-from geneva.engine.round import Job, Outcome, run_round
+from geneva.engine.round import ColumnJob, Outcome, run_round
 from geneva.engine.sharing import ColumnTurn
 from geneva.engine.tally import Tally
 from geneva.engine.windowing import Windowing
@@ -93,13 +93,13 @@ def _job(
     executor: Executor,
     control: Control,
     observe: Observer,
-) -> Job:
+) -> ColumnJob:
     target, options = turn.request.target, turn.request.options
     tally = Tally()
     reporter = Reporter(target.columns, options, tally, control, observe)
     claims = Claims(storage.objects, target.incarnation, control.job_id)
     leftovers = Leftovers(storage, target, tally.notes, limited=options.limited)
-    return Job(storage, turn, executor, control, tally, reporter, claims, leftovers)
+    return ColumnJob(storage, turn, executor, control, tally, reporter, claims, leftovers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ def _filled_meanwhile(latest: Snapshot, plans: Sequence[FragmentPlan], target: T
 class _Rounds:
     """The rounds of one job: the fragments that each plans, and the record of its outcome."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: ColumnJob) -> None:
         request = job.turn.request
         self._job, self._storage, self._request = job, job.storage, request
         self._target, self._options = request.target, request.options

@@ -16,7 +16,7 @@ from geneva.cli.answers import answering
 from geneva.cli.options import AsJson, Debug, absolute
 
 if TYPE_CHECKING:
-    from geneva.service.settings import Settings
+    from geneva.service.service_settings import Settings
 
 _Url = Annotated[
     str | None,
@@ -183,8 +183,8 @@ def _settings(
     port: int = 8265,
 ) -> Settings:
     from geneva.jobs.store.database import with_password
-    from geneva.service.secrets import conceal
-    from geneva.service.settings import Settings, default_state, default_watch_s, token_of
+    from geneva.service.handover import conceal
+    from geneva.service.service_settings import Settings, default_state, default_watch_s, token_of
 
     folder = Path(state) if state else default_state(db)
     folder = folder.absolute()
@@ -207,7 +207,7 @@ def _settings(
 
 def _places(given: Sequence[str] | None) -> tuple[str, ...]:
     """Return the databases that may be opened, checked."""
-    from geneva.service.tables import place_of
+    from geneva.service.opened_tables import place_of
 
     places = tuple(map(absolute, given or ()))
     for place in places:

@@ -76,7 +76,7 @@ _GRACE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ColumnJob:
     """One column's job: the parts that all of its rounds share.
 
     Attributes
@@ -168,7 +168,7 @@ class Outcome:
     partly: frozenset[int] = frozenset()
 
 
-def run_round(job: Job, snapshot: Snapshot, plans: Sequence[FragmentPlan]) -> Outcome:
+def run_round(job: ColumnJob, snapshot: Snapshot, plans: Sequence[FragmentPlan]) -> Outcome:
     """Carry out the tasks of some plans, as far as this job has claimed them.
 
     Raises
@@ -204,11 +204,11 @@ def run_round(job: Job, snapshot: Snapshot, plans: Sequence[FragmentPlan]) -> Ou
         windowed,
     )
     wanted = min(job.options.concurrency, sum(map(len, pieces)) or most)
-    running: _Round | None = None
+    running: _RunningRound | None = None
     try:
         with uninterrupted():  # an interrupt finds the appliers where they are released
             appliers = job.executor.start(job.storage, job.turn.udfs, settings, wanted)
-            running = _Round(job, schedule, appliers, plans)
+            running = _RunningRound(job, schedule, appliers, plans)
         running.drive(min(most, wanted))
     except KeyboardInterrupt:
         if running is None:
@@ -221,7 +221,7 @@ def run_round(job: Job, snapshot: Snapshot, plans: Sequence[FragmentPlan]) -> Ou
 
 
 def _prepared(
-    job: Job, snapshot: Snapshot, planned: Sequence[Task], mine: Sequence[Task]
+    job: ColumnJob, snapshot: Snapshot, planned: Sequence[Task], mine: Sequence[Task]
 ) -> list[Task]:
     """Return tasks that know their checkpoints, and who follows them."""
     job.turn.show()  # before any log is looked for: those that are found must not be cleaned up
@@ -230,7 +230,7 @@ def _prepared(
 
 
 def _pieces(
-    job: Job, plans: Sequence[FragmentPlan], tasks: Sequence[Task], most: int
+    job: ColumnJob, plans: Sequence[FragmentPlan], tasks: Sequence[Task], most: int
 ) -> tuple[list[tuple[Task, ...]], Windowed | None]:
     """Return the tasks or their spans; for a call with windows, the windows instead."""
     if job.windowing is not None:
@@ -246,7 +246,7 @@ def _pieces(
     return [*pieces, *((t,) for t in tasks[len(bound) :])], None
 
 
-def _settings(job: Job, snapshot: Snapshot, tasks: Sequence[Task]) -> JobSettings:
+def _settings(job: ColumnJob, snapshot: Snapshot, tasks: Sequence[Task]) -> JobSettings:
     """Return the settings for the appliers; rows per read follow their size."""
     turn, inputs = job.turn, job.target.inputs
     blobs = blob_columns(snapshot.schema, inputs)
@@ -275,11 +275,11 @@ def _explained(error: GenevaError, event: TaskFailed) -> GenevaError:
     return error
 
 
-class _Round:
+class _RunningRound:
     """A round under way."""
 
     def __init__(
-        self, job: Job, schedule: Schedule, appliers: Appliers, plans: Sequence[FragmentPlan]
+        self, job: ColumnJob, schedule: Schedule, appliers: Appliers, plans: Sequence[FragmentPlan]
     ) -> None:
         self._job, self._schedule, self._appliers = job, schedule, appliers
         self._plans = plans

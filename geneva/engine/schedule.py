@@ -103,7 +103,7 @@ class Windowed:
 
 
 @dataclass(slots=True)
-class _Window:
+class _OpenWindow:
     """An open window."""
 
     number: int
@@ -153,7 +153,7 @@ class Schedule:
         self._windowed = windows or one
         self._at_once, self._cuts = self._windowed.at_once, self._windowed.cuts
         self._udf_s, self._udf_rows = 0.0, 0
-        self._windows: list[_Window] = []
+        self._windows: list[_OpenWindow] = []
         self.opened: list[int] = []
         self.windows_ended: list[WindowEnded] = []
         self._queue: deque[Task] = deque()
@@ -222,7 +222,7 @@ class Schedule:
     def _may_begin(self) -> bool:
         return self._limit is None or self.hits + len(self._begun) < self._limit
 
-    def _with_fragments(self) -> _Window | None:
+    def _with_fragments(self) -> _OpenWindow | None:
         """Return the first open window with a fragment to begin; open the next if there is none."""
         while True:
             for window in self._windows:
@@ -236,7 +236,7 @@ class Schedule:
             pieces = self._windowed.tasks(number, row_s)
             kept = [p for p in pieces if p[0].fragment_id not in self._dropped]
             self.opened.append(number)
-            self._windows.append(_Window(number, deque(kept), sum(map(len, kept))))
+            self._windows.append(_OpenWindow(number, deque(kept), sum(map(len, kept))))
             self._close_windows()
 
     def _close_windows(self) -> None:

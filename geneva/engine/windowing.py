@@ -24,7 +24,7 @@ from geneva.storage.lance import Snapshot, TableStorage
 
 
 @dataclass(slots=True)
-class _Window:
+class _WindowLog:
     """The state and counts of one window."""
 
     key: str
@@ -51,7 +51,7 @@ class Windowing:
         column = OnColumn(storage, snapshot, asked.on)
         self.windows = column.windows(asked, datetime.now(UTC))
         self.plan: WindowsPlan = planned_windows(self.windows, {}, asked.on, asked.commit)
-        self._log: list[_Window] = []
+        self._log: list[_WindowLog] = []
         self._stages: list[tuple[int, ...]] = [tuple(range(len(self.windows)))]
         self._at = 0
         self._fragments: tuple[int, ...] = ()
@@ -77,7 +77,7 @@ class Windowing:
         self._shares = {p.fragment_id: p.share for p in busy[:limit] if p.share is not None}
         self.plan = planned_windows(self.windows, self._shares, self.asked.on, self.asked.commit)
         self._log = [
-            _Window(
+            _WindowLog(
                 w.key,
                 w.rows_compute,
                 set(w.fragments),
@@ -165,7 +165,7 @@ class Windowing:
                 window.left -= set(fragments)
             self._settle(window)
 
-    def _settle(self, window: _Window) -> None:
+    def _settle(self, window: _WindowLog) -> None:
         if window.state is WindowState.COMPUTED and not window.left:
             window.state = WindowState.COMMITTED
 

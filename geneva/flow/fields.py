@@ -80,7 +80,7 @@ _OTHER_NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class JobField:
     """One field: its name or its section, and within a section, the key."""
 
     name: str
@@ -93,7 +93,7 @@ class Field:
         return self.name if self.key is None else f"{self.name}.{self.key}"
 
 
-def field_named(text: str, span: tuple[int, int] | None = None) -> Field:
+def field_named(text: str, span: tuple[int, int] | None = None) -> JobField:
     """Return the field that a text names.
 
     Raises
@@ -104,11 +104,11 @@ def field_named(text: str, span: tuple[int, int] | None = None) -> Field:
     name, dot, key = text.partition(".")
     name = _OTHER_NAMES.get(name, name)
     if text in FIELDS:
-        return Field(text, None, FIELDS[text])
+        return JobField(text, None, FIELDS[text])
     if not dot and name in FIELDS:
-        return Field(name, None, FIELDS[name])
+        return JobField(name, None, FIELDS[name])
     if dot and name in SECTIONS and key and "." not in key:
-        return Field(name, key, SECTIONS[name])
+        return JobField(name, key, SECTIONS[name])
     known = [*FIELDS, *(f"{section}.NAME" for section in SECTIONS)]
     hint = did_you_mean(name if name in SECTIONS else text, known)
     raise QueryError(f"jobs have no field {text!r}.{hint} The fields: {', '.join(known)}", span)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from geneva.errors import FlowError, QueryError
-from geneva.flow.fields import Field
+from geneva.flow.fields import JobField
 from geneva.flow.match import Record, artifacts_of, matches, ordered
 from geneva.flow.query import Tree, parse_query, parse_sort
 from geneva.flow.spec import Io, Join, JoinParam, Param
@@ -21,12 +21,12 @@ _DEFAULT_SORT = "-created_at"
 
 
 @dataclass(frozen=True, slots=True)
-class Search:
+class JobSearch:
     """A join that is ready to be asked: its templates are filled in and its parts are read."""
 
     text: str
     tree: Tree
-    sort: tuple[tuple[Field, bool], ...]
+    sort: tuple[tuple[JobField, bool], ...]
     limit: int | None
     offset: int
 
@@ -91,7 +91,7 @@ def _check_value(value: object, path: str) -> None:
         raise FlowError(f"{value!r}: the globals are {', '.join(GLOBALS)}", path)
 
 
-def search_of(join: Join, names: Mapping[str, object]) -> Search:
+def search_of(join: Join, names: Mapping[str, object]) -> JobSearch:
     """Fill in a join's templates and read its query, order and bounds.
 
     Raises
@@ -106,7 +106,7 @@ def search_of(join: Join, names: Mapping[str, object]) -> Search:
     if limit is not None and limit > MOST_JOBS:
         raise FlowError(f"limit {limit}: a join takes at most {MOST_JOBS} jobs")
     offset = _bound(render(join.offset, names), "offset", 0) or 0
-    return Search(query, parse_query(query), parse_sort(str(sort)), limit, offset)
+    return JobSearch(query, parse_query(query), parse_sort(str(sort)), limit, offset)
 
 
 def _bound(value: object, name: str, least: int) -> int | None:
@@ -123,7 +123,7 @@ def _bound(value: object, name: str, least: int) -> int | None:
     return number
 
 
-def taken(search: Search, records: Iterable[Record]) -> list[Record]:
+def taken(search: JobSearch, records: Iterable[Record]) -> list[Record]:
     """Return the jobs that a search takes, in its order.
 
     Raises

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import assert_never
 
-from geneva.flow.fields import Field, Kind
+from geneva.flow.fields import JobField, Kind
 from geneva.flow.query import All, Any, Condition, Scalar, Tree, whole
 
 Record = Mapping[str, object]
@@ -25,7 +25,7 @@ def matches(tree: Tree, record: Record) -> bool:
             assert_never(tree)
 
 
-def ordered(records: Iterable[Record], sort: Iterable[tuple[Field, bool]]) -> list[Record]:
+def ordered(records: Iterable[Record], sort: Iterable[tuple[JobField, bool]]) -> list[Record]:
     """Sort jobs; those without a value come last both ways, ties are ordered by id."""
     made = sorted(records, key=lambda r: str(r["id"]))
     for field, descending in reversed(list(sort)):
@@ -36,7 +36,7 @@ def ordered(records: Iterable[Record], sort: Iterable[tuple[Field, bool]]) -> li
     return made
 
 
-def value_of(record: Record, field: Field) -> object:
+def value_of(record: Record, field: JobField) -> object:
     """Return the value of a job's field, or None; a metric is an output too."""
     if field.key is None:
         return record.get(field.name)
@@ -91,7 +91,7 @@ def _pattern(op: str, wanted: str, text: str) -> bool:
     return text.startswith(wanted) if op == "startswith" else text.endswith(wanted)
 
 
-def _equal(field: Field, value: object, wanted: Scalar) -> bool:
+def _equal(field: JobField, value: object, wanted: Scalar) -> bool:
     match field.kind:
         case Kind.MOMENT:
             first, after = whole(str(wanted))
@@ -123,13 +123,13 @@ def _compares(c: Condition, value: object) -> bool | None:
             return not _at_most(field, value, wanted)
 
 
-def _at_least(field: Field, value: object, bound: Scalar) -> bool:
+def _at_least(field: JobField, value: object, bound: Scalar) -> bool:
     if field.kind is Kind.MOMENT:
         return moment(value) >= whole(str(bound))[0]
     return _json_kind(value) == "number" and value >= bound  # type: ignore[operator]
 
 
-def _at_most(field: Field, value: object, bound: Scalar) -> bool:
+def _at_most(field: JobField, value: object, bound: Scalar) -> bool:
     """Say whether a value is not past a bound; a day is past when the next one begins."""
     if field.kind is Kind.MOMENT:
         return moment(value) < whole(str(bound))[1]
@@ -148,7 +148,7 @@ def moment(value: object) -> datetime:
     return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
-def _rank(value: object, field: Field) -> tuple[int, object]:
+def _rank(value: object, field: JobField) -> tuple[int, object]:
     """Return the key to sort by: booleans, then numbers, then texts by code point."""
     if field.kind is Kind.MOMENT:
         return 0, moment(value)

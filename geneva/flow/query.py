@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal, NoReturn
 
 from geneva.errors import QueryError
-from geneva.flow.fields import FIELDS, Field, Kind, field_named
+from geneva.flow.fields import FIELDS, JobField, Kind, field_named
 from geneva.model.steps import as_number
 
 Op = Literal[
@@ -39,7 +39,7 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 class Condition:
     """A condition on one field of a job; ``value`` is a tuple for ``in`` and ``range``."""
 
-    field: Field
+    field: JobField
     op: Op
     value: Scalar | tuple[Scalar, ...] = None
     negated: bool = False
@@ -73,14 +73,14 @@ def parse_query(text: str) -> Tree:
     """
     if not text.strip():
         return All()
-    parser = _Parser(text)
+    parser = _QueryParser(text)
     tree = parser.either()
     if not parser.at_end():
         parser.fail("this is left over")
     return tree
 
 
-class _Parser:
+class _QueryParser:
     """A recursive descent over the text; `at` is the next character."""
 
     def __init__(self, text: str) -> None:
@@ -117,7 +117,7 @@ class _Parser:
         field = field_named(found[1], (start, found.end(1)))
         return self.condition(field)
 
-    def condition(self, field: Field) -> Condition:
+    def condition(self, field: JobField) -> Condition:
         start = self.at
         negated = self.skip("~")
         op = next((o for sign, o in _COMPARISONS.items() if self.skip(sign)), None)
@@ -214,7 +214,7 @@ class _Piece:
 
 
 def _condition(
-    field: Field, op: Op | None, pieces: list[_Piece], negated: bool, span: tuple[int, int]
+    field: JobField, op: Op | None, pieces: list[_Piece], negated: bool, span: tuple[int, int]
 ) -> Condition:
     first = pieces[0]
     pattern = any(p.leading or p.trailing for p in pieces)
@@ -241,7 +241,7 @@ def _condition(
     return Condition(field, "eq", _scalar(field, first), negated)
 
 
-def _scalar(field: Field, piece: _Piece) -> Scalar:
+def _scalar(field: JobField, piece: _Piece) -> Scalar:
     """Read a value as the field holds it: numbers are numbers, unless they stand in quotes."""
     match field.kind:
         case Kind.NUMBER:
@@ -310,7 +310,7 @@ def whole(text: str, span: tuple[int, int] | None = None) -> tuple[datetime, dat
         raise QueryError(f"{text!r} is beyond the calendar", span) from None
 
 
-def parse_sort(text: str) -> tuple[tuple[Field, bool], ...]:
+def parse_sort(text: str) -> tuple[tuple[JobField, bool], ...]:
     """Read a sort order: fields joined by commas, each with ``-`` for descending.
 
     Raises
@@ -318,7 +318,7 @@ def parse_sort(text: str) -> tuple[tuple[Field, bool], ...]:
     QueryError
         It names a field that jobs do not have, or that has no order.
     """
-    made: list[tuple[Field, bool]] = []
+    made: list[tuple[JobField, bool]] = []
     at = 0
     for part in text.split(",") if text.strip() else ():
         name, start = part.strip(), at + len(part) - len(part.lstrip())

@@ -6,12 +6,12 @@ import json
 
 from fastapi import Request, Response
 
-from geneva.jobs.store.local import token_file
+from geneva.jobs.store.local_service import token_file
 from geneva.pages.render import render
 from geneva.pages.routes import pages
-from geneva.service.described import Operation, described
+from geneva.service.described import ApiOperation, described
 from geneva.service.problems import STATUSES
-from geneva.service.settings import Settings
+from geneva.service.service_settings import Settings
 
 router = pages()
 
@@ -28,7 +28,7 @@ def docs(request: Request) -> Response:
     return render(request, "docs.html", found=found, calls=calls, statuses=STATUSES)
 
 
-def _call(operation: Operation, base: str, token: str) -> str:
+def _call(operation: ApiOperation, base: str, token: str) -> str:
     """Return a command for a shell; what is in braces is to be filled in."""
     words = ["curl"]
     if operation.verb != "GET":

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 from fastapi import Query, Request, Response
 from fastapi.responses import RedirectResponse
 
-from geneva.jobs.store.local import token_file
-from geneva.pages import access
+from geneva.jobs.store.local_service import token_file
+from geneva.pages import cookies
 from geneva.pages.render import render
 from geneva.pages.routes import Form, pages
 from geneva.service.access import Door, Role, check_origin, parts_of
-from geneva.service.settings import Settings
+from geneva.service.service_settings import Settings
 
 router = pages(role=None)
 
@@ -32,11 +32,11 @@ def show(request: Request, after: _Next = "/") -> Response:
 def home(request: Request, code: _Code = None) -> Response:
     """Begin with the runs; an address that is good once brings a session."""
     response = RedirectResponse("/runs", 303)
-    if code is not None and not access.has_session(request):
+    if code is not None and not cookies.has_session(request):
         check_origin(request)
         door: Door = request.app.state.door
         if door.takes_code(request, code):
-            access.log_in(request, response, Role.OPERATOR)
+            cookies.log_in(request, response, Role.OPERATOR)
             _LOG.info("for another browser: %s?token=%s", request.base_url, door.code)
     return response
 
@@ -44,23 +44,23 @@ def home(request: Request, code: _Code = None) -> Response:
 @router.post("/login")
 def log_in(request: Request, form: Form) -> Response:
     """Take a token, and go where the person wanted to."""
-    access.check_same_site(request)
+    cookies.check_same_site(request)
     door: Door = request.app.state.door
     after = _here(form.get("next", "/"))
     role = door.role_of(request, form.get("token", "").strip())
     if role is None:
         return _form(request, status=401, after=after, wrong=True)
     response = RedirectResponse(after, 303)
-    access.log_in(request, response, role)
+    cookies.log_in(request, response, role)
     return response
 
 
 @router.post("/logout")
 def log_out(request: Request) -> Response:
     """End the session."""
-    access.check_same_site(request)
+    cookies.check_same_site(request)
     response = RedirectResponse("/login", 303)
-    access.log_out(request, response)
+    cookies.log_out(request, response)
     return response
 
 

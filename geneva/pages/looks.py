@@ -9,7 +9,7 @@ from geneva.model.types import JobState
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class StateLook:
     """``tone`` is a class of the style sheet, ``icon`` the id of a symbol in icons.svg."""
 
     tone: str
@@ -39,8 +39,8 @@ _LOOKS = {
 }
 
 
-def look_of(state: JobState | TaskState | str) -> Look:
+def look_of(state: JobState | TaskState | str) -> StateLook:
     """Return how a state of a run, a job or a fragment is shown."""
     name = str(state)
     tone, icon = _LOOKS.get(name, ("grey", "s-skip"))
-    return Look(tone, icon, name.capitalize().replace("_", " "))
+    return StateLook(tone, icon, name.capitalize().replace("_", " "))

@@ -19,7 +19,7 @@ from geneva.jobs.records import STAGES
 from geneva.pages import texts
 from geneva.pages.looks import look_of
 from geneva.service.access import Role
-from geneva.service.settings import Settings
+from geneva.service.service_settings import Settings
 
 STATIC = Path(__file__).parent / "static"
 THEME = "geneva_theme"

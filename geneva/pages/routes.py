@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from geneva.errors import GenevaError
-from geneva.pages.access import LoginNeededError, check
+from geneva.pages.cookies import LoginNeededError, check
 from geneva.pages.render import is_piece, render
 from geneva.service.access import Role
 from geneva.service.metrics import API

@@ -6,15 +6,15 @@ from fastapi import FastAPI
 
 from geneva.pages import (
     docs,
-    failures,
+    failures_page,
     grid,
     login,
-    logs,
+    logs_page,
     pools,
     run,
-    runs,
+    runs_page,
     submit,
-    tables,
+    tables_page,
     timeline,
 )
 from geneva.pages.render import STATIC, Static
@@ -22,14 +22,14 @@ from geneva.pages.routes import install_missing
 
 _ROUTERS = (
     login.router,
-    runs.router,
+    runs_page.router,
     run.router,
     grid.router,
-    logs.router,
+    logs_page.router,
     timeline.router,
-    tables.router,
+    tables_page.router,
     submit.router,
-    failures.router,
+    failures_page.router,
     pools.router,
     docs.router,
 )

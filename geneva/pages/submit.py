@@ -19,7 +19,7 @@ from geneva.model.arguments import ARGUMENTS, Argument, Doors, ValueKind, argume
 from geneva.pages.forms import checked
 from geneva.pages.render import render
 from geneva.pages.routes import Form, Operator, pages
-from geneva.pages.tables import Db
+from geneva.pages.tables_page import Db
 from geneva.service import admission
 from geneva.service.catalog import TableFacts
 from geneva.service.forecast import Forecast, forecast

@@ -37,7 +37,7 @@ _TICKS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TimelinePiece:
     """A stretch of one bar, in percent of the axis; one that waits is drawn thin."""
 
     start: float
@@ -55,12 +55,12 @@ class Row:
     """
 
     job: JobRecord
-    pieces: Sequence[Piece]
+    pieces: Sequence[TimelinePiece]
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
+class TimeAxis:
     """A stretch of time, drawn as 0 to 100 percent."""
 
     since: datetime
@@ -105,15 +105,15 @@ def timeline(
     )
 
 
-def _axis(spans: Sequence[JobSpan], since: datetime, until: datetime) -> Axis:
+def _axis(spans: Sequence[JobSpan], since: datetime, until: datetime) -> TimeAxis:
     """Return the stretch that is asked for, without what is empty before the first job."""
     if spans:
         first = min(span.job.created_at for span in spans)
         since = max(since, first - (until - first) * 0.02 - timedelta(seconds=2))
-    return Axis(since, until)
+    return TimeAxis(since, until)
 
 
-def _row(span: JobSpan, axis: Axis) -> Row:
+def _row(span: JobSpan, axis: TimeAxis) -> Row:
     now = span.job.state
     pieces = []
     for state, start, end in _stretches(span, axis.until):
@@ -123,7 +123,7 @@ def _row(span: JobSpan, axis: Axis) -> Row:
         shown = now if now.ended and state in _WORKING else state
         at = axis.place(start)
         width = max(axis.place(end) - at, _THINNEST)
-        pieces.append(Piece(at, width, look_of(shown).tone, state in _WAITING, text))
+        pieces.append(TimelinePiece(at, width, look_of(shown).tone, state in _WAITING, text))
     told = ", ".join(p.text for p in pieces)
     return Row(span.job, pieces, f"{look_of(now).label}: {told}")
 

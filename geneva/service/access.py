@@ -20,10 +20,10 @@ from urllib.parse import SplitResult, urlsplit
 from fastapi import Depends, HTTPException, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from geneva.jobs.store.local import LOOPBACK
+from geneva.jobs.store.local_service import LOOPBACK
 from geneva.service.limits import Guesses
 from geneva.service.queries import check_query
-from geneva.service.settings import Settings
+from geneva.service.service_settings import Settings
 
 _BEARER = HTTPBearer(auto_error=False, description="GENEVA_TOKEN or GENEVA_VIEWER_TOKEN")
 _Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]

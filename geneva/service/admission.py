@@ -9,8 +9,8 @@ from geneva.engine.plan.report import Plan
 from geneva.errors import SettingError
 from geneva.jobs.records import Submission
 from geneva.model.arguments import refuse_elsewhere
+from geneva.service.opened_tables import Databases
 from geneva.service.resources import check_resources
-from geneva.service.tables import Databases
 from geneva.table import Table
 
 

@@ -10,14 +10,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from geneva.jobs.store.health import check_health, health
 from geneva.jobs.store.store import Store
-from geneva.service import failures, jobs, looks, runs
+from geneva.service import failure_routes, jobs, run_routes, table_routes
 from geneva.service.access import Door, Viewer
 from geneva.service.limits import Guesses, Limits
 from geneva.service.metrics import Measured, Metrics
 from geneva.service.openapi import describe, operation_id
 from geneva.service.problems import Problem, install
 from geneva.service.reads import reading
-from geneva.service.settings import Settings
+from geneva.service.service_settings import Settings
 from geneva.service.state import places
 
 
@@ -37,10 +37,10 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
     app.state.settings = settings
     app.state.places = shared = places(settings, store)
     install(app)
-    app.include_router(runs.router, prefix="/api/v1")
+    app.include_router(run_routes.router, prefix="/api/v1")
     app.include_router(jobs.router, prefix="/api/v1")
-    app.include_router(looks.router, prefix="/api/v1")
-    app.include_router(failures.router, prefix="/api/v1")
+    app.include_router(table_routes.router, prefix="/api/v1")
+    app.include_router(failure_routes.router, prefix="/api/v1")
     counted = Metrics(shared.lists)
     app.state.door = Door(settings, Guesses(counted.wrong_tokens.inc))
     app.add_middleware(Limits, per_s=settings.requests_per_s)

@@ -22,7 +22,7 @@ from geneva.jobs.page import Page, decode_cursor, encode_cursor
 from geneva.jobs.records import JobRecord
 from geneva.jobs.store.past import Past
 from geneva.service.admission import canonical
-from geneva.service.tables import Databases, storage_options
+from geneva.service.opened_tables import Databases, storage_options
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import storage_errors
 

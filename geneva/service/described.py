@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 
-class Kind(StrEnum):
+class ApiKind(StrEnum):
     """What a word of a type is."""
 
     TEXT = "text"
@@ -20,7 +20,7 @@ class Word(NamedTuple):
     """A piece of a type, such as ``list of``."""
 
     text: str
-    kind: Kind = Kind.TEXT
+    kind: ApiKind = ApiKind.TEXT
 
 
 Type = tuple[Word, ...]
@@ -28,7 +28,7 @@ Type = tuple[Word, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class ApiField:
     """A parameter, or a field of a model; ``place`` is where a parameter goes."""
 
     name: str
@@ -48,7 +48,7 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class ApiOperation:
     """One verb of one path.
 
     Attributes
@@ -63,20 +63,20 @@ class Operation:
     path: str
     summary: str
     text: str
-    parameters: tuple[Field, ...]
+    parameters: tuple[ApiField, ...]
     body: Content | None
     example: Any
     answers: Mapping[int, Content]
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class ApiModel:
     """What a body is made of."""
 
     name: str
     text: str
     values: tuple[str, ...]
-    fields: tuple[Field, ...]
+    fields: tuple[ApiField, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class Tag:
 
     name: str
     text: str
-    operations: tuple[Operation, ...]
+    operations: tuple[ApiOperation, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Described:
     """A whole schema."""
 
     tags: tuple[Tag, ...]
-    models: tuple[Model, ...]
+    models: tuple[ApiModel, ...]
 
 
 def described(schema: Mapping[str, Any]) -> Described:
@@ -113,10 +113,10 @@ def described(schema: Mapping[str, Any]) -> Described:
 
 def _operation(
     verb: str, path: str, operation: Mapping[str, Any], schema: Mapping[str, Any]
-) -> Operation:
+) -> ApiOperation:
     body = operation.get("requestBody")
     summary = f"{operation['summary']}."
-    return Operation(
+    return ApiOperation(
         verb.upper(),
         path,
         summary,
@@ -128,18 +128,18 @@ def _operation(
     )
 
 
-def _parameter(found: Mapping[str, Any]) -> Field:
+def _parameter(found: Mapping[str, Any]) -> ApiField:
     required = found.get("required", False)
     return _field(found["name"], found["schema"], required, found["in"], found.get("description"))
 
 
 def _field(
     name: str, kind: Mapping[str, Any], required: bool, place: str = "", text: str | None = None
-) -> Field:
+) -> ApiField:
     default = kind.get("default")
     said = "" if required or default is None or default in ("", {}, []) else str(default)
     text = kind.get("description", "") if text is None else text
-    return Field(name, place, tuple(_type(kind)), required, said, text)
+    return ApiField(name, place, tuple(_type(kind)), required, said, text)
 
 
 def _content(found: Mapping[str, Any]) -> Content:
@@ -148,19 +148,19 @@ def _content(found: Mapping[str, Any]) -> Content:
     return Content(found.get("description", ""), types)
 
 
-def _model(name: str, model: Mapping[str, Any]) -> Model:
+def _model(name: str, model: Mapping[str, Any]) -> ApiModel:
     required = model.get("required", ())
     fields = [_field(n, kind, n in required) for n, kind in model.get("properties", {}).items()]
     text = model.get("description", "").strip()
-    return Model(name, text, tuple(map(str, model.get("enum", ()))), tuple(fields))
+    return ApiModel(name, text, tuple(map(str, model.get("enum", ()))), tuple(fields))
 
 
 def _type(kind: Mapping[str, Any]) -> Iterator[Word]:
     if "$ref" in kind:
-        yield Word(kind["$ref"].rpartition("/")[2], Kind.MODEL)
+        yield Word(kind["$ref"].rpartition("/")[2], ApiKind.MODEL)
     elif "anyOf" in kind or "enum" in kind:
         choices: list[Type] = [tuple(_type(k)) for k in kind.get("anyOf", ())]
-        choices += [(Word(v, Kind.VALUE),) for v in kind.get("enum", ())]
+        choices += [(Word(v, ApiKind.VALUE),) for v in kind.get("enum", ())]
         for i, choice in enumerate(choices):
             yield from (Word(" or "), *choice) if i else choice
     elif kind.get("type") == "array":

@@ -23,22 +23,22 @@ from geneva.engine.process import end_marked, this_process
 from geneva.errors import GenevaError, LeaseLostError, ServiceError
 from geneva.jobs.store.leases import Leases
 from geneva.jobs.store.models import Job
-from geneva.jobs.store.outcome import (
+from geneva.jobs.store.place import open_store
+from geneva.jobs.store.queue import QueueClaim
+from geneva.jobs.store.recorder import LEASE_S, StoreRecorder
+from geneva.jobs.store.run_outcome import (
     error_columns,
     error_state,
     passes,
     result_columns,
     result_state,
 )
-from geneva.jobs.store.place import open_store
-from geneva.jobs.store.queue import Claim
-from geneva.jobs.store.recorder import LEASE_S, StoreRecorder
 from geneva.jobs.store.store import Store
 from geneva.model.types import JobState, Progress
-from geneva.service.logs import DRIVER, Log, Printer, bounded
-from geneva.service.secrets import Orders
-from geneva.service.settings import DRIVER_CLAIM
-from geneva.service.tables import Databases
+from geneva.service.handover import Orders
+from geneva.service.logs import DRIVER, JobLog, Printer, bounded
+from geneva.service.opened_tables import Databases
+from geneva.service.service_settings import DRIVER_CLAIM
 
 _LOG = logging.getLogger("geneva.driver")
 
@@ -53,7 +53,7 @@ def main() -> int:
     warnings.simplefilter("default")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C of a terminal is for the service
     job_id, _, epoch = os.environ[DRIVER_CLAIM].rpartition(":")
-    claim = Claim(job_id, int(epoch))
+    claim = QueueClaim(job_id, int(epoch))
     orders = Orders.receive()
     store = open_store(orders.url)
     leases = Leases(store.database)
@@ -76,7 +76,7 @@ def main() -> int:
     keep = Printer(folder)
     recorder = StoreRecorder(store, claim, pause_ends=True, keep=keep, leave=leave)
     try:
-        with bounded(Log(folder, DRIVER)):
+        with bounded(JobLog(folder, DRIVER)):
             databases = Databases(tuple(orders.allowed))
             return _drive(store, leases, claim, job, recorder, databases)
     except LeaseLostError as error:
@@ -87,7 +87,7 @@ def main() -> int:
 def _drive(
     store: Store,
     leases: Leases,
-    claim: Claim,
+    claim: QueueClaim,
     job: Job,
     recorder: StoreRecorder,
     databases: Databases,
@@ -118,7 +118,7 @@ def _drive(
 
 def _failed(
     leases: Leases,
-    claim: Claim,
+    claim: QueueClaim,
     progress: Progress,
     error: BaseException,
     recorder: StoreRecorder,

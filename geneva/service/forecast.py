@@ -27,7 +27,7 @@ from geneva.engine.plan.decision import NOT_SELECTED, Action, FragmentPlan
 from geneva.engine.plan.report import Plan, plan_facts
 from geneva.engine.preview import plan
 from geneva.jobs.records import Submission
-from geneva.jobs.store.past import Pace, Past
+from geneva.jobs.store.past import Past, PastPace
 from geneva.model.arguments import check_value, checked_options, with_defaults
 from geneva.service.admission import canonical, check_arguments
 from geneva.storage.lance import Snapshot, TableStorage
@@ -216,7 +216,7 @@ def _pace(
     bindings: dict[str, Binding],
     columns: Sequence[str],
     asked: Submission,
-) -> tuple[Pace, str] | None:
+) -> tuple[PastPace, str] | None:
     """Return how quick the column is, or another one of the table with the same UDF."""
     concurrency = with_defaults(asked.arguments)["concurrency"]
     if (own := past.pace(uri, columns, concurrency)) is not None:
@@ -228,7 +228,7 @@ def _pace(
     return None
 
 
-def _basis(pace: Pace, of: str, concurrency: int) -> str:
+def _basis(pace: PastPace, of: str, concurrency: int) -> str:
     scaled = f", scaled to concurrency {concurrency}" if pace.scaled else ""
     return f"{pace.jobs} earlier {_plural(pace.jobs, 'job')} of {of}{scaled}"
 
@@ -240,10 +240,10 @@ def _plural(count: int, word: str) -> str:
 def _column(
     storage: TableStorage,
     planned: Plan,
-    pace: tuple[Pace, str] | None,
+    pace: tuple[PastPace, str] | None,
     before: Sequence[ColumnForecast],
 ) -> ColumnForecast:
-    scale = _Scale.of(planned)
+    scale = _ForecastScale.of(planned)
     rows, fragments = scale.rows, scale.fragments
     estimate = None
     if pace is not None and pace[0].rows_per_s > 0:
@@ -268,7 +268,7 @@ def _column(
 
 
 @dataclass(frozen=True, slots=True)
-class _Scale:
+class _ForecastScale:
     """Rows and fragments of a plan; where a filter is not evaluated yet, as in the others.
 
     Attributes
@@ -283,7 +283,7 @@ class _Scale:
     exact: bool
 
     @classmethod
-    def of(cls, planned: Plan) -> _Scale:
+    def of(cls, planned: Plan) -> _ForecastScale:
         """Extrapolate from the fragments in which the filter was evaluated."""
         chosen = planned.to_compute
         known = [f for f in chosen if f.action is Action.COMPUTE]
@@ -298,7 +298,7 @@ class _Scale:
         return cls(rows, fragments, fragments / max(len(known), 1), exact=False)
 
 
-def _writes(snapshot: Snapshot, planned: Plan, scale: _Scale) -> Writes:
+def _writes(snapshot: Snapshot, planned: Plan, scale: _ForecastScale) -> Writes:
     written = [f for f in planned.to_compute if f.action is Action.COMPUTE]
     rows = round(sum(f.rows for f in written) * scale.fragments_factor)
     rewritten = sum(f.task is not None and f.task.target_file is not None for f in written)

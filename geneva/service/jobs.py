@@ -24,7 +24,7 @@ from geneva.jobs.records import (
 from geneva.jobs.store.watches import Watches
 from geneva.model.types import JobState
 from geneva.service.access import Operator, Viewer
-from geneva.service.logs import Log, logs_of
+from geneva.service.logs import JobLog, logs_of
 from geneva.service.reads import read
 from geneva.service.schemas import PoolChange
 from geneva.service.state import Lists, Places, Store
@@ -133,8 +133,8 @@ def log_text(
     return PlainTextResponse(text, headers={"X-Content-Type-Options": "nosniff"})
 
 
-def _log(places: Places, store: Store, job_id: str, name: str) -> Log:
-    return Log(places.settings.logs / store.job(job_id).id, name)
+def _log(places: Places, store: Store, job_id: str, name: str) -> JobLog:
+    return JobLog(places.settings.logs / store.job(job_id).id, name)
 
 
 @router.get("/pools", tags=["pools"], dependencies=[Viewer])

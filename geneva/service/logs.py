@@ -43,7 +43,7 @@ class _Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
+class JobLog:
     """One log of a job."""
 
     folder: Path
@@ -138,11 +138,11 @@ def _open(path: Path) -> BinaryIO:
     return open(path, "ab", opener=private_file)
 
 
-def logs_of(folder: Path) -> list[Log]:
+def logs_of(folder: Path) -> list[JobLog]:
     """Return the logs in a job's folder: the driver's, then those of appliers by number."""
     found = {m["name"] for p in folder.glob("*.log") if (m := _NAMES.fullmatch(p.name))}
     order = sorted(found, key=lambda n: (n != DRIVER, int(n.partition("-")[2] or 0)))
-    return [Log(folder, name) for name in order]
+    return [JobLog(folder, name) for name in order]
 
 
 def forget(folder: Path) -> None:
@@ -159,13 +159,13 @@ class Printer:
     def __call__(self, printed: Printed) -> None:
         """Add to the log of an applier."""
         try:
-            Log(self._folder, f"applier-{printed.applier}").append(printed.text)
+            JobLog(self._folder, f"applier-{printed.applier}").append(printed.text)
         except OSError as error:
             _LOG.warning("what applier %s printed is not kept: %s", printed.applier, error)
 
 
 @contextlib.contextmanager
-def bounded(log: Log) -> Iterator[None]:
+def bounded(log: JobLog) -> Iterator[None]:
     """Keep a log from growing without end that is stdout and stderr of this process."""
     ended = threading.Event()
 

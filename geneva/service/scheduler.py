@@ -23,12 +23,12 @@ from geneva.jobs.records import Mode
 from geneva.jobs.store.health import BEAT_S, beat
 from geneva.jobs.store.leases import Held, Leases
 from geneva.jobs.store.place import open_store
-from geneva.jobs.store.queue import Claim, claim, outlook
+from geneva.jobs.store.queue import QueueClaim, claim, outlook
 from geneva.jobs.store.store import Store
-from geneva.service.logs import DRIVER, Log, forget
-from geneva.service.secrets import Orders, for_drivers
-from geneva.service.settings import DRIVER_CLAIM, Settings
-from geneva.service.tables import storage_options
+from geneva.service.handover import Orders, for_drivers
+from geneva.service.logs import DRIVER, JobLog, forget
+from geneva.service.opened_tables import storage_options
+from geneva.service.service_settings import DRIVER_CLAIM, Settings
 from geneva.service.watcher import Watcher
 
 _LOG = logging.getLogger("geneva.scheduler")
@@ -140,7 +140,7 @@ class Scheduler:
         for job_id in self._store.unknown(old):
             forget(folder / job_id)
 
-    def _claims(self, held: Sequence[Held]) -> list[Claim]:
+    def _claims(self, held: Sequence[Held]) -> list[QueueClaim]:
         """Take what may start; a long queue is not read again while nothing has changed."""
         here = sum(job.owner.here and job.mode is Mode.SERVICE for job in held)
         room = max(0, self._settings.max_drivers - here)
@@ -210,8 +210,8 @@ class Scheduler:
         claims = marked(DRIVER_CLAIM, f"{job.job_id}:{job.epoch}")
         return sys.platform.startswith("linux") and job.owner.pid not in claims
 
-    def _start(self, claimed: Claim) -> None:
-        log = Log(self._settings.logs / claimed.job_id, DRIVER)
+    def _start(self, claimed: QueueClaim) -> None:
+        log = JobLog(self._settings.logs / claimed.job_id, DRIVER)
         mark = {DRIVER_CLAIM: f"{claimed.job_id}:{claimed.epoch}"}
         with log.open() as out:
             child = subprocess.Popen(

@@ -15,9 +15,9 @@ from geneva.jobs.store.lists import Lists as _Lists
 from geneva.jobs.store.past import Past
 from geneva.jobs.store.store import Store as _Store
 from geneva.service.catalog import Catalog as _Catalog
+from geneva.service.live import Streams
 from geneva.service.logs import forget
-from geneva.service.settings import Settings
-from geneva.service.streams import Streams
+from geneva.service.service_settings import Settings
 
 _HEALTH_S = 2.0  # for how long an answer is good: every page shows it
 

@@ -20,10 +20,10 @@ from geneva.engine.plan.report import Plan
 from geneva.errors import GenevaError
 from geneva.jobs.records import Submission
 from geneva.jobs.store.place import open_store
-from geneva.jobs.store.watches import Look, Watched, Watches
+from geneva.jobs.store.watches import Watched, Watches, WatchLook
 from geneva.service import admission
-from geneva.service.settings import Settings
-from geneva.service.tables import storage_options
+from geneva.service.opened_tables import storage_options
+from geneva.service.service_settings import Settings
 from geneva.storage.lance import Snapshot
 from geneva.table import Table
 
@@ -200,18 +200,18 @@ class Watcher:
             self._watches.refuse(look, f"{type(error).__name__}: {error}")
 
     @staticmethod
-    def _wait_s(auto: Auto, look: Look) -> float:
+    def _wait_s(auto: Auto, look: WatchLook) -> float:
         """Return for how long nothing is to be done."""
         if auto.schedule and not auto.due(look.fired_s, look.now_s):
             return auto.wait_s(look.fired_s or look.now_s, look.now_s)
         return 0.0 if look.rebound else look.not_before_s - look.now_s
 
-    def _settle(self, column: _Column, look: Look, version: int) -> None:
+    def _settle(self, column: _Column, look: WatchLook, version: int) -> None:
         column.dirty = bool(column.auto.schedule)
         if column.dirty or look.idle_version != version:
             self._watches.settle(look, version)
 
-    def _decide(self, known: _Known, column: _Column, look: Look) -> None:
+    def _decide(self, known: _Known, column: _Column, look: WatchLook) -> None:
         asked = self._submission(column)
         admitted = admission.admit(asked, self._settings.databases)
         plan = admission.plan(asked, self._settings.databases)
@@ -223,7 +223,7 @@ class Watcher:
         if run is not None:
             _LOG.info("run %s of %s: %s", run, look.watched.columns, asked.cause)
 
-    def _cause(self, known: _Known, column: _Column, look: Look, plan: Plan) -> str:
+    def _cause(self, known: _Known, column: _Column, look: WatchLook, plan: Plan) -> str:
         why = causes(known.table.storage, known.snapshot, plan, look.version)
         schedule = column.auto.schedule
         return f"auto: schedule {schedule}; {why}" if schedule else f"auto: {why}"

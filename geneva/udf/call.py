@@ -30,7 +30,7 @@ from geneva.udf.failures import (
 from geneva.udf.families import family, held_type
 from geneva.udf.inputs import batch_arguments, row_call
 from geneva.udf.keep import is_fixed, keeper
-from geneva.udf.retry import Course, Retry, Rule, Verdict
+from geneva.udf.retry import Course, Retry, RetryVerdict, Rule
 from geneva.udf.signature import UdfKind
 from geneva.udf.watch import Watch
 
@@ -51,7 +51,7 @@ class Applied:
 class _Failure:
     error: BaseException
     attempts: int
-    verdict: Verdict = Verdict.AS_CALLED
+    verdict: RetryVerdict = RetryVerdict.AS_CALLED
 
 
 class Caller:
@@ -295,8 +295,8 @@ class Caller:
                 if whole.cancelling():
                     raise
                 step = course.next(error)
-                await _rest(0.0 if isinstance(step, Verdict) else step, task, whole)
-                if isinstance(step, Verdict):
+                await _rest(0.0 if isinstance(step, RetryVerdict) else step, task, whole)
+                if isinstance(step, RetryVerdict):
                     return _Failure(error, attempt, step)
             call = functools.partial(self._call_anew, batch, row)
         raise AssertionError("unreachable: the last attempt returns")
@@ -336,9 +336,9 @@ class Caller:
 
     def _stops(self, failed: _Failure) -> bool:
         """Whether a failure ends the job."""
-        if failed.verdict is Verdict.AS_CALLED:
+        if failed.verdict is RetryVerdict.AS_CALLED:
             return self._on_error == "fail"
-        return failed.verdict is Verdict.FAIL
+        return failed.verdict is RetryVerdict.FAIL
 
     def _applied(
         self, batch: pa.RecordBatch, results: list[Any], failures: list[RowError]
@@ -354,7 +354,7 @@ class Caller:
         course = Course(rules)
         for attempts in itertools.count(1):
             step = course.next(error)
-            if isinstance(step, Verdict):
+            if isinstance(step, RetryVerdict):
                 return _Failure(error, attempts, step)
             time.sleep(step)
             try:

@@ -25,8 +25,8 @@ import pyarrow as pa
 
 from geneva.udf.failures import BadResult, Inexact, shorten
 from geneva.udf.families import family
+from geneva.udf.plain_values import from_numpy, from_results, from_values
 from geneva.udf.recast import recast
-from geneva.udf.values import from_numpy, from_results, from_values
 
 
 def to_arrow(values: Any, data_type: pa.DataType, rows: int, *, kept: bool = False) -> pa.Array:

@@ -156,7 +156,7 @@ class Fail:
 Rule = Retry | Skip | Fail
 
 
-class Verdict(StrEnum):
+class RetryVerdict(StrEnum):
     """What is to become of a row that failed for good."""
 
     SKIP = "skip"
@@ -173,16 +173,16 @@ class Course:
         self._rules = rules
         self._repeats = [0] * len(rules)
 
-    def next(self, error: BaseException) -> float | Verdict:
+    def next(self, error: BaseException) -> float | RetryVerdict:
         """Return the seconds to wait before the next call, or what is to become of the row."""
         for k, rule in enumerate(self._rules):
             if not applies(rule, error):
                 continue
             match rule:
                 case Skip():
-                    return Verdict.SKIP
+                    return RetryVerdict.SKIP
                 case Fail():
-                    return Verdict.FAIL
+                    return RetryVerdict.FAIL
                 case Retry():
                     waits = rule.waits_s()
                     if self._repeats[k] < len(waits):
@@ -190,7 +190,7 @@ class Course:
                         return _jittered(waits[self._repeats[k] - 1], rule.jitter or 0.0)
                 case unknown:
                     assert_never(unknown)
-        return Verdict.AS_CALLED
+        return RetryVerdict.AS_CALLED
 
 
 def applies(rule: Rule, error: BaseException) -> bool:

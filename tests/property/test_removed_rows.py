@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from geneva.column.history.moved import Key, unfiltered
 from geneva.column.history.same import NULL
-from geneva.column.history.update import _BETTER, _ROW, Match, Rows
+from geneva.column.history.update import _BETTER, _ROW, Match, UpdatedRows
 from geneva.model.rows import FOREIGN, MISSING, Mark, RowClass, RowStatus
 
 marks = st.lists(st.builds(Mark, st.just(1), st.sampled_from("ab")), max_size=1).map(tuple)
@@ -35,9 +35,9 @@ removed = st.lists(st.tuples(keys, st.integers(0, 3), st.booleans()), max_size=1
 MISSED, UNHELD = replace(MISSING, generation=9), replace(FOREIGN, generation=9)
 
 
-def rows_of(old: Sequence[tuple[Key, int, bool]], known: list[RowClass]) -> Rows:
+def rows_of(old: Sequence[tuple[Key, int, bool]], known: list[RowClass]) -> UpdatedRows:
     rows = [(*key.folded(), source, fresh) for key, source, fresh in old]
-    return Rows(np.array(rows, _ROW), known)
+    return UpdatedRows(np.array(rows, _ROW), known)
 
 
 def folded(new: Sequence[Key]) -> np.ndarray[tuple[int], np.dtype[np.void]]:

@@ -15,7 +15,7 @@ from geneva.jobs.records import Submission
 from geneva.service import resources
 from geneva.service.admission import Admitted
 from geneva.service.admission import admit as admit_to
-from geneva.service.tables import Databases
+from geneva.service.opened_tables import Databases
 from tests.support.tables import make_table
 
 NODES = {"nodes": [{"CPU": 4.0, "memory": 1e9}, {"CPU": 2.0, "GPU": 1.0}], "grows": False}

@@ -21,12 +21,12 @@ from geneva.jobs.page import Wish
 from geneva.jobs.records import RunRecord
 from geneva.jobs.store import watches
 from geneva.jobs.store.leases import Leases
-from geneva.jobs.store.outcome import result_columns
 from geneva.jobs.store.queue import claim
+from geneva.jobs.store.run_outcome import result_columns
 from geneva.jobs.store.store import Store
 from geneva.jobs.store.watches import Watches
 from geneva.model.types import JobState, Progress
-from geneva.service.settings import Settings
+from geneva.service.service_settings import Settings
 from geneva.service.watcher import Watcher
 from geneva.table import Table
 from tests.support.backfills import until

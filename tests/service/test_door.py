@@ -20,11 +20,11 @@ from typer.testing import CliRunner
 from geneva.cli.commands import app
 from geneva.connection import connect
 from geneva.jobs.store.client import Client
-from geneva.jobs.store.local import token_file, token_for
+from geneva.jobs.store.local_service import token_file, token_for
 from geneva.jobs.store.store import Store
 from geneva.service import limits
 from geneva.service.app import create_app
-from geneva.service.settings import Settings
+from geneva.service.service_settings import Settings
 from tests.service.test_pages import HERE, OURS, browser_for
 from tests.service.test_rest import RUNS, bearer
 from tests.support.services import Service

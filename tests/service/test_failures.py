@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 import geneva
 from geneva.engine.control import Wanted
 from geneva.errors import JobError
-from geneva.jobs.store.failures import shape_of
+from geneva.jobs.store.failed_rows import shape_of
 from geneva.jobs.store.store import Store
 from tests.service.conftest import Scene
 from tests.service.test_jobs_cli import call

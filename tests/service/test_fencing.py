@@ -24,7 +24,7 @@ from geneva.jobs.store.recorder import StoreRecorder
 from geneva.model.rows import RowClass, RowStatus
 from geneva.model.types import JobState, Progress, Task
 from geneva.service import driver
-from geneva.service.tables import Databases
+from geneva.service.opened_tables import Databases
 from tests.service.conftest import Scene
 from tests.support.backfills import until
 from tests.support.tables import assert_table_invariants

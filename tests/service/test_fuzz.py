@@ -21,8 +21,8 @@ from geneva.jobs.store.report import News, report
 from geneva.jobs.store.store import Store
 from geneva.model.types import JobState, Progress
 from geneva.service.app import create_app
-from geneva.service.logs import Log
-from geneva.service.settings import Settings
+from geneva.service.logs import JobLog
+from geneva.service.service_settings import Settings
 from tests.service.conftest import Scene
 
 pytestmark = pytest.mark.services
@@ -64,7 +64,7 @@ def app(jobs: Store, scene: Scene, tmp_path: Path) -> FastAPI:
     report(jobs.database, claimed, News(failures=[failure]))
     progress = Progress(claimed.job_id, ("y",), JobState.RUNNING, rows_computed=1)
     Leases(jobs.database).finish(claimed, progress, JobState.PARTIAL)
-    Log(chosen.logs / claimed.job_id, "driver").append("said\n")
+    JobLog(chosen.logs / claimed.job_id, "driver").append("said\n")
     made.state.known = {
         "run_id": [r["id"] for r in runs],
         "job_id": [j["id"] for r in runs for j in r["jobs"]],

@@ -20,7 +20,7 @@ from geneva.jobs.store.health import beat, health
 from geneva.jobs.store.place import open_store
 from geneva.jobs.store.store import Store
 from geneva.service.scheduler import Scheduler
-from geneva.service.settings import Settings
+from geneva.service.service_settings import Settings
 from tests.service.test_pages import browser_for
 
 

@@ -18,7 +18,7 @@ from geneva.appliers.prints import RING_BYTES, Heard, Part, Prints
 from geneva.engine.recorder import Recorder
 from geneva.errors import NoSuchJobError
 from geneva.model.types import ExecutorEvent, Printed, Progress
-from geneva.service.logs import SEGMENT_BYTES, SEGMENTS, Log, Printer
+from geneva.service.logs import SEGMENT_BYTES, SEGMENTS, JobLog, Printer
 from tests.service.conftest import Scene
 from tests.support.backfills import until
 from tests.support.nodes import in_child
@@ -28,7 +28,7 @@ from tests.support.tables import make_table
 # ------------------------------------------------------------------------------------------ files
 
 
-def whole(log: Log, most_bytes: int) -> str:
+def whole(log: JobLog, most_bytes: int) -> str:
     """Read a log from its beginning, part by part."""
     text, at = "", 0
     while (part := log.read(at, most_bytes)).text:
@@ -37,14 +37,14 @@ def whole(log: Log, most_bytes: int) -> str:
 
 
 def test_part_that_cuts_a_character(tmp_path: Path):
-    log = Log(tmp_path, "driver")
+    log = JobLog(tmp_path, "driver")
     log.append("aä€😀" * 3)
     for most_bytes in range(4, 11):
         assert whole(log, most_bytes) == "aä€😀" * 3
 
 
 def test_log_that_goes_on_in_another_file_keeps_its_offsets(tmp_path: Path):
-    log = Log(tmp_path, "applier-0")
+    log = JobLog(tmp_path, "applier-0")
     line = "x" * 1023 + "\n"
     for _ in range(SEGMENT_BYTES // 1024 + 3):
         log.append(line)
@@ -54,7 +54,7 @@ def test_log_that_goes_on_in_another_file_keeps_its_offsets(tmp_path: Path):
 
 
 def test_log_is_bounded_and_says_what_was_removed(tmp_path: Path):
-    log = Log(tmp_path, "applier-7")
+    log = JobLog(tmp_path, "applier-7")
     for k in range(12):
         log.append(f"{k}".rjust(SEGMENT_BYTES // 4 - 1) + "\n")
     held = sum(p.stat().st_size for p in tmp_path.iterdir())
@@ -65,7 +65,7 @@ def test_log_is_bounded_and_says_what_was_removed(tmp_path: Path):
     assert log.read(None, 3).text == "11\n"
     assert log.read(record.end + 99, 10).end == record.end
     with pytest.raises(NoSuchJobError, match="applier-8"):
-        Log(tmp_path, "applier-8").read(None, 10)
+        JobLog(tmp_path, "applier-8").read(None, 10)
 
 
 def test_driver_log_goes_on_in_another_file_without_loss(tmp_path: Path):
@@ -76,7 +76,7 @@ def test_driver_log_goes_on_in_another_file_without_loss(tmp_path: Path):
         "    print('part', k, flush=True); log.take_over()\n"
         "print('last', file=sys.stderr)"
     )
-    log = Log(tmp_path, "driver")
+    log = JobLog(tmp_path, "driver")
     with log.open() as out:
         subprocess.run([sys.executable, "-c", program], stdout=out, stderr=out, check=True)
     starts = sorted(int(p.name.split(".")[1]) for p in tmp_path.iterdir())

@@ -14,7 +14,7 @@ import geneva
 from geneva.errors import JobStateError, SettingError
 from geneva.jobs.records import Submission
 from geneva.jobs.store.store import Store
-from geneva.service.tables import STORAGE_OPTIONS, storage_options
+from geneva.service.opened_tables import STORAGE_OPTIONS, storage_options
 from tests.support.s3 import Bucket
 from tests.support.services import Service
 

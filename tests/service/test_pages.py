@@ -20,8 +20,8 @@ from geneva.jobs.store.store import Store
 from geneva.model.types import JobState
 from geneva.pages.site import install
 from geneva.service.app import create_app
-from geneva.service.logs import DRIVER, Log
-from geneva.service.settings import Settings
+from geneva.service.logs import DRIVER, JobLog
+from geneva.service.service_settings import Settings
 
 HERE = "http://127.0.0.1"
 PIECE = {"HX-Request": "true", "HX-Request-Type": "partial"}
@@ -172,7 +172,7 @@ def test_buttons_do_what_they_say(web: TestClient, jobs: Store, tmp_path: Path, 
     press("cancel")
     logs = [tmp_path / "logs" / job.id for job in jobs.run(run).jobs]
     for folder in logs:
-        Log(folder, DRIVER).append("said")
+        JobLog(folder, DRIVER).append("said")
     press("delete")
     assert web.get(f"/runs/{run}").status_code == 404
     assert not any(folder.exists() for folder in logs)
@@ -269,8 +269,8 @@ def test_logs_of_a_job_and_of_one_that_has_none(web: TestClient, jobs: Store, tm
     job = jobs.run(run).jobs[0].id
     assert "This host has no such log" in web.get(f"/jobs/{job}/logs").text
     folder = tmp_path / "logs" / job
-    Log(folder, "driver").append("began <b>\n")
-    Log(folder, "applier-3").append("x" * 300_000 + "the end")
+    JobLog(folder, "driver").append("began <b>\n")
+    JobLog(folder, "applier-3").append("x" * 300_000 + "the end")
     driver = web.get(f"/jobs/{job}/logs").text
     assert "began &lt;b&gt;" in driver
     assert "All 10 bytes." in driver

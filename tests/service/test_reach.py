@@ -20,7 +20,7 @@ from geneva.errors import NotServedError, SettingError
 from geneva.jobs.records import Submission
 from geneva.jobs.store.place import open_store
 from geneva.jobs.store.store import Store
-from geneva.service.tables import Databases, place_of
+from geneva.service.opened_tables import Databases, place_of
 from tests.service.conftest import Scene
 from tests.service.test_pages import browser_for
 from tests.service.test_rest import client_for

@@ -28,7 +28,7 @@ from geneva.jobs.store.store import Store
 from geneva.model.types import JobState, Progress
 from geneva.service.app import create_app
 from geneva.service.limits import Rate
-from geneva.service.settings import Settings
+from geneva.service.service_settings import Settings
 from tests.service.conftest import Scene
 
 BODY = {"table": "t", "columns": ["y"], "arguments": {"executor": "local"}}

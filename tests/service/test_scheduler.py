@@ -16,11 +16,11 @@ from geneva.engine.process import identify, this_process
 from geneva.errors import JobStateError, LeaseLostError
 from geneva.jobs.records import Submission
 from geneva.jobs.store.leases import Held, Leases
-from geneva.jobs.store.queue import Claim, claim
+from geneva.jobs.store.queue import QueueClaim, claim
 from geneva.jobs.store.store import Store
 from geneva.model.types import JobState, Progress
 from geneva.service.scheduler import Scheduler
-from geneva.service.settings import DRIVER_CLAIM, Settings
+from geneva.service.service_settings import DRIVER_CLAIM, Settings
 from tests.support.backfills import until
 
 ASKED = Submission(db="db", table="t", columns=("y",))
@@ -152,7 +152,7 @@ def test_no_more_drivers_run_on_a_host_than_may(
 ):
     runs = [jobs.submit(ASKED, f"db/t{k}.lance", ["y"]) for k in range(3)]
     scheduler = Scheduler(settings(jobs, tmp_path, max_drivers=1))
-    started: list[Claim] = []
+    started: list[QueueClaim] = []
     monkeypatch.setattr(scheduler, "_start", started.append)
     for number in (1, 2, 3):
         for _ in range(2):

@@ -16,8 +16,8 @@ from sqlalchemy import text
 import geneva
 from geneva.jobs.store.database import Database, with_password
 from geneva.jobs.store.place import open_store
-from geneva.service.logs import Log
-from geneva.service.secrets import for_drivers
+from geneva.service.handover import for_drivers
+from geneva.service.logs import JobLog
 from tests.support.services import Service
 from tests.support.tables import make_table
 
@@ -69,7 +69,7 @@ def test_password_in_the_command_line_is_overwritten_once_it_was_read():
     """The kernel shows the memory of a process to others; what children inherit goes too."""
     program = (
         "import os, sys, subprocess\n"
-        "from geneva.service.secrets import conceal\n"
+        "from geneva.service.handover import conceal\n"
         "conceal(['pass:w', ''])\n"
         "print(open('/proc/self/cmdline').read())\n"
         "print(open('/proc/self/environ').read())\n"
@@ -131,7 +131,7 @@ def test_records_and_logs_are_their_owners_whatever_the_umask(tmp_path: Path):
     assert {p.name for p in files} >= {"jobs.db", "jobs.db-wal", "jobs.db-shm"}
     assert {mode(p) for p in files} == {0o600}
     assert mode(tmp_path / "new") == 0o700
-    log = Log(tmp_path / "logs" / "job", "driver")
+    log = JobLog(tmp_path / "logs" / "job", "driver")
     log.append("x" * 600_000)  # fills a file, and begins another
     log.append("y")
     assert len(list(log.folder.iterdir())) == 2

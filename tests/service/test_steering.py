@@ -11,7 +11,7 @@ import pytest
 
 import geneva
 from geneva.engine.process import marked
-from geneva.service.settings import DRIVER_CLAIM
+from geneva.service.service_settings import DRIVER_CLAIM
 from geneva.storage.lance import TableStorage
 from tests.service.conftest import BOTH_STORES, Scene
 from tests.service.test_deaths import SLOWLY, assert_done_once, until_row_25

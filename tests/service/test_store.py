@@ -30,7 +30,7 @@ from geneva.jobs.store.leases import CRASHES, Leases
 from geneva.jobs.store.lists import Lists
 from geneva.jobs.store.migrate import check, upgrade
 from geneva.jobs.store.models import Base
-from geneva.jobs.store.queue import Claim, claim, outlook
+from geneva.jobs.store.queue import QueueClaim, claim, outlook
 from geneva.jobs.store.recorder import StoreRecorder
 from geneva.jobs.store.report import News, report
 from geneva.jobs.store.store import Store
@@ -44,7 +44,7 @@ def submit(jobs: Store, asked: Submission = ASKED, column: str = "y", **more: ob
     return jobs.submit(replace(asked, **more), "db/t.lance", [column])
 
 
-def running(jobs: Store) -> tuple[RunRecord, Claim]:
+def running(jobs: Store) -> tuple[RunRecord, QueueClaim]:
     """Submit a job and let a driver have it."""
     run = submit(jobs)
     [claimed] = claim(jobs.database, this_process())
@@ -118,7 +118,7 @@ def test_record_that_forgets_what_was_asked(jobs: Store):
 def test_claimed_job_is_not_claimed_again(jobs: Store):
     run = submit(jobs)
     [claimed] = claim(jobs.database, this_process())
-    assert claimed == Claim(run.jobs[0].id, 1)
+    assert claimed == QueueClaim(run.jobs[0].id, 1)
     assert claim(jobs.database, this_process()) == []
 
 
@@ -152,7 +152,7 @@ def test_outlook_changes_with_all_that_lets_a_job_start(jobs: Store):
     """A scheduler reads the queue again only when it does."""
     lists, leases = Lists(jobs.database), Leases(jobs.database)
 
-    def started_and_seen() -> tuple[list[Claim], object]:
+    def started_and_seen() -> tuple[list[QueueClaim], object]:
         return claim(jobs.database, this_process()), outlook(jobs.database)
 
     lists.set_pool("gpu", 0)
@@ -191,7 +191,7 @@ def test_stale_driver_can_neither_report_nor_publish(jobs: Store):
     with jobs.database.write() as session:
         session.execute(text("UPDATE jobs SET not_before_s = 0"))
     [new] = claim(jobs.database, this_process())
-    assert new == Claim(old.job_id, 2)
+    assert new == QueueClaim(old.job_id, 2)
     for stale in (
         lambda: leases.beat(old, progress(rows_computed=9), 30),
         lambda: leases.check(old),

@@ -22,8 +22,8 @@ from geneva.jobs.store.lists import Lists
 from geneva.jobs.store.store import Store
 from geneva.model.types import JobState
 from geneva.service.app import create_app
-from geneva.service.settings import Settings
-from geneva.service.streams import Streams
+from geneva.service.live import Streams
+from geneva.service.service_settings import Settings
 
 _WAIT_S = 60
 

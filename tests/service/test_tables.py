@@ -14,7 +14,7 @@ from geneva.jobs.page import Wish
 from geneva.jobs.store.past import Past
 from geneva.jobs.store.store import Store
 from geneva.service import catalog
-from geneva.service.tables import Databases
+from geneva.service.opened_tables import Databases
 from tests.service.conftest import Scene
 from tests.service.test_rest import client_for
 

@@ -14,9 +14,17 @@ from geneva.cli.commands import app as cli
 from geneva.jobs.store.place import open_store
 from geneva.model.arguments import ARGUMENTS, Argument, Doors
 from geneva.service.app import create_app
-from geneva.service.described import Content, Field, Kind, Model, Operation, Type, described
+from geneva.service.described import (
+    ApiField,
+    ApiKind,
+    ApiModel,
+    ApiOperation,
+    Content,
+    Type,
+    described,
+)
 from geneva.service.limits import MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_URL_BYTES
-from geneva.service.settings import Settings
+from geneva.service.service_settings import Settings
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "reference"
 _MADE = "<!-- Made from the code by `make reference`; do not edit. -->"
@@ -92,7 +100,7 @@ def rest() -> str:
     return "\n".join(parts)
 
 
-def _operation(found: Operation) -> Iterator[str]:
+def _operation(found: ApiOperation) -> Iterator[str]:
     yield f"### `{found.verb} {found.path}`\n"
     yield f"{found.summary}\n"
     if found.parameters:
@@ -110,7 +118,7 @@ def _content(found: Content) -> str:
     return ", ".join(f"{_type(kind)} ({media})" for media, kind in found.types) or "empty"
 
 
-def _model(found: Model) -> Iterator[str]:
+def _model(found: ApiModel) -> Iterator[str]:
     yield f"### {found.name}\n"
     if found.text:
         yield f"{found.text}\n"
@@ -124,11 +132,11 @@ def _model(found: Model) -> Iterator[str]:
 
 
 def _type(words: Type) -> str:
-    forms = {Kind.MODEL: lambda t: f"[{t}](#{t.lower()})", Kind.VALUE: lambda t: f"`{t}`"}
+    forms = {ApiKind.MODEL: lambda t: f"[{t}](#{t.lower()})", ApiKind.VALUE: lambda t: f"`{t}`"}
     return "".join(forms.get(w.kind, str)(w.text) for w in words)
 
 
-def _note(found: Field) -> str:
+def _note(found: ApiField) -> str:
     needed = "required" if found.required and found.place else ""
     default = f"default `{found.default}`" if found.default else ""
     texts = (needed, default, " ".join(found.text.split()).replace("|", "\\|"))

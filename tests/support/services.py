@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 
-from geneva.jobs.store.local import token_for
-from geneva.service.settings import DRIVER_CLAIM
+from geneva.jobs.store.local_service import token_for
+from geneva.service.service_settings import DRIVER_CLAIM
 from tests.support.backfills import until
 from tests.support.crashing import kill_pids
 

@@ -15,7 +15,7 @@ from geneva.pages import texts
 from geneva.pages.grid import consecutive, encoded
 from geneva.pages.looks import look_of
 from geneva.pages.render import STATIC
-from geneva.pages.timeline import RANGES, Axis
+from geneva.pages.timeline import RANGES, TimeAxis
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -85,7 +85,7 @@ def test_payload_of_the_grid_is_small_and_loses_nothing():
 
 @pytest.mark.parametrize("reach", RANGES.values(), ids=RANGES)
 def test_ticks_are_few_in_order_and_apart(reach: timedelta):
-    axis = Axis(NOON - reach, NOON)
+    axis = TimeAxis(NOON - reach, NOON)
     ticks = axis.ticks()
     assert 2 <= len(ticks) <= 9
     assert len({name for _, name in ticks}) == len(ticks)
@@ -95,7 +95,7 @@ def test_ticks_are_few_in_order_and_apart(reach: timedelta):
 
 
 def test_moment_outside_of_the_axis_is_at_its_edge():
-    axis = Axis(NOON - timedelta(hours=1), NOON)
+    axis = TimeAxis(NOON - timedelta(hours=1), NOON)
     assert axis.place(NOON - timedelta(hours=2)) == 0
     assert axis.place(NOON - timedelta(minutes=30)) == 50
     assert axis.place(NOON + timedelta(hours=2)) == 100

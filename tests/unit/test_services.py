@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from geneva.service.settings import DRIVER_CLAIM
+from geneva.service.service_settings import DRIVER_CLAIM
 from tests.support.services import is_driver
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from geneva.udf import BadResult, Caller, to_arrow, udf
 from geneva.udf.keep import keeper
-from geneva.udf.values import from_values
+from geneva.udf.plain_values import from_values
 
 ROWS = [1, 2, 3, 4]
 INT, FLOAT = pa.int64(), pa.float32()

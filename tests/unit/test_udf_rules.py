@@ -19,7 +19,7 @@ import geneva
 from geneva import Fail, Retry, Skip
 from geneva.errors import SettingError, UdfTimeoutError
 from geneva.udf import Caller, RowFailed
-from geneva.udf.retry import Course, Verdict, applies, checked_rules
+from geneva.udf.retry import Course, RetryVerdict, applies, checked_rules
 
 NOW = {"wait": 0.0}
 
@@ -50,11 +50,14 @@ class TooMany(Exception):
 
 def test_first_rule_that_is_about_an_error_decides() -> None:
     rules = [Skip(on=KeyError), Fail(match="corrupt"), Skip(match="rupt"), Retry(2, 0.0)]
-    assert Course(rules).next(KeyError("corrupt")) is Verdict.SKIP
-    assert Course(rules).next(ValueError("corrupt")) is Verdict.FAIL
-    assert Course(rules).next(ValueError("abrupt")) is Verdict.SKIP
+    assert Course(rules).next(KeyError("corrupt")) is RetryVerdict.SKIP
+    assert Course(rules).next(ValueError("corrupt")) is RetryVerdict.FAIL
+    assert Course(rules).next(ValueError("abrupt")) is RetryVerdict.SKIP
     course = Course(rules)
-    assert [course.next(ValueError("x")), course.next(ValueError("x"))] == [0.0, Verdict.AS_CALLED]
+    assert [course.next(ValueError("x")), course.next(ValueError("x"))] == [
+        0.0,
+        RetryVerdict.AS_CALLED,
+    ]
 
 
 def test_spent_retry_leaves_it_to_the_next_rule() -> None:

@@ -328,7 +328,7 @@ class Update:
         return _joined(map(self._new, self._made))
 
     @cached_property
-    def _all(self) -> Rows:
+    def _all(self) -> UpdatedRows:
         """Read all removed rows; of each, 61 bytes are kept, and at most as many to find it by."""
         pieces = []
         first = 0
@@ -338,7 +338,7 @@ class Update:
             piece["fresh"] = r.fresh[r.gone]
             pieces.append(piece)
             first += len(r.row_map.classes)
-        return Rows(_joined(pieces), [c for r in self._removed for c in r.row_map.classes])
+        return UpdatedRows(_joined(pieces), [c for r in self._removed for c in r.row_map.classes])
 
     @cached_property
     def _pairs(self) -> IntArray:
@@ -386,7 +386,7 @@ def _made(before: Snapshot, after: Snapshot, change: Change) -> list[FragmentInf
     return [after.fragments[i] for i in last]
 
 
-class Rows:
+class UpdatedRows:
     """Finds removed rows by id, or by value."""
 
     def __init__(self, rows: _RowArray, classes: Sequence[RowClass]) -> None:

@@ -37,7 +37,7 @@ from geneva.jobs.records import (
     TaskState,
     WatchRecord,
 )
-from geneva.jobs.store.local import token_for
+from geneva.jobs.store.local_service import token_for
 
 T = TypeVar("T")
 _TRIES = 4

@@ -27,7 +27,7 @@ from geneva.jobs.states import after_exit, may_follow, observed
 from geneva.jobs.store.change import locked_job, move, note
 from geneva.jobs.store.database import Database
 from geneva.jobs.store.models import Job, Run
-from geneva.jobs.store.queue import Claim
+from geneva.jobs.store.queue import QueueClaim
 from geneva.model.types import JobState, Progress
 
 CRASHES = 5
@@ -64,7 +64,7 @@ class Leases:
 
     # --- schedulers --------------------------------------------------------------------
 
-    def started(self, claim: Claim, driver: ProcessId) -> None:
+    def started(self, claim: QueueClaim, driver: ProcessId) -> None:
         """Say which process was started for a claim; it may have attached already."""
         with self._database.write() as session:
             session.execute(
@@ -120,7 +120,7 @@ class Leases:
 
     # --- drivers -----------------------------------------------------------------------
 
-    def attach(self, claim: Claim, driver: ProcessId, lease_s: float) -> Job:
+    def attach(self, claim: QueueClaim, driver: ProcessId, lease_s: float) -> Job:
         """Take over a claim as its driver.
 
         Raises
@@ -136,7 +136,7 @@ class Leases:
             job.owner, job.lease_until_s = asdict(driver), now + lease_s
             return job
 
-    def beat(self, claim: Claim, progress: Progress, lease_s: float) -> Wanted:
+    def beat(self, claim: QueueClaim, progress: Progress, lease_s: float) -> Wanted:
         """Renew a lease, report progress, and return what is wanted.
 
         Raises
@@ -160,7 +160,7 @@ class Leases:
             self._report(claim, reported, progress.reason)
         return wanted
 
-    def _report(self, claim: Claim, state: JobState, reason: str) -> None:
+    def _report(self, claim: QueueClaim, state: JobState, reason: str) -> None:
         with self._database.write() as session:
             run, job = locked_job(session, claim.job_id)
             if job.epoch != claim.epoch or job.owner is None:
@@ -171,7 +171,7 @@ class Leases:
             else:
                 job.reason = reason
 
-    def check(self, claim: Claim) -> Wanted:
+    def check(self, claim: QueueClaim) -> Wanted:
         """Return what is wanted; nothing is written.
 
         Raises
@@ -195,7 +195,7 @@ class Leases:
             wanted = session.scalar(select(Job.wanted).where(Job.id == job_id))
         return None if wanted is None else Wanted(wanted)
 
-    def stop(self, claim: Claim, progress: Progress) -> None:
+    def stop(self, claim: QueueClaim, progress: Progress) -> None:
         """Say that the driver stopped as was wanted and is about to exit."""
         with self._database.write() as session:
             session.execute(
@@ -206,7 +206,7 @@ class Leases:
 
     def finish(
         self,
-        claim: Claim,
+        claim: QueueClaim,
         progress: Progress,
         state: JobState,
         reason: str = "",
@@ -228,7 +228,7 @@ class Leases:
                 setattr(job, name, value)
             move(session, run, job, state, reason, self._database.now_s(session))
 
-    def give_back(self, claim: Claim, progress: Progress, error: str) -> None:
+    def give_back(self, claim: QueueClaim, progress: Progress, error: str) -> None:
         """Queue a job again whose driver met a passing fault."""
         with self._database.write() as session:
             run, job = locked_job(session, claim.job_id)
@@ -265,7 +265,7 @@ def _recover(session: Session, run: Run, job: Job, how: str, now_s: float) -> No
     move(session, run, job, JobState.QUEUED, why, now_s)
 
 
-def _lost(claim: Claim) -> LeaseLostError:
+def _lost(claim: QueueClaim) -> LeaseLostError:
     return LeaseLostError(
         f"job {claim.job_id} is no longer this driver's (epoch {claim.epoch}); nothing more is "
         "written, and its checkpoints are kept"

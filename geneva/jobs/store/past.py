@@ -18,7 +18,7 @@ _JOBS = 5  # the latest ones say how quick the present UDF is
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class PastPace:
     """How quickly rows were computed by some jobs.
 
     Attributes
@@ -54,7 +54,7 @@ class Past:
             job = session.scalar(_of(table_uri, [column]).limit(1))
             return None if job is None else job_record(job)
 
-    def pace(self, table_uri: str, columns: Sequence[str], concurrency: int) -> Pace | None:
+    def pace(self, table_uri: str, columns: Sequence[str], concurrency: int) -> PastPace | None:
         """Return how quickly the latest jobs of some columns went, ``None`` if there are none.
 
         Parameters
@@ -71,7 +71,7 @@ class Past:
         rows = sum(j.rows_computed - j.rows_before - j.rows_replayed for j in found)
         factors = [_factor(job, concurrency) for job in found]
         seconds = sum(job.seconds * f for job, f in zip(found, factors, strict=True))
-        return Pace(len(found), rows, seconds, any(f != 1 for f in factors))
+        return PastPace(len(found), rows, seconds, any(f != 1 for f in factors))
 
 
 def _factor(job: Job, concurrency: int) -> float:

@@ -30,7 +30,7 @@ _CLAIM_S = 60.0  # within which a driver that was started must have attached
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class QueueClaim:
     """A job that is to be started, and the epoch of its driver."""
 
     job_id: str
@@ -55,7 +55,7 @@ def outlook(database: Database) -> Hashable:
         )
 
 
-def claim(database: Database, owner: ProcessId, limit: int | None = None) -> list[Claim]:
+def claim(database: Database, owner: ProcessId, limit: int | None = None) -> list[QueueClaim]:
     """Take the queued jobs that may start now, in the order in which they should.
 
     Parameters
@@ -85,7 +85,9 @@ def claim(database: Database, owner: ProcessId, limit: int | None = None) -> lis
         return claims
 
 
-def _take(session: Session, run: Run, job_id: str, owner: ProcessId, now_s: float) -> Claim | None:
+def _take(
+    session: Session, run: Run, job_id: str, owner: ProcessId, now_s: float
+) -> QueueClaim | None:
     job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
     if job is None or job.state != JobState.QUEUED:
         return None  # cancelled or paused meanwhile
@@ -93,7 +95,7 @@ def _take(session: Session, run: Run, job_id: str, owner: ProcessId, now_s: floa
     job.owner, job.lease_until_s = asdict(owner), now_s + _CLAIM_S
     job.stopped, job.advanced = False, False
     move(session, run, job, JobState.STARTING, "starting a driver", now_s)
-    return Claim(job_id, job.epoch)
+    return QueueClaim(job_id, job.epoch)
 
 
 def _candidates(

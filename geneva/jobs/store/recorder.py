@@ -13,7 +13,7 @@ from geneva.engine.recorder import PlannedFragment, Recorder
 from geneva.errors import LeaseLostError, ServiceError
 from geneva.jobs.records import STAGES, TaskState
 from geneva.jobs.store.leases import Leases
-from geneva.jobs.store.queue import Claim
+from geneva.jobs.store.queue import QueueClaim
 from geneva.jobs.store.report import News, report
 from geneva.jobs.store.store import Store
 from geneva.model.types import (
@@ -55,7 +55,7 @@ class StoreRecorder(Recorder):
     def __init__(
         self,
         store: Store,
-        claim: Claim,
+        claim: QueueClaim,
         *,
         pause_ends: bool,
         lease_s: float = LEASE_S,

@@ -14,7 +14,7 @@ from geneva.jobs.records import TaskState
 from geneva.jobs.store.change import locked_job, note
 from geneva.jobs.store.database import Database
 from geneva.jobs.store.models import Failure, Job, Task
-from geneva.jobs.store.queue import Claim
+from geneva.jobs.store.queue import QueueClaim
 
 _CHUNK = 500  # rows per statement: SQLite takes 32766 parameters in one
 
@@ -48,7 +48,7 @@ class News:
         return bool(self.skipped or self.tasks or self.failures or self.events or self.first_plan)
 
 
-def report(database: Database, claim: Claim, news: News) -> None:
+def report(database: Database, claim: QueueClaim, news: News) -> None:
     """Write down what happened; nothing if the job is another driver's by now."""
     with database.write() as session:
         run, job = locked_job(session, claim.job_id)

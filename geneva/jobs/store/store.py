@@ -26,11 +26,11 @@ from geneva.jobs.records import (
 )
 from geneva.jobs.states import when_asked
 from geneva.jobs.store.change import jobs_of, locked_job, locked_run, move, note, settle
-from geneva.jobs.store.failures import Picked, groups_of, picked_of
+from geneva.jobs.store.failed_rows import Picked, groups_of, picked_of
 from geneva.jobs.store.found import JOBS, RUNS, job_record, run_record
 from geneva.jobs.store.lists import Lists
 from geneva.jobs.store.models import Job, Run
-from geneva.jobs.store.queue import Claim
+from geneva.jobs.store.queue import QueueClaim
 from geneva.model.types import JobState
 from geneva.storage.secrets import HIDDEN, without_secrets
 
@@ -95,7 +95,7 @@ class Store(Lists):
         owner: ProcessId,
         lease_s: float,
         job_id: str,
-    ) -> Claim:
+    ) -> QueueClaim:
         """Record a backfill that the calling process carries out itself."""
         with self.database.write() as session:
             now = self.database.now_s(session)
@@ -105,7 +105,7 @@ class Store(Lists):
             job.owner, job.lease_until_s = asdict(owner), now + lease_s
             _add(session, run, job)
             move(session, run, job, JobState.STARTING, f"called in {owner}", now)
-            return Claim(job.id, job.epoch)
+            return QueueClaim(job.id, job.epoch)
 
     # --- steer -------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ class Watched:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class WatchLook:
     """What a decision is made from.
 
     Attributes
@@ -75,7 +75,7 @@ class Watches:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def look(self, watched: Watched) -> Look:
+    def look(self, watched: Watched) -> WatchLook:
         """Return what is known of a column group; the end of its latest run is taken note of."""
         with self._database.read() as session:
             watch = session.get(Watch, (watched.table_uri, watched.incarnation))
@@ -94,7 +94,7 @@ class Watches:
                 _judge(session, watch, now_s)
             return _look(watched, watch, live, now_s)
 
-    def settle(self, look: Look, version: int, reason: str = "nothing to do") -> None:
+    def settle(self, look: WatchLook, version: int, reason: str = "nothing to do") -> None:
         """Note that no run is made until the table has another version, or the UDF changes."""
         with self._database.write() as session:
             watch = _unchanged(session, look)
@@ -102,7 +102,7 @@ class Watches:
                 _decide(watch, look, version, reason)
                 watch.idle_version = version
 
-    def refuse(self, look: Look, reason: str) -> None:
+    def refuse(self, look: WatchLook, reason: str) -> None:
         """Note that no run can be made; it is tried again later and later."""
         with self._database.write() as session:
             watch = _unchanged(session, look)
@@ -111,7 +111,7 @@ class Watches:
                 _back_off(watch, look.now_s)
 
     def submit(
-        self, look: Look, version: int, asked: Submission, fills: Sequence[str]
+        self, look: WatchLook, version: int, asked: Submission, fills: Sequence[str]
     ) -> str | None:
         """Queue a run; return its id, or ``None`` if somebody else was first.
 
@@ -157,8 +157,8 @@ class Watches:
             return [watch_record(w) for w in session.scalars(select(Watch).order_by(*order))]
 
 
-def _look(watched: Watched, watch: Watch, live: str | None, now_s: float) -> Look:
-    return Look(
+def _look(watched: Watched, watch: Watch, live: str | None, now_s: float) -> WatchLook:
+    return WatchLook(
         watched,
         now_s,
         live,
@@ -253,12 +253,12 @@ def _last_commit(session: Session, watch: Watch, run: Run) -> int | None:
     return watch.planned_version if last is None else last
 
 
-def _unchanged(session: Session, look: Look) -> Watch | None:
+def _unchanged(session: Session, look: WatchLook) -> Watch | None:
     watch = _locked(session, look.watched)
     return watch if watch is not None and watch.changes == look.changes else None
 
 
-def _decide(watch: Watch, look: Look, version: int | None, reason: str) -> None:
+def _decide(watch: Watch, look: WatchLook, version: int | None, reason: str) -> None:
     watched = look.watched
     watch.version, watch.reason, watch.fired_s = version, reason, look.now_s
     watch.digest, watch.schedule = watched.digest, watched.schedule

@@ -17,10 +17,10 @@ from geneva.jobs.records import EventRecord, RunRecord
 from geneva.model.types import JobState
 from geneva.service import admission
 from geneva.service.access import Operator, Viewer
+from geneva.service.live import Stream
 from geneva.service.reads import read
 from geneva.service.schemas import NewRun, RunChange
 from geneva.service.state import Lists, Places, Store
-from geneva.service.streams import Stream
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 

@@ -18,7 +18,7 @@ from fastapi import HTTPException, Request, Response
 
 from geneva.jobs.store.sessions import end_session, is_ended
 from geneva.service.access import Role, check_origin, parts_of
-from geneva.service.settings import Settings
+from geneva.service.service_settings import Settings
 
 _LASTS_S = 7 * 86400
 _SAFE = {"GET", "HEAD"}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from geneva.errors import SettingError
 from geneva.jobs.store.database import password_of
-from geneva.jobs.store.local import LOOPBACK, state_folder
-from geneva.service.tables import Databases
+from geneva.jobs.store.local_service import LOOPBACK, state_folder
+from geneva.service.opened_tables import Databases
 from geneva.storage.private import private_folder, tighten, tighten_all
 
 DRIVER_CLAIM = "GENEVA_DRIVER_CLAIM"
