@@ -1,4 +1,4 @@
-"""UDFs of encoded images (PNG, JPEG, WebP and what else Pillow reads), as bytes in a column."""
+"""UDFs of encoded images (PNG, JPEG, WebP and others that Pillow reads), as bytes in a column."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def char_count(text: pa.Array) -> pa.Array:
 
 @geneva.udf
 def word_count(text: str | None) -> int | None:
-    r"""Count the words of a text: what white space of any kind separates.
+    r"""Count the words of a text, which white space of any kind separates.
 
     A scalar UDF, because `str.split` is quicker here than any of Arrow's kernels.
 

@@ -103,7 +103,7 @@ def _cheaper(calls: Sequence[Call]) -> float:
 
 
 def _alike(calls: Sequence[Call]) -> list[Call]:
-    """Return the calls that say what one costs now, as long as there is more than the latest.
+    """Return the calls that tell the present cost, as long as there is more than the latest.
 
     Left out are calls that loaded something, and so took longer than a later one of as many rows;
     all from before a UDF became slower or quicker; and sizes of another order than the latest.

@@ -33,7 +33,7 @@ _install = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some of what was printed, from a position on; positions count bytes."""
+    """Some of the printed text, from a position on; positions count bytes."""
 
     start: int
     data: bytes
@@ -82,7 +82,7 @@ class Prints:
         self._ring[_END.size + at : _END.size + at + len(data)] = data
 
     def take(self, heard: int) -> Part:
-        """Return what was printed after a position."""
+        """Return the text printed after a position."""
         with self._lock:
             return _after(heard, self._ring)
 
@@ -97,7 +97,7 @@ def _after(heard: int, ring: mmap.mmap | bytes) -> Part:
 
 
 class Heard:
-    """What a driver has heard of an applier.
+    """The prints of an applier that a driver has read.
 
     Attributes
     ----------
@@ -112,7 +112,7 @@ class Heard:
         self.path = ""
 
     def add(self, part: Part) -> str:
-        """Return what is new of a part."""
+        """Return the new bytes of a part."""
         if part.end <= self.until:
             return ""
         missing, self.until = part.start - self.until, part.end
@@ -120,7 +120,7 @@ class Heard:
         return f"[{missing:,} bytes were not kept]\n{text}" if missing > 0 else text
 
     def rest(self) -> str:
-        """Return what is new in the file."""
+        """Return the new bytes in the file."""
         with suppress(OSError, struct.error):  # on another host, not begun, or its disk was full
             return self.add(_after(self.until, Path(self.path).read_bytes()))
         return ""
@@ -152,7 +152,7 @@ def bind(prints: Prints) -> None:
 
 
 def keep_prints(default: Prints | None = None) -> None:
-    """Keep what is printed by this process, besides printing it; idempotent.
+    """Keep the prints of this process, besides printing them; idempotent.
 
     Parameters
     ----------

@@ -234,7 +234,7 @@ def _show_commits(tbl: Table, executor: ExecutorName) -> None:
 
 @contextlib.contextmanager
 def _second_reader(tbl: Table, column: str) -> Iterator[None]:
-    """Open the table a second time and say what can be seen there while the block runs."""
+    """Open the table a second time and print the visible rows while the block runs."""
     ended = threading.Event()
 
     def watch() -> None:

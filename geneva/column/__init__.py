@@ -1,1 +1,1 @@
-"""What a column file is: how it is written, what it says of itself, where its rows came from."""
+"""Computed columns in a table: bindings, column files, checkpoints and the history of rows."""

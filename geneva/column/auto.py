@@ -91,7 +91,7 @@ class Auto:
 
 
 def read_auto(given: bool | str | Mapping[str, Any]) -> Auto:
-    """Read what a user gives as ``auto_backfill``.
+    """Read the user's ``auto_backfill``.
 
     Raises
     ------
@@ -186,7 +186,7 @@ def duration_s(text: str) -> float:
 
 
 def declared(auto: Auto | None) -> dict[str, str]:
-    """Return the field metadata of a wish; nothing for ``None``, which leaves what is there."""
+    """Return the field metadata of a wish; nothing for ``None``, which leaves the present one."""
     return {} if auto is None else auto.metadata()
 
 

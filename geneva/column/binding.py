@@ -31,7 +31,7 @@ Nested = Mapping[str, tuple[int, Sequence[Sequence[Any]]]]
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """What says how a group of columns is computed; readable without loading the UDF.
+    """The binding of a group of columns to a UDF; readable without loading the UDF.
 
     Attributes
     ----------
@@ -209,7 +209,7 @@ def _present(snapshot: Snapshot, field: pa.Field, binding: Binding) -> Binding:
 
 
 def _renamed(snapshot: Snapshot, field: pa.Field, binding: Binding, path: str) -> str | None:
-    """Return what an input is called now, if its ids prove that it is the same."""
+    """Return the present name of an input, if its ids prove that it is the same."""
     position = int((field.metadata or {}).get(POSITION, b"0"))
     ids, own = binding.ids.get(path, ()), snapshot.fields[field.name].id
     if not ids or binding.own_ids[position : position + 1] != (own,) or max(ids) >= own:
@@ -218,7 +218,7 @@ def _renamed(snapshot: Snapshot, field: pa.Field, binding: Binding, path: str) -
 
 
 def target_of(snapshot: Snapshot, binding: Binding, digest: str) -> Target:
-    """Return what a job fills, given the digest of the UDF with the job's parameters."""
+    """Return the target of a job, given the digest of the UDF with the job's parameters."""
     schema = as_called(snapshot)
     found = (b for b in bindings_of(schema).values() if b.incarnation == binding.incarnation)
     binding = next(found, binding)
@@ -279,7 +279,7 @@ def digest_in(snapshot: Snapshot, binding: Binding, digest: str) -> str:
 
 
 def _under(fields: Sequence[Sequence[Any]], path: str, name: str) -> Iterator[tuple[str, int, int]]:
-    """Yield fields as if the way to them were called as it was: the UDF sees what is below."""
+    """Yield fields under the former name of their way: the UDF sees only those below."""
     was, now = name.split(".")[1:], path.split(".")[1:]
     for way, place, i in fields:
         parts = way.split(".")[1:]
@@ -290,7 +290,7 @@ def _under(fields: Sequence[Sequence[Any]], path: str, name: str) -> Iterator[tu
 def _seen(
     known: tuple[int, Sequence[Sequence[Any]]], now: Iterable[Sequence[Any]]
 ) -> dict[str, int]:
-    """Return ids of fields by name, or what stands for them.
+    """Return ids of fields by name, or their stand-ins.
 
     Lance gives out new ids when it replaces a column in place. A field whose id is newer than the
     binding is therefore the one that had its name, if it has its place too, or known by its place.
@@ -449,7 +449,7 @@ def _check_bound(storage: TableStorage, snapshot: Snapshot, columns: Sequence[ob
 
 
 def _lost(storage: TableStorage, snapshot: Snapshot, column: str) -> str | None:
-    """Return what people should know of a column that was computed in one of the last versions."""
+    """Return a note on a column that was computed in one of the last versions."""
     now = snapshot.schema.field(column).type
     for version in range(snapshot.version - 1, max(snapshot.version - _LOOKED_AT, 0), -1):
         try:

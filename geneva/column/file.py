@@ -1,4 +1,4 @@
-"""Write one fragment's column file, validate it, and read back what it says of itself.
+"""Column files: write one for a fragment, validate it, and read its footer and name.
 
 Its name is the atomic, free summary of its row map:
 ``gv.<incarnation>.<class>.<a|m>.<generation>.<uuid>.lance``. *a*: every live row was computed by
@@ -39,7 +39,7 @@ _TIME_DIGITS = 12  # of a uuid of version 7: milliseconds since 1970
 
 @dataclass(frozen=True, slots=True)
 class ColumnFileName:
-    """What a column file's name says."""
+    """The facts in a column file's name."""
 
     incarnation: str
     class_hash: str
@@ -76,7 +76,7 @@ def vouches(file: str, incarnation: str, digest: str, inputs: Marks) -> bool:
 
 
 def class_hash(digest: str, inputs: Marks) -> str:
-    """Return 16 digits that stand for a UDF and what it read."""
+    """Return 16 digits that stand for a UDF and the sources of its inputs."""
     marks = ", ".join([repr(tuple(m)) for m in inputs])
     text = f"({digest!r}, [{marks}])"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -204,7 +204,7 @@ class ColumnFileBuilder:
         )
 
     def abandon(self) -> None:
-        """Remove what was written; the records of the task are all that is left."""
+        """Remove the written file; the records of the task are all that is left."""
         self._writer, self._gathered = None, []  # Lance removes a file that was not closed
         if self._name:
             with suppress(OSError):

@@ -1,1 +1,1 @@
-"""Jobs: what is wanted of them, what they report, and a handle on a running one."""
+"""Jobs and runs: their records, states and database, and the calls that make them."""

@@ -75,7 +75,7 @@ def encode_cursor(*key: float | str | int) -> str:
 
 
 def decode_cursor(text: str, *kinds: type) -> list[float | str | int]:
-    """Read what `encode_cursor` wrote.
+    """Read a cursor of `encode_cursor`.
 
     Raises
     ------

@@ -16,7 +16,7 @@ AGEING_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What decides whether and when a job may start.
+    """The facts that decide whether and when a job may start.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class Caps:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What starts, in order, and for each of the others why it waits."""
+    """The jobs to start, in order, and for each of the others why it waits."""
 
     start: tuple[Candidate, ...]
     waiting: Mapping[str, str]

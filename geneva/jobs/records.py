@@ -1,4 +1,4 @@
-"""What is known of runs, jobs, tasks, events and failures, wherever it is kept.
+"""The records of runs, jobs, tasks, events and failures, wherever they are kept.
 
 The REST schema is made from these values, and the client makes these values from its answers.
 """
@@ -20,7 +20,7 @@ STAGES = ("read", "udf", "checkpoint", "write", "commit")
 
 
 class Keep(Enum):
-    """What is not to be changed, where ``None`` means something."""
+    """Stands for a value to leave as it is, where ``None`` means something."""
 
     KEEP = "keep"
 
@@ -132,7 +132,7 @@ class JobRecord:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """What was submitted at once, and the jobs that it became."""
+    """A submission and the jobs that it became."""
 
     id: str
     name: str
@@ -273,7 +273,7 @@ class FailureGroups:
 
 @dataclass(frozen=True, slots=True)
 class StageRecord:
-    """What the fragments of one column of a job add up to.
+    """The sums over the fragments of one column of a job.
 
     Attributes
     ----------
@@ -294,7 +294,7 @@ class StageRecord:
 
 @dataclass(frozen=True, slots=True)
 class LogRecord:
-    """One log of a job: ``driver``, or ``applier-N`` with what UDFs print there.
+    """One log of a job: ``driver``, or ``applier-N`` with the prints of UDFs.
 
     Attributes
     ----------

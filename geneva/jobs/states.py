@@ -1,4 +1,4 @@
-"""States of a job: which may follow which, and what a wish or a death makes of one. No IO.
+"""States of a job: which may follow which, after a wish or a death too. No IO.
 
 ::
 
@@ -73,7 +73,7 @@ def when_asked(
 
 
 def observed(state: JobState, engine: JobState, wanted: Wanted, *, direct: bool) -> JobState:
-    """Return what a driver's own report means for the record, before its process has ended.
+    """Return the state to record for a driver's own report, before its process has ended.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def observed(state: JobState, engine: JobState, wanted: Wanted, *, direct: bool)
 
 
 def after_exit(state: JobState, wanted: Wanted, *, direct: bool, stopped: bool) -> JobState:
-    """Return what becomes of a job whose process is gone and left no result.
+    """Return the next state of a job whose process is gone and left no result.
 
     Parameters
     ----------

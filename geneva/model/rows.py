@@ -224,7 +224,7 @@ class RowMap:
 
     @classmethod
     def loads(cls, text: str) -> RowMap:
-        """Read what `dumps` wrote."""
+        """Read a pickle of `dumps`."""
         packed = _unpacked(text)
         rows, size, runs = _HEADER.unpack_from(packed)
         at = _HEADER.size + size

@@ -1,1 +1,1 @@
-"""What people see of the service in a browser: pages made on the server, without a build step."""
+"""The pages of the service in a browser: made on the server, without a build step."""

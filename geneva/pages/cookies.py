@@ -26,7 +26,7 @@ _SAFE = {"GET", "HEAD"}
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a cookie holds, beside its signature."""
+    """The content of a cookie, beside its signature."""
 
     role: Role
     until_s: int
@@ -34,7 +34,7 @@ class Session:
 
     @property
     def text(self) -> str:
-        """What is signed."""
+        """The signed text."""
         return f"{self.role.value}.{self.until_s}.{self.id}"
 
 

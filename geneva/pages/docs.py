@@ -29,7 +29,7 @@ def docs(request: Request) -> Response:
 
 
 def _call(operation: ApiOperation, base: str, token: str) -> str:
-    """Return a command for a shell; what is in braces is to be filled in."""
+    """Return a command for a shell; words in braces are to be filled in."""
     words = ["curl"]
     if operation.verb != "GET":
         words.append(f"-X {operation.verb}")

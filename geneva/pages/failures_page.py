@@ -1,4 +1,4 @@
-"""What UDFs failed on, by cause, with the rows that show it and a button to try them again."""
+"""The page of failures by cause, with rows that show it and a button to try them again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people type, checked by the models of the REST interface."""
+"""Forms that people fill in, checked by the models of the REST interface."""
 
 from __future__ import annotations
 

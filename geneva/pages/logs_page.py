@@ -1,4 +1,4 @@
-"""The logs of a job: what its driver writes, and what its UDFs print on each applier."""
+"""The page of a job's logs: its driver's, and the prints of its UDFs on each applier."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pages are handed beside what REST requests are."""
+"""The parts of a service that only pages are handed."""
 
 from __future__ import annotations
 

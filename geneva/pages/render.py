@@ -1,4 +1,4 @@
-"""Templates: what all of them may use, and pages made of them."""
+"""Templates: their shared functions, and pages made of them."""
 
 from __future__ import annotations
 

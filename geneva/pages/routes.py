@@ -1,4 +1,4 @@
-"""Routes of pages: they answer errors as pages, and say what a browser may load."""
+"""Routes of pages: they answer errors as pages, and limit the sources that a browser loads."""
 
 from __future__ import annotations
 

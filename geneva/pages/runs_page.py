@@ -37,7 +37,7 @@ _Text = Annotated[str, Field(max_length=500)]
 
 
 class Filters(BaseModel):
-    """What is in the address of the list, as it was typed."""
+    """The filters in the address of the list, as they were typed."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -52,7 +52,7 @@ class Filters(BaseModel):
     page: Annotated[int, Field(ge=1, le=100_000)] = 1
 
     def query(self) -> RunQuery:
-        """Return what is asked of the store."""
+        """Return the query for the store."""
         if self.state not in GROUPS:
             raise SettingError(f"state={self.state!r} must be one of {', '.join(GROUPS)}")
         until = _day(self.until)

@@ -1,4 +1,4 @@
-"""The form for a backfill, with a plan of it that follows what is typed."""
+"""The form for a backfill, with a plan that follows its fields."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Wrong:
 
     @classmethod
     def of(cls, error: GenevaError) -> Wrong:
-        """Return what a person must know, with the name that a field has on the page."""
+        """Return the message of an error, with the name that a field has on the page."""
         span = error.span if isinstance(error, WhereError) else None
         text = str(error)
         field = re.split(r"\W", text, maxsplit=1)[0]
@@ -80,7 +80,7 @@ def form(
     redo: Annotated[str, Query(max_length=20)] = "",
     db: Db = None,
 ) -> Response:
-    """Show the form, filled in with what the address says."""
+    """Show the form, filled in from the address."""
     filled = {"table": table, "where": where, "redo": redo, "db": db or ""}
     return _page(request, places, filled | {f"{_COLUMN}{c}": "on" for c in column or ()})
 
@@ -99,7 +99,7 @@ def columns(
 
 @router.post("/submit/plan")
 def plan(request: Request, places: Places, form: Form) -> Response:
-    """Say what the form would do, or what is wrong with it."""
+    """Return the plan of the form, or its fault."""
     found: Forecast | None = None
     wrong: Wrong | None = None
     asked: Submission | None = None
@@ -122,7 +122,7 @@ def plan(request: Request, places: Places, form: Form) -> Response:
 
 @router.post("/submit", dependencies=[Operator])
 def submit(request: Request, places: Places, form: Form) -> Response:
-    """Queue what the form says, and go to its run; sent twice, it is still one run."""
+    """Queue the backfill of the form, and go to its run; sent twice, it is still one run."""
     try:
         asked = _asked(places.catalog, form)
         admitted = admission.admit(asked, places.settings.databases)
@@ -211,7 +211,7 @@ def _arguments(form: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _value(form: Mapping[str, str], argument: Argument) -> Any:
-    """Return what a field holds, or ``None`` if nobody filled it in."""
+    """Return the value of a field, or ``None`` if nobody filled it in."""
     name, text = argument.name, form.get(argument.name, "").strip()
     if not text:
         return None
@@ -255,7 +255,7 @@ def _object(name: str, text: str) -> dict[str, Any]:
 
 
 def _command(asked: Submission) -> str:
-    """Return what does the same in a shell."""
+    """Return the same backfill as a command for a shell."""
     words = ["geneva", "runs", "submit", asked.table, *asked.columns]
     for argument in ARGUMENTS:
         if argument.name in asked.arguments:

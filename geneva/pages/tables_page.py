@@ -1,4 +1,4 @@
-"""The tables, and of one table what is there of its computed columns."""
+"""The page of all tables, and of one table with the coverage of its computed columns."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class TimelinePiece:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One job and its bar; ``text`` says in words what the bar shows.
+    """One job and its bar; ``text`` is the bar in words.
 
     Where a job worked, its bar has the colour of how it ended.
     """
@@ -67,7 +67,7 @@ class TimeAxis:
     until: datetime
 
     def place(self, at: datetime) -> float:
-        """Return where a moment is; what lies outside is at the edge."""
+        """Return the place of a moment; one outside is at the edge."""
         share = (at - self.since) / (self.until - self.since)
         return round(100 * min(max(share, 0.0), 1.0), 3)
 
@@ -106,7 +106,7 @@ def timeline(
 
 
 def _axis(spans: Sequence[JobSpan], since: datetime, until: datetime) -> TimeAxis:
-    """Return the stretch that is asked for, without what is empty before the first job."""
+    """Return the stretch of time to show, without the empty part before the first job."""
     if spans:
         first = min(span.job.created_at for span in spans)
         since = max(since, first - (until - first) * 0.02 - timedelta(seconds=2))

@@ -30,7 +30,7 @@ _Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
 
 
 class Role(IntEnum):
-    """What somebody may do; a higher one may do all that a lower one may."""
+    """A role; a higher one may do all that a lower one may."""
 
     VIEWER = 1
     OPERATOR = 2
@@ -72,7 +72,7 @@ class Door:
         self._code = secrets.token_urlsafe(32)
 
     def role_of(self, request: Request, given: str) -> Role | None:
-        """Return what the holder of a token may do, or ``None`` if it is none of ours.
+        """Return the role of a token's holder, or ``None`` if it is none of ours.
 
         Raises
         ------
@@ -134,7 +134,7 @@ def _role_of(settings: Settings, given: str) -> Role | None:
 
 
 def check_origin(request: Request) -> None:
-    """Refuse what another site's page sends to a service that was given no token.
+    """Refuse requests from another site's page to a service that was given no token.
 
     Also by a name that it lets point to loopback.
 
@@ -155,7 +155,7 @@ def check_origin(request: Request) -> None:
 
 
 def parts_of(url: str) -> SplitResult:
-    """Return the parts of what somebody sent as a URL; of one that is none, none."""
+    """Return the parts of a URL that somebody sent; empty parts if it is none."""
     try:
         return urlsplit(url)
     except ValueError:

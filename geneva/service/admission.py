@@ -1,4 +1,4 @@
-"""What is checked of a request before it is queued, without running anybody's code."""
+"""The checks of a request before it is queued, without running anybody's code."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def admit(asked: Submission, databases: Databases) -> Admitted:
 
 
 def plan(asked: Submission, databases: Databases) -> Plan:
-    """Say what a run of the request would do now."""
+    """Return the plan of a run of the request at this moment."""
     return _open(asked, databases).plan_backfill(list(asked.columns), **asked.arguments)
 
 
@@ -52,7 +52,7 @@ def _open(asked: Submission, databases: Databases) -> Table:
 
 
 def check_arguments(asked: Submission) -> None:
-    """Check what can be checked without the table.
+    """Check the arguments that need no table.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The tables of a database and what is there of their computed columns.
+"""The tables of a database and the coverage of their computed columns.
 
 Everything is read from metadata: no UDF is loaded and, while nothing changed, no file is read. How
 much of a column is there is remembered, so that a page that looks again and again costs one look
@@ -169,7 +169,7 @@ class Catalog:
             return TableFacts(db, name, error=str(error))
 
     def table(self, db: str | None, name: str) -> TableFacts:
-        """Return what a table is.
+        """Return the description of a table.
 
         Raises
         ------
@@ -237,7 +237,7 @@ class _Entry(Generic[V]):
 
 
 class _Remembered(Generic[V]):
-    """The latest values of what was asked for last; safe for threads."""
+    """The latest answers to the latest questions; safe for threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -252,7 +252,7 @@ class _Remembered(Generic[V]):
             return entry.value
 
     def present(self, key: Hashable) -> V | None:
-        """Return what is remembered, of whatever version."""
+        """Return the remembered answer, of whatever version."""
         with self._lock:
             entry = self._entries.get(key)
             return None if entry is None else entry.value

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 
 class ApiKind(StrEnum):
-    """What a word of a type is."""
+    """The kind of a word in a type."""
 
     TEXT = "text"
     MODEL = "model"  # its text is the name of one
@@ -71,7 +71,7 @@ class ApiOperation:
 
 @dataclass(frozen=True, slots=True)
 class ApiModel:
-    """What a body is made of."""
+    """The model of a body."""
 
     name: str
     text: str
@@ -97,7 +97,7 @@ class Described:
 
 
 def described(schema: Mapping[str, Any]) -> Described:
-    """Return what a schema of `geneva.service.openapi` says."""
+    """Return the description that a schema of `geneva.service.openapi` holds."""
     operations = [
         (o["tags"], _operation(verb, path, o, schema))
         for path, verbs in schema["paths"].items()
@@ -176,7 +176,7 @@ def _example_body(body: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
 
 
 def _example(kind: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
-    """Return a value with what is required, or with its first field if nothing is."""
+    """Return a value with its required fields, or with its first one if none is."""
     if "$ref" in kind:
         kind = schema["components"]["schemas"][kind["$ref"].rpartition("/")[2]]
     if "anyOf" in kind:

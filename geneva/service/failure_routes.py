@@ -27,7 +27,7 @@ _Wish = Annotated[FailureWish, Depends(_wish)]
 
 @router.get("", dependencies=[Viewer])
 def groups(store: Store, wish: _Wish) -> FailureGroups:
-    """List what UDFs failed on and nobody computed since, by column, exception and message."""
+    """List failed rows that nobody computed since, grouped by column, exception and message."""
     return store.failure_groups(wish)
 
 

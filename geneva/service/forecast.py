@@ -1,4 +1,4 @@
-"""What a backfill would do, how long it would take, and how much it would write.
+"""The forecast of a backfill: its plan, its time, and the rows that it writes.
 
 The plan is the engine's own, so a run of the same request on the same version does just that. The
 time is a guess from earlier jobs of the column.
@@ -50,7 +50,7 @@ class PlanGroup:
 
 @dataclass(frozen=True, slots=True)
 class Writes:
-    """What is written for the rows that are asked for: whole column files of their fragments.
+    """The rows that are written for those asked for: whole column files of their fragments.
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class Writes:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A guess of how long it takes, and what it is made from."""
+    """A guess of the time, and its evidence."""
 
     seconds: float
     rows_per_s: float
@@ -83,7 +83,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class ColumnForecast:
-    """What a backfill would do for columns that are filled together.
+    """The forecast for columns that are filled together.
 
     Attributes
     ----------
@@ -114,7 +114,7 @@ class ColumnForecast:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a backfill would do now; ``seconds`` is ``None`` where nobody can tell.
+    """The forecast of a backfill; ``seconds`` is ``None`` where nobody can tell.
 
     Attributes
     ----------

@@ -27,7 +27,7 @@ _ARG_START = 45  # of the fields of /proc/self/stat after the name; the end, and
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What a driver is told that nobody else is to read.
+    """The secrets that a driver is handed and nobody else may read.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class Orders:
 
 
 def for_drivers(environment: Mapping[str, str], secrets: Iterable[str]) -> dict[str, str]:
-    """Return an environment without what holds a secret, under whatever name it does."""
+    """Return an environment without variables that hold a secret, whatever their name."""
     known = _known(environment, secrets)
     return {k: v for k, v in environment.items() if not _holds(k, v, known)}
 
@@ -105,7 +105,7 @@ def conceal(secrets: Iterable[str]) -> None:
 
 
 def _overwrite(start: int, end: int, patterns: Iterable[str]) -> None:
-    """Overwrite what patterns find in memory of this process with as many stars."""
+    """Overwrite the matches of patterns in memory of this process with as many stars."""
     if not start or end <= start:
         return
     before = data = ctypes.string_at(start, end - start)

@@ -111,7 +111,7 @@ def log(
     after: Annotated[int | None, Query(ge=0, le=2**53)] = None,
     size_bytes: _LogBytes = _LOG_BYTES,
 ) -> LogPart:
-    """Return a piece of a log: the end of it, or what begins at an offset."""
+    """Return a piece of a log: its end, or the bytes from an offset on."""
     return _log(places, store, job_id, name).read(after, size_bytes)
 
 

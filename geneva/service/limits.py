@@ -133,7 +133,7 @@ def _refusal(status: int, kind: str, told: str) -> Response:
 
 
 def _unfit(scope: Scope) -> Response | None:
-    """Return a refusal of what can be seen before the body is read."""
+    """Return a refusal that needs no body, if there is cause."""
     if b"%00" in scope["query_string"] or "\0" in scope["path"]:
         return _refusal(400, "BadRequest", "a URL must not hold a NUL")
     if len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"]) > MAX_URL_BYTES:

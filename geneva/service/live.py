@@ -47,7 +47,7 @@ class Streams:
         return max(_LOOK_S, self._open.total() / _LOOKS_PER_S)
 
     async def look(self, ask: Callable[..., T], *of: object) -> T:
-        """Call what asks the database, in a thread of streams."""
+        """Call a function that asks the database, in a thread of streams."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(ask, *of))
 
     def enter(self, client: str) -> Response | None:

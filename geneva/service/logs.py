@@ -1,4 +1,4 @@
-"""Logs of one job: what its driver writes, and what its UDFs print on each applier.
+"""Logs of one job: its driver's, and the prints of its UDFs on each applier.
 
 A log is a few files named by the offset at which each begins, such as ``applier-3.524288.log``.
 The oldest are removed, so a log is bounded, and offsets stay what they are.
@@ -100,7 +100,7 @@ class JobLog:
         return LogRecord(self.name, start, end, datetime.fromtimestamp(newest, UTC))
 
     def read(self, after: int | None, most_bytes: int) -> LogPart:
-        """Return what begins at an offset, or the end of the log.
+        """Return the bytes from an offset on, or the end of the log.
 
         Parameters
         ----------
@@ -151,7 +151,7 @@ def forget(folder: Path) -> None:
 
 
 class Printer:
-    """Keeps what appliers print in their logs; a log that cannot be written ends no job."""
+    """Keeps the prints of appliers in their logs; a log that cannot be written ends no job."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""``/metrics`` for Prometheus: what is in the store at the moment of a scrape, and the requests."""
+"""``/metrics`` for Prometheus: the counts of the store at a scrape, and of the requests."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Metrics:
 
 
 class Measured:
-    """Counts the requests of an application by route; what has no route counts as one."""
+    """Counts the requests of an application by route; those without a route count as one."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -80,7 +80,7 @@ def route_of(scope: Scope) -> str:
 
 
 class _Counts(Collector):
-    """Counts what is in the store."""
+    """Counts the records in the store."""
 
     def __init__(self, lists: Lists) -> None:
         self._lists = lists

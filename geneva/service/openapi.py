@@ -72,7 +72,7 @@ def _tidy(schema: dict[str, Any]) -> None:
 
 
 def _describe_fields(model: dict[str, Any]) -> None:
-    """Give the fields of a model what its docstring says of them."""
+    """Give the fields of a model their descriptions from its docstring."""
     text, _, attributes = model.get("description", "").partition("\n\nAttributes\n----------\n")
     if not attributes:
         return

@@ -33,7 +33,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
 @dataclass(frozen=True, slots=True)
 class Databases:
-    """The databases that a service opens: those that it was started for, and what lies in them.
+    """The databases that a service opens: those that it was started for, and their tables.
 
     Every door opens tables through here, and so does a driver: whoever may look, or submit, reaches
     no other folder and no other bucket of the host, however it is spelled.

@@ -30,7 +30,7 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Problem(BaseModel):
-    """What was wrong with a request, and what to do.
+    """The fault of a request, and its remedy.
 
     ``span`` says which characters of a ``where`` are wrong, half-open.
     """
@@ -77,7 +77,7 @@ def problem(
     headers: dict[str, str] | None = None,
     span: tuple[int, int] | None = None,
 ) -> JSONResponse:
-    """Return a response that says what was wrong."""
+    """Return a response that names the fault."""
     title = HTTPStatus(status).phrase
     content = Problem(
         type=name,
@@ -93,7 +93,7 @@ def problem(
 
 
 def status_of(error: BaseException) -> int:
-    """Return the HTTP status that says what kind of error it is."""
+    """Return the HTTP status for the kind of an error."""
     match error:
         case NoSuchJobError() | TableError():
             return 404

@@ -23,12 +23,12 @@ _READERS = ThreadPoolExecutor(_THREADS, "geneva-read")
 
 
 async def reading(ask: Callable[[], T]) -> T:
-    """Call what asks the database, in a thread of those for short reads."""
+    """Call a function that asks the database, in a thread for short reads."""
     return await asyncio.get_running_loop().run_in_executor(_READERS, ask)
 
 
 def read(endpoint: Callable[P, Any]) -> Callable[P, Coroutine[Any, Any, Response]]:
-    """Let an endpoint run there; what it returns is of the declared type, and not checked again."""
+    """Let an endpoint run there; its result is of the declared type, and not checked again."""
     to_json = TypeAdapter(get_type_hints(endpoint)["return"]).dump_json
 
     def answer(asked: Callable[[], Any]) -> bytes:

@@ -1,4 +1,4 @@
-"""Whether any node can ever give what an applier reserves, asked when a job is submitted."""
+"""The check at a submit: whether any node can ever give the resources of an applier."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CLUSTERS = 64  # of which answers are kept
 
 @dataclass(slots=True)
 class _Asked:
-    """What was answered to a question, and when."""
+    """The answer to a question, and its moment."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     at_s: float = -math.inf

@@ -88,7 +88,7 @@ def pause(run_id: str, store: Store) -> RunRecord:
 
 @router.post("/{run_id}/resume", dependencies=[Operator])
 def resume(run_id: str, store: Store) -> RunRecord:
-    """Queue what was paused."""
+    """Queue the paused jobs."""
     return store.want(run_id, Wanted.RUN)
 
 
@@ -100,7 +100,7 @@ def cancel(run_id: str, store: Store) -> RunRecord:
 
 @router.post("/{run_id}/retry", status_code=201, dependencies=[Operator])
 def retry(run_id: str, places: Places) -> RunRecord:
-    """Queue a child of each job that did not succeed, limited to what failed."""
+    """Queue a child of each job that did not succeed, limited to its failed part."""
     return places.retry(run_id)
 
 
@@ -118,7 +118,7 @@ def events(
     after: Annotated[int, Query(ge=0, le=2**53)] = 0,
     limit: _Limit = MAX_LIMIT,
 ) -> Page[EventRecord]:
-    """List what happened to a run."""
+    """List the events of a run."""
     return lists.events(run_id, after, limit)
 
 
@@ -135,7 +135,7 @@ async def stream(
     after: Annotated[int, Query(ge=0, le=2**53)] = 0,
     last_event_id: Annotated[int | None, Header(ge=0, le=2**53)] = None,
 ) -> EventSourceResponse:
-    """Send what happens to a run as it happens, and its progress; ends with the run."""
+    """Send the events of a run as they happen, and its progress; ends with the run."""
     await places.streams.look(places.store.run, run_id)
     follow = _follow(run_id, request, places, last_event_id or after)
     return Stream(follow, places.streams)

@@ -1,4 +1,4 @@
-"""The scheduler: looks at the store again and again, and makes what is there true.
+"""The scheduler: looks at the store again and again, and makes its wishes true.
 
 A tick buries the drivers that are gone, stops those that do not stop by themselves, and starts
 what may start. It keeps nothing that the store does not have, so it may be killed at any moment,
@@ -80,7 +80,7 @@ class Scheduler:
             thread.join(10)
 
     def try_to_tick(self) -> None:
-        """Look once and act; of what goes wrong the log tells."""
+        """Look once and act; faults go to the log."""
         try:
             self.tick()
         except GenevaError as error:
@@ -141,7 +141,7 @@ class Scheduler:
             forget(folder / job_id)
 
     def _claims(self, held: Sequence[Held]) -> list[QueueClaim]:
-        """Take what may start; a long queue is not read again while nothing has changed."""
+        """Take the jobs that may start; a long queue is not read again while nothing changes."""
         here = sum(job.owner.here and job.mode is Mode.SERVICE for job in held)
         room = max(0, self._settings.max_drivers - here)
         seen, now = (outlook(self._database), room), time.monotonic()
@@ -179,7 +179,7 @@ class Scheduler:
             _LOG.info("job %s: %s; it is %s now", job.job_id, how, state.value)
 
     def _end_workers(self, job: Held) -> bool:
-        """Kill what a driver of this host left behind; return whether there was anything.
+        """Kill the processes that a driver of this host left behind; return True if there were any.
 
         Its own Ray, and the appliers of that, know themselves by the claim in their environment.
         """

@@ -1,4 +1,4 @@
-"""What the REST interface takes."""
+"""The bodies of REST requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNFIT = re.compile("[\0\ud800-\udfff]")
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """Refuse what JSON may hold and a database may not.
+    """Refuse values that JSON may hold and a database may not.
 
     Raises
     ------
@@ -120,7 +120,7 @@ class NewRun(_Strict):
 
 
 class RunChange(_Strict):
-    """What is to be different of a run; what is left out stays, and null lifts the cap."""
+    """The changes of a run; fields that are left out stay, and null lifts the cap."""
 
     priority: _Level | None = None
     max_active: _Count | None = None

@@ -88,7 +88,7 @@ def serve(
 
 
 class _Server(uvicorn.Server):
-    """Says when it listens, and on which port: what needs the port for itself begins then."""
+    """Tells when its port is bound, and which one, so that a scheduler starts only then."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ def _forget_token(app: FastAPI, port: int) -> None:
 
 
 def _settle() -> None:
-    """Keep what was loaded out of the sight of the garbage collector: it stays anyhow.
+    """Hide loaded modules from the garbage collector: they stay anyhow.
 
     A full collection walks through all of it, and every request waits for as long: 70 to 100 ms.
     """

@@ -1,4 +1,4 @@
-"""What a service is told when it is started."""
+"""The settings of a service."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Settings:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What no driver, no applier and no other account may read."""
+        """The secrets that no driver, no applier and no other account may read."""
         held = (self.operator_token, self.viewer_token, password_of(self.url))
         return tuple(s for s in held if s)
 

@@ -1,4 +1,4 @@
-"""What every request is handed."""
+"""The parts of a service that every request is handed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Places:
         return found
 
     def retry(self, run_id: str) -> RunRecord:
-        """Queue again what did not succeed, of a run that this service would take."""
+        """Queue the jobs again that did not succeed, of a run that this service would take."""
         self.settings.databases.admit(self.store.run(run_id).db)
         return self.store.retry(run_id)
 
@@ -62,7 +62,7 @@ class _Places:
 
 
 def places(settings: Settings, store: _Store) -> _Places:
-    """Return what the requests of one service share."""
+    """Return the shared parts of one service's requests."""
     past = Past(store.database)
     catalog = _Catalog(settings.db, settings.databases, past)
     streams = Streams(settings.max_streams)

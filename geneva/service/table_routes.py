@@ -1,4 +1,4 @@
-"""``/api/v1/tables`` and ``/plan``: what is there, and what a backfill would do."""
+"""``/api/v1/tables`` and ``/plan``: tables, their coverage, and forecasts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def coverage(
     column: Annotated[str | None, Query(max_length=500)] = None,
     fragments: Annotated[bool, Query(description="Count those of each fragment too.")] = False,
 ) -> list[Covered]:
-    """Count the rows of each computed column, or of one, by what they are. Loads no UDF."""
+    """Count the rows of each computed column, or of one, by their state. Loads no UDF."""
     names = [c.name for c in catalog.table(db, name).computed] if column is None else [column]
     return [catalog.coverage(db, name, n, fragments=fragments) for n in names]
 
@@ -62,7 +62,7 @@ def plan(
     ] = None,
     fragments: Annotated[bool, Query(description="Say it of each fragment too.")] = False,
 ) -> Forecast:
-    """Say what a backfill would do, how long it takes and what it writes; nothing runs.
+    """Forecast a backfill: its plan, its time and the rows that it writes; nothing runs.
 
     With ``params`` it needs the operator's token: the UDF is loaded to tell what they make of it.
     """

@@ -74,7 +74,7 @@ class Watcher:
             self.try_to_look()
 
     def try_to_look(self) -> None:
-        """Look once; of what goes wrong the log tells."""
+        """Look once; faults go to the log."""
         try:
             self.look()
             self._said.pop("", None)

@@ -35,11 +35,11 @@ _SOURCE = re.compile(r", /\S+\.rs:\d+:\d+")  # where in Lance's sources it was r
 
 
 class DamagedError(OSError):
-    """A file is not what its name says."""
+    """A file contradicts its name."""
 
 
 class LanceErrors:
-    """Turns what is raised inside of it into one of the kinds above, without secrets.
+    """Turns errors that are raised inside of it into one of the kinds above, without secrets.
 
     What this engine raises itself passes, and so does what ends a process or a thread.
     """
@@ -87,7 +87,7 @@ def is_panic(error: BaseException) -> bool:
 
 
 def is_fault(error: BaseException) -> bool:
-    """Whether something failed, rather than that what was asked for is missing or damaged."""
+    """Return True if a store failed, rather than that a file is missing or damaged."""
     return _FAULT.search(str(error)) is not None
 
 

@@ -70,7 +70,7 @@ if LanceOperation.RewrittenIndex.__init__.__defaults__ is None:
 
 
 class FilterPlanner:
-    """Tells what Lance makes of a filter; it plans on an empty table in memory.
+    """Plans filters as Lance does, on an empty table in memory.
 
     Every method raises `ValueError` where Lance refuses.
     """
@@ -88,7 +88,7 @@ class FilterPlanner:
         return found[1] if found else plan
 
     def type_of(self, where: str) -> pa.DataType:
-        """Return the type of what an expression is evaluated to."""
+        """Return the type of an expression's value."""
         scan = partial(self._dataset.scanner, {"m": where}, with_row_id=True)
         found: pa.Schema = self._planned(lambda: scan().projected_schema)
         return found.field("m").type
@@ -157,7 +157,7 @@ class TableStorage:
             raise TableChangedError(f"table {self.uri} is gone: {error}") from error
 
     def opened(self, latest: Callable[[], T]) -> T:
-        """Return what opens the latest version; again, while a cleanup takes it meanwhile.
+        """Open the latest version; again, while a cleanup takes it meanwhile.
 
         Raises
         ------
@@ -187,7 +187,7 @@ class TableStorage:
         return Snapshot(dataset)
 
     def on_latest(self, work: Callable[[Snapshot], T]) -> T:
-        """Return what some work on the latest version returns; on the next, if that is cleaned up.
+        """Do some work on the latest version; on the next one, if that is cleaned up meanwhile.
 
         Raises
         ------
@@ -207,7 +207,7 @@ class TableStorage:
                 lost = snapshot.version
 
     def open_planned(self, planned: bytes) -> Snapshot:
-        """Open what `Snapshot.manifest` returned, also when that version was cleaned up.
+        """Open the version of a `Snapshot.manifest`, also when it was cleaned up.
 
         Files that later versions name as well are still there.
         """
@@ -331,7 +331,7 @@ class TableStorage:
     def column_reader(
         self, snapshot: Snapshot, fragment_id: int, field_id: int
     ) -> ColumnReader | None:
-        """Return what reads a column without children by physical rows, if one file holds it."""
+        """Return a reader of a column without children by physical rows, if one file holds it."""
         metadata = snapshot.dataset.get_fragment(fragment_id).metadata
         if metadata.overlays:
             return None
@@ -371,7 +371,7 @@ class TableStorage:
             raise WhereError(str(error)) from error
 
     def change(self, snapshot: Snapshot, version: int) -> Change | None:
-        """Return what made a version, or ``None`` if that is no longer known."""
+        """Return the transaction of a version, or ``None`` if it is no longer known."""
         try:
             with self._errors():
                 transaction = snapshot.dataset.read_transaction(version)
@@ -447,7 +447,7 @@ class TableStorage:
         return RemoteObjects(self._session("data"), self.options).list("")
 
     def unreadable(self, fields: frozenset[int]) -> Callable[[DataFileInfo], bool]:
-        """List the data files; return what says of one whether it is there no more, or in part.
+        """List the data files; return a test for files that are gone, or there only in part.
 
         Asked of files that supply nothing but some fields; of any other it says no.
         """
@@ -588,7 +588,7 @@ class TableStorage:
         return meta
 
     def _data_file(self, snapshot: Snapshot, new: Replacement, like: DataFile | None) -> DataFile:
-        """Return what a manifest says of a file; ``like`` is another of the same columns."""
+        """Return the manifest's entry of a file; ``like`` is another of the same columns."""
         # Lance would read it for that. One of the right size is what its writer validated.
         size = (self.path / "data" / new.path).stat().st_size if self.local else 0
         if like is not None and size and size == new.size_bytes:
@@ -712,7 +712,7 @@ class TableStorage:
 
     @contextmanager
     def _reading(self, snapshot: Snapshot) -> Iterator[None]:
-        """Tell what a version lacks from what else may fail."""
+        """Tell files that a version lacks from other faults."""
         try:
             with self._errors():
                 yield
@@ -722,7 +722,7 @@ class TableStorage:
 
 
 class _Blob(lance.BlobFile):
-    """A blob as a file in which, as in `io.BytesIO`, what lies before the start is the start.
+    """A blob as a file in which, as in `io.BytesIO`, a place before the start is the start.
 
     Lance raises there what no library expects of a file: one looks 22 bytes before the end.
     """

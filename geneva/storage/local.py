@@ -41,7 +41,7 @@ def sync_version(table: Path, version: int) -> None:
 
 
 def check_there(table: Path | None, name: str) -> None:
-    """Take away what Lance makes of a table that vanished when a data file is written into it.
+    """Remove the folders that Lance makes when a data file is written into a vanished table.
 
     Parameters
     ----------

@@ -36,7 +36,7 @@ _LASTING = [
 
 @contextmanager
 def storage_errors(uri: str) -> Iterator[None]:
-    """Turn what the operating system or the store raises into an error that says what to do.
+    """Turn errors of the operating system or the store into one that names the remedy.
 
     Raises
     ------
@@ -57,12 +57,12 @@ def is_lasting(message: str) -> bool:
 
 
 def advice(message: str) -> str:
-    """Return what to do about an error of the storage."""
+    """Return the remedy for an error of the storage."""
     return NO_USE if is_unfit(message) else RESUME
 
 
 def is_unfit(message: str) -> bool:
-    """Whether Lance refused what it was to write, which it will do again."""
+    """Return True if Lance refused the values to write, which it will do again."""
     return _UNFIT.search(message) is not None
 
 
@@ -79,7 +79,7 @@ class Log(Protocol):
         """Make all that was appended survive a power failure."""
 
     def close(self) -> None:
-        """Release the file; what was not synced is within a second of the process's appends."""
+        """Release the file; appends not synced are those of the last second."""
 
 
 class Objects(Protocol):
@@ -113,7 +113,7 @@ class Objects(Protocol):
 
 
 def each(work: Callable[[T], R], items: Sequence[T], at_once: int) -> list[R]:
-    """Return what ``work`` makes of some items, in their order; so many of them are at work."""
+    """Return the results of ``work`` on some items, in their order; so many are at work at once."""
     if at_once == 1 or len(items) < 2:
         return [work(i) for i in items]
     with ThreadPoolExecutor(min(at_once, len(items)), "geneva-requests") as pool:

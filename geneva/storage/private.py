@@ -52,7 +52,7 @@ def replace_private(path: Path, text: str) -> None:
 
 
 def tighten(path: Path) -> None:
-    """Take from others what they may do with a file or a folder, if it is ours and no link."""
+    """Take from others their rights to a file or a folder, if it is ours and no link."""
     with contextlib.suppress(OSError):  # it is gone, or somebody else's, who decides about it
         found = path.lstat()
         ours = found.st_uid == os.geteuid() and not stat.S_ISLNK(found.st_mode)

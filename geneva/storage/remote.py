@@ -27,7 +27,7 @@ _PART = re.compile(r"\d{6}-(\d+)")
 
 
 def check_uri(uri: str) -> None:
-    """Refuse what is not a database of files, or what Lance would take for another place.
+    """Refuse a URI that is no database of files, or that Lance would take for another place.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def with_defaults(options: Mapping[str, str] | None) -> dict[str, str]:
 
 
 def persist(attempt: Callable[[], None]) -> None:
-    """Try a few times what Lance's client does not repeat by itself when a reply is late or lost.
+    """Repeat calls that Lance's client does not repeat by itself when a reply is late or lost.
 
     Those are deletions (a POST) and conditional writes.
 
@@ -79,7 +79,7 @@ def persist(attempt: Callable[[], None]) -> None:
 
 
 class _RemoteLog:
-    """A log as numbered objects; what was appended counts once its flush has returned."""
+    """A log as numbered objects; an append counts once its flush has returned."""
 
     def __init__(self, objects: RemoteObjects, path: str, flush_s: float) -> None:
         self._objects = objects

@@ -1,4 +1,4 @@
-"""Keep the secrets of storage options out of what people and files get to see."""
+"""Keep the secrets of storage options out of texts and files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def hidden(text: str, options: Mapping[str, str] | None) -> str:
 
 
 def hider(options: Mapping[str, str] | None) -> Callable[[str], str]:
-    """Return what takes the secrets of some options out of many texts."""
+    """Return the function that takes the secrets of some options out of texts."""
     secrets = sorted(secrets_of(options), key=len, reverse=True)
 
     def hide(text: str) -> str:

@@ -29,7 +29,7 @@ class DataFileInfo(NamedTuple):
 
 
 class FragmentInfo(NamedTuple):
-    """What one version's manifest says of one fragment; ``rows`` counts deleted ones too.
+    """The manifest's facts of one fragment; ``rows`` counts deleted ones too.
 
     ``lost`` are files that it names, too, and that nobody can read: see `Snapshot.without`.
     """
@@ -77,7 +77,7 @@ class Snapshot:
 
     @property
     def manifest(self) -> bytes:
-        """What another process opens this very version from, see `TableStorage.open_planned`."""
+        """The manifest from which `TableStorage.open_planned` opens this version elsewhere."""
         # Lance hands it out to its own pickling only, which would take the storage options along.
         return bytes(self.dataset._ds.serialized_manifest())  # noqa: SLF001
 
@@ -87,7 +87,7 @@ class Snapshot:
         return _Fragments(self.dataset, self._lost)
 
     def without(self, lost: Callable[[DataFileInfo], bool]) -> Snapshot:
-        """Return the same version without some of its files: what they supply has no values."""
+        """Return the same version without some of its files: their columns have no values."""
         return Snapshot(self.dataset, lost)
 
     @property
@@ -101,11 +101,11 @@ class Snapshot:
         return self._fields
 
     def name_of(self, field_id: int) -> str | None:
-        """Return what a top-level field is called here: ids outlive renames."""
+        """Return the name of a top-level field here: ids outlive renames."""
         return next((n for n, f in self.fields.items() if f.id == field_id), None)
 
     def nested(self, path: str) -> tuple[int, list[tuple[str, int, int]]] | None:
-        """Return what a column holds at and below a path: names, places and ids of the fields.
+        """Return the fields of a column at and below a path: names, places and ids.
 
         Before them the highest id within the column. None of a column without fields; ``None`` if
         there is no such path.
@@ -139,7 +139,7 @@ class Snapshot:
         return found
 
     def path_of(self, ids: Sequence[int]) -> str | None:
-        """Return what a path is called here that `ids` once said this of; ``None``: it is gone."""
+        """Return the present path of fields with some ids; ``None``: it is gone."""
         nodes, names = self.dataset.lance_schema.fields(), list[str]()
         for i in ids:
             node = next((f for f in nodes if f.id() == i), None)
@@ -166,7 +166,7 @@ class Snapshot:
 
 
 class _Fragments(Mapping[int, FragmentInfo]):
-    """What a manifest says of its fragments, looked up (3 us) when asked and not kept.
+    """The fragments of a manifest, looked up (3 us) when asked and not kept.
 
     A commit looks at the few fragments that it changes, and a plan at each once.
     """
@@ -209,7 +209,7 @@ def _shared(fields: tuple[int, ...]) -> frozenset[int]:
 
 
 def fragment_info(meta: Any) -> FragmentInfo:
-    """Read what Lance says of a fragment."""
+    """Read Lance's metadata of a fragment."""
     deletion = meta.deletion_file
     files = [
         # DataFile.path builds a class at each access, 25 us: half of planning 10,000 fragments.
@@ -266,7 +266,7 @@ def is_blob(field: pa.Field) -> bool:
 
 
 def name_in_file(schema: pa.Schema, fields: Sequence[int], field_id: int) -> str | None:
-    """Return what a file calls a column without children; it may have been renamed since.
+    """Return a file's name for a column without children; it may have been renamed since.
 
     A file knows names, a manifest the ids of its fields in the same order: of the leaves, or in
     older versions of all nodes. ``None`` where they do not agree in number.

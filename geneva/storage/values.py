@@ -1,4 +1,4 @@
-"""What storage hands out: facts of a table's files, and a file in the making."""
+"""Values of the storage: facts of a table's files, and a file in the making."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Replacement:
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """What a data file says of itself."""
+    """The footer of a data file."""
 
     rows: int
     schema: pa.Schema
@@ -47,7 +47,7 @@ RewriteGroup = tuple[tuple[int, ...], tuple[tuple[int, int], ...]]
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What the transaction of one version was.
+    """The transaction of one version.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class Change:
 
     @classmethod
     def of(cls, version: int, operation: Any) -> Change:
-        """Read what Lance says of a version's transaction."""
+        """Read Lance's record of a version's transaction."""
         kind = type(operation).__name__
         match kind:
             case "Rewrite":

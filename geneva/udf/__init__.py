@@ -1,4 +1,4 @@
-"""What a UDF is: its declaration, type, digest and pickle, and how one batch of it is called."""
+"""UDFs: their declaration, type, digest and pickle, and the call of one batch."""
 
 from geneva.udf.call import Applied, Caller
 from geneva.udf.convert import to_arrow

@@ -1,4 +1,4 @@
-"""One UDF at a time is made ready in a process, with what it imports.
+"""The construction of UDFs: one at a time in a process, with its imports.
 
 Python locks each module that it imports, not all that import each other: threads that import torch
 or transformers at once can see halves of them.
@@ -22,7 +22,7 @@ BUILDING = threading.RLock()
 
 
 def import_ahead(target: Callable[..., Any]) -> None:
-    """Import what the first call is going to import in any case."""
+    """Import the modules that the first call imports in any case."""
     todo, seen = [target], {id(target)}
     while todo:
         for found in _begins_with(_function(todo.pop())):

@@ -1,4 +1,4 @@
-"""Calling a UDF on one batch: retry, bisection, and what to do with a row that fails."""
+"""The call of a UDF on one batch: retries, bisection, and rows that fail."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _FAILURES = (Exception, asyncio.CancelledError)
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What a UDF made of one batch: a value per row, null where `failures` has the row."""
+    """A UDF's result for one batch: a value per row, null where `failures` has the row."""
 
     values: pa.Array
     failures: tuple[RowError, ...] = ()
@@ -154,7 +154,7 @@ class Caller:
                 assert_never(unknown)
 
     def _instance(self) -> Callable[..., Any]:
-        """Return what to call with the columns."""
+        """Return the function to call with the columns."""
         if not self._watches:
             return self._built(self._local)
         self._watch().ready(self._built)
@@ -225,7 +225,7 @@ class Caller:
         return row_call(self._instance(), batch, udf.kind, udf.row_arrays, udf.files)
 
     def _call_anew(self, batch: pa.RecordBatch, row: int) -> Any:
-        """Call the UDF with a row's inputs made anew: what failed may have changed its own."""
+        """Call the UDF with a row's inputs made anew: a failed call may have changed its own."""
         call, columns = self._row_call(batch.slice(row, 1))
         return call(*(column[0] for column in columns))
 

@@ -96,7 +96,7 @@ def _memory(values: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
 
 
 def _owned(made: pa.Array, source: list[tuple[int, int]], data_type: pa.DataType) -> pa.Array:
-    """Copy what was made of a result if it lies in the memory of that result.
+    """Copy an array that lies in the memory of the result that it was made of.
 
     A UDF may fill the same memory in each call, whatever Arrow says of it: also what is read-only
     here may be written elsewhere.
@@ -149,7 +149,7 @@ def _as_array(values: Any, data_type: pa.DataType) -> Any:
 
 
 def _through_protocol(values: Any) -> Any:
-    """Take what a foreign array offers: polars, torch and others need not be known here."""
+    """Take the interface of a foreign array: polars, torch and others need not be known here."""
     if hasattr(values, "__arrow_c_stream__"):
         return pa.chunked_array(values).combine_chunks()
     if hasattr(values, "__arrow_c_array__"):

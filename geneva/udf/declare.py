@@ -68,7 +68,7 @@ class UdfFactory:
 
 
 class _Decorator(Protocol):
-    """What ``@udf(...)`` with settings returns."""
+    """The decorator that ``@udf(...)`` with settings returns."""
 
     @overload
     def __call__(self, target: type, /) -> UdfFactory: ...  # type: ignore[overload-overlap]  # a class is callable too
@@ -325,7 +325,7 @@ def _among(
 
 
 def for_rows(made: UDF, lists: Collection[str]) -> UDF:
-    """Return a UDF that takes its arrays as what they are: one row's list, or a column's batch.
+    """Return a UDF that takes its arrays as one row's list, or as a column's batch.
 
     Parameters
     ----------

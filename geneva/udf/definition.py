@@ -1,4 +1,4 @@
-"""What a UDF is, once it has been declared."""
+"""The definition of a declared UDF."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class UDF:
 
     @property
     def digest(self) -> str:
-        """Hex SHA-256 of what the UDF is; computed once, and carried through pickling."""
+        """Hex SHA-256 of the UDF's code and constants; computed once, carried through pickling."""
         if "all" not in self._digests:
             self._digests["all"] = _digest.complete(
                 self.name,
@@ -152,7 +152,7 @@ class UDF:
 
     @property
     def rules(self) -> tuple[Rule, ...]:
-        """What is to be done about calls that fail: `on_error`, or `retry` as its short form."""
+        """The rules for calls that fail: `on_error`, or `retry` as its short form."""
         return self.on_error or ((self.retry,) if self.retry else ())
 
     @property
@@ -274,7 +274,7 @@ class UDF:
         return self.__dict__["_built"]  # type: ignore[no-any-return]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Fix digest and reference before leaving; leave what is only of this process behind."""
+        """Fix digest and reference before pickling; leave the state of this process behind."""
         # Taken here, because neither can be found again where the source is not.
         _ = self.digest, self.reference
         return {name: value for name, value in self.__dict__.items() if name not in _OF_PROCESS}

@@ -497,7 +497,7 @@ def _cells(function: types.FunctionType) -> dict[str, types.CellType]:
 
 
 def _made_of(cls: type) -> Iterable[tuple[str, Any]]:
-    """Return what a class without source holds: its members, or the names of its fields."""
+    """Return the content of a class without source: its members, or the names of its fields."""
     if issubclass(cls, enum.Enum):
         return [(name, member.value) for name, member in cls.__members__.items()]
     return [(name, getattr(cls, name)) for name in ("_fields", "__slots__") if hasattr(cls, name)]

@@ -1,4 +1,4 @@
-"""What can go wrong with one row, as values that cross processes."""
+"""Failures of one row, as values that cross processes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def of_full_device(error: BaseException) -> bool:
 
 
 class BadResult(RowFailed):
-    """The UDF returned what its column cannot hold: wrong length, wrong type or a loss.
+    """The UDF returned a value that its column cannot hold: wrong length, wrong type or a loss.
 
     Never recorded as a failed row: it says that the definition is wrong, not the data. `of_row`
     tells whether one row of the result is to blame, or its length or form.
@@ -88,7 +88,7 @@ class BadResult(RowFailed):
         return BadResult(failure, self.of_row)
 
     def __str__(self) -> str:
-        """Say what was expected, what came, and for which input."""
+        """Name the expected type, the returned value, and its input."""
         of = f" (row {self.failure.row} of the batch" if self.of_row else ""
         if of and self.failure.input:
             of += f", input {self.failure.input}"

@@ -50,7 +50,7 @@ class _PlaceScalar(pa.ExtensionScalar):  # type: ignore[misc]
     """Is shown for a row where a message shows its inputs."""
 
     def as_py(self, **_: Any) -> _Unopened:
-        """Return what stands for the file."""
+        """Return the stand-in for the file."""
         return _Unopened()
 
 
@@ -80,7 +80,7 @@ class FilePlaces(pa.ExtensionType):  # type: ignore[misc]
         return b""
 
     def __arrow_ext_scalar_class__(self) -> type[pa.ExtensionScalar]:
-        """Return what one row's place is shown as."""
+        """Return the text for one row's place."""
         return _PlaceScalar
 
     def column(self, addresses: Any) -> pa.Array:
@@ -89,7 +89,7 @@ class FilePlaces(pa.ExtensionType):  # type: ignore[misc]
 
 
 class _Held(io.BytesIO):
-    """Bytes in memory, with what a blob's file offers."""
+    """Bytes in memory, with the interface of a blob's file."""
 
     def size(self) -> int:
         """Return the number of bytes."""

@@ -29,7 +29,7 @@ def row_call(
     arrays: Collection[str] = (),
     files: Collection[str] = (),
 ) -> tuple[Callable[..., Any], list[list[Any]]]:
-    """Return what to call with the values of a row, and each column as Python values.
+    """Return the function to call with the values of a row, and each column as Python values.
 
     The columns ``arrays`` hold lists, and each comes as a NumPy array. The columns ``files`` hold
     bytes, and each comes as a file that is closed when the call ends.
@@ -53,7 +53,7 @@ def row_call(
 def _form(
     name: str, arrays: Collection[str], files: Collection[str]
 ) -> Callable[[pa.Array], list[Any]]:
-    """Return what makes a column the values that the UDF takes."""
+    """Return the function from a column to the values that the UDF takes."""
     if name in files:
         return opened
     return _row_arrays if name in arrays else to_python
@@ -80,7 +80,7 @@ def _refusing(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _row_arrays(column: pa.Array) -> list[np.ndarray[Any, Any] | None]:
-    """Return each row's list as an array of its own; what is null within is NaN, or ``None``.
+    """Return each row's list as an array of its own; nulls within are NaN, or ``None``.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a UDF returns for a row -> a value that no later call can change.
+"""A UDF's result for a row -> a value that no later call can change.
 
 A UDF may return one object for all rows and fill it anew for each, and rows are converted many at a
 time. So each result is taken apart before the next call: whatever a column accepts is made into
@@ -34,12 +34,12 @@ class Unfit:
 
     @classmethod
     def of(cls, value: Any) -> Unfit:
-        """Say what a value is."""
+        """Return the name of a value's type."""
         return cls(f"{type(value).__name__} {shorten(value, 80)}")
 
 
 def keeper(target: pa.DataType) -> Keep:
-    """Return what makes a row's result plain.
+    """Return the function that makes a row's result plain.
 
     Plain are ``None``, and
 
@@ -79,7 +79,7 @@ def has_own_memory(value: Any) -> bool:
 
 
 def keep_leaf(value: Any) -> Any:
-    """Make plain what may be a value of a simple type."""
+    """Make a value plain that may be of a simple type."""
     kind = type(value)
     if kind in IMMUTABLE:
         return value

@@ -1,4 +1,4 @@
-"""Ship by value what Python pickles by name: workers do not have the user's modules.
+"""Ship the user's modules by value, which Python pickles by name: workers lack them.
 
 Functions and classes of the user's own modules go by value, because cloudpickle is told so. Other
 objects that are named in a module, and that Python pickles as that name, are taken apart here. The
@@ -30,7 +30,7 @@ _Reduced = str | tuple[Any, ...]
 
 
 class _Late:
-    """Stands for a function that is read after what wraps it: it may name its own wrapper."""
+    """Stands for a function that is read after its wrapper: it may name the wrapper itself."""
 
     function: Callable[..., Any]
 
@@ -39,7 +39,7 @@ class _Late:
 
 
 def new_cache(maxsize: int | None, typed: bool) -> Any:
-    """Return what `functools.lru_cache` makes, empty and without its function."""
+    """Return an empty cache of `functools.lru_cache`, without its function."""
     return functools.lru_cache(maxsize, typed)(_Late())
 
 
@@ -51,7 +51,7 @@ def fill_cache(cache: Any, state: tuple[Callable[..., Any], Mapping[str, Any]]) 
 
 
 def new_dispatcher() -> Any:
-    """Return what `functools.singledispatch` makes, without functions."""
+    """Return a dispatcher of `functools.singledispatch`, without functions."""
     return functools.singledispatch(_Late())
 
 
@@ -113,7 +113,7 @@ def _module(module: types.ModuleType) -> tuple[Any, ...]:
 
 
 def _environment(environment: Any) -> Any:
-    """Pickle the environment as what it is on the worker: it holds secrets of this process."""
+    """Pickle the environment as the worker's own: this process's holds secrets."""
     for name in ("environ", "environb"):
         if environment is getattr(os, name, None):
             return getattr, (os, name)
@@ -195,7 +195,7 @@ class _Nothing(metaclass=_Inert):
 
 
 class _References(pickle.Unpickler):
-    """Reads a pickle without building anything, and notes what it would import."""
+    """Reads a pickle without building anything, and notes the imports in it."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))

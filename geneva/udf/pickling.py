@@ -73,7 +73,7 @@ def _shipped(thing: Any) -> bytes:
 
 
 def loads(data: bytes, expected: type[T]) -> T:
-    """Read what `dumps` wrote."""
+    """Read a pickle of `dumps`."""
     head, _, body = bytes(data).partition(b"\n")
     if not head.startswith(_MAGIC):
         raise UdfError("these bytes are no pickled UDF")
@@ -124,7 +124,7 @@ def _made_anew(make: Callable[..., type], *arguments: Any) -> type:
 
 
 def import_reference(reference: str) -> Any:
-    """Import what ``module:qualname`` names."""
+    """Import the object that ``module:qualname`` names."""
     module, _, qualname = reference.partition(":")
     found: Any = importlib.import_module(module)
     for part in qualname.split("."):
@@ -174,7 +174,7 @@ def _pickles(thing: Any) -> bool:
 
 
 def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what a thing consists of, each with the words that say where it sits."""
+    """Yield the parts of a thing, each with the words for its place."""
     if isinstance(thing, types.FunctionType):
         yield from _function_parts(thing)
     elif isinstance(thing, types.MethodType):

@@ -27,7 +27,7 @@ _FILLED = "that the UDF may have filled again since; return a copy, or its .item
 
 
 def from_results(values: list[Any], target: pa.DataType) -> pa.Array:
-    """Return what a UDF returned for many rows at once as an array of `target`."""
+    """Return a UDF's result for many rows at once as an array of `target`."""
     keep = keeper(target)
     if family(target).nested:
         return from_values(list(map(keep, values)), target)
@@ -74,7 +74,7 @@ def from_numpy(values: np.ndarray[Any, Any], target: pa.DataType) -> pa.Array:
 
 
 def _leaves(values: list[Any], target: pa.DataType, keep: Keep | None = None) -> pa.Array:
-    """Build an array of a simple type; ``keep`` makes plain what has just been returned."""
+    """Build an array of a simple type; ``keep`` makes each returned value plain."""
     rule = family(target)
     if not set(map(type, values)) <= rule.exact:
         values = _each(values, rule, target, keep)
@@ -96,7 +96,7 @@ def _leaves(values: list[Any], target: pa.DataType, keep: Keep | None = None) ->
 
 
 def _each(values: list[Any], rule: Family, target: pa.DataType, keep: Keep | None) -> list[Any]:
-    """Turn each value into one of the exact types; what the family does not take raises."""
+    """Turn each value into one of the exact types; others raise."""
     made: list[Any] = []
     for index, kind in enumerate(map(type, values)):
         if kind in rule.exact:
@@ -138,7 +138,7 @@ def _culprit(values: list[Any], target: pa.DataType, error: Exception) -> Inexac
 
 
 def _check_plain(values: list[Any], kinds: set[type], plain: set[type]) -> None:
-    """Refuse the first value that is not in the form in which `keep` leaves what fits."""
+    """Refuse the first value that is not in the form of `keep`."""
     if kinds <= plain:
         return
     index = next(k for k, value in enumerate(values) if type(value) not in plain)

@@ -16,7 +16,7 @@ _t = pa.types
 
 
 def recast(array: pa.Array, target: pa.DataType) -> pa.Array:
-    """Return the array as `target`; raise `Inexact` unless every value stays what it is."""
+    """Return the array as `target`; raise `Inexact` unless every value stays the same."""
     source = array.type
     if source == target:
         return array

@@ -1,4 +1,4 @@
-"""What happens when a call fails: rules that are tried in order."""
+"""The rules for a call that fails, tried in order."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ Rule = Retry | Skip | Fail
 
 
 class RetryVerdict(StrEnum):
-    """What is to become of a row that failed for good."""
+    """The fate of a row that failed for good."""
 
     SKIP = "skip"
     FAIL = "fail"
@@ -165,7 +165,7 @@ class RetryVerdict(StrEnum):
 
 
 class Course:
-    """What the rules say of the errors of one row or batch, one after the other."""
+    """The course of the rules over the errors of one row or batch."""
 
     __slots__ = ("_repeats", "_rules")
 
@@ -174,7 +174,7 @@ class Course:
         self._repeats = [0] * len(rules)
 
     def next(self, error: BaseException) -> float | RetryVerdict:
-        """Return the seconds to wait before the next call, or what is to become of the row."""
+        """Return the seconds to wait before the next call, or the fate of the row."""
         for k, rule in enumerate(self._rules):
             if not applies(rule, error):
                 continue
@@ -207,7 +207,7 @@ def applies(rule: Rule, error: BaseException) -> bool:
 
 
 def checked_rules(given: Any) -> tuple[Rule, ...]:
-    """Return what ``@udf(on_error=)`` was given as rules.
+    """Return the argument of ``@udf(on_error=)`` as rules.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a callable's parameters and hints say: its kind, its inputs, its type."""
+"""The signature of a callable: its kind, its inputs and its type, from parameters and hints."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MANY = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class UdfKind(StrEnum):
-    """What one call of a UDF takes."""
+    """The form of one call of a UDF."""
 
     SCALAR = "scalar"
     ASYNC = "async"
@@ -34,7 +34,7 @@ class UdfKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What was read from a callable; `data_type` is ``None`` where the hints do not tell.
+    """The facts of a callable; `data_type` is ``None`` where the hints do not tell.
 
     `least` and `most` bound how many columns the callable takes (``None``: any number). `defaults`
     are those of its columns; `settings`, those of parameters that cannot be columns. `row_arrays`

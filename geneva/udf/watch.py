@@ -40,7 +40,7 @@ class Watch:
         self._ready: Callable[..., Any] | None = None
 
     def ready(self, build: Callable[[Any], Callable[..., Any]]) -> Callable[..., Any]:
-        """Return what is built on the thread that calls it, for as long as that takes.
+        """Return a value that is built on the calling thread, for as long as that takes.
 
         ``build`` may keep on its argument what is of that thread.
         """

@@ -1,4 +1,4 @@
-"""Check a ``where`` and turn it into one canonical text that means what Lance reads in the user's.
+"""Check a ``where`` and turn it into one canonical text with the meaning that Lance gives it.
 
 Lance's reading of the text is what counts: it is what ``tbl.search().where(text)`` selects by.
 DataFusion parses the text for the columns it reads and for a canonical form, the same for all
@@ -231,7 +231,7 @@ class _Front:
         return self.printer.operand(expr) if operand else self.printer.print(expr)
 
     def _refuse(self, message: str, whole: bool) -> NoReturn:
-        """Raise what DataFusion found in words about the user's table."""
+        """Raise DataFusion's fault in words about the user's table."""
         tip = hint(self._words)
         if unknown := re.search(r"No field named (.+?)\.(?:\s|$)", message, re.DOTALL):
             _refuse_unknown_name(unknown[1], self._schema, tip)

@@ -1,4 +1,4 @@
-"""Say why a filter is refused, in words about the filter, and what to write instead."""
+"""Say why a filter is refused, in words about the filter, and propose another."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _EXAMPLES = {
 
 
 def explain_lance(message: str, words: SqlText, planner: FilterPlanner, form: str) -> WhereError:
-    """Return what Lance has against a filter.
+    """Return Lance's objection to a filter.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def explain_lance(message: str, words: SqlText, planner: FilterPlanner, form: st
 
 
 def hint(words: SqlText) -> str:
-    """Return what people often write who come from other languages, and what SQL has for it."""
+    """Return the habits of other languages in a filter, and their form in SQL."""
     tokens = words.tokens
     around = zip((_NOTHING, *tokens), tokens, (*tokens[1:], _NOTHING), strict=False)
     found = next((told for three in around if (told := _habit(*three))), "")

@@ -51,7 +51,7 @@ _UNCLOSED = {
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A word of a filter, or what stands for one.
+    """A token of a filter: a word, or a stand-in for one.
 
     Attributes
     ----------

@@ -56,7 +56,7 @@ def _schema(types: Sequence[pa.DataType], kind: int) -> pa.Schema:
 
 
 class _Sink(io.RawIOBase):
-    """A file for pyarrow: keeps what it is given, of which only small pieces are copies."""
+    """A file for pyarrow: keeps the given pieces, of which only small ones are copies."""
 
     def __init__(self) -> None:
         self.parts: list[memoryview] = []
@@ -181,7 +181,7 @@ def _contiguous(rows: IntArray) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What earlier attempts at a piece of work left behind.
+    """The records of earlier attempts at a piece of work.
 
     Attributes
     ----------
@@ -209,7 +209,7 @@ class Replay:
         return max(1, most_bytes * len(self.rows) // max(size, 1))
 
     def forget(self) -> None:
-        """Take the logs out of this process's memory; what is still needed is read again."""
+        """Take the logs out of this process's memory; pages still needed are read again."""
         for content in self._logs:
             _forget(content)
 
@@ -425,7 +425,7 @@ class LogUses:
                 self.note(_NO_FRAGMENT, filter(is_shared, paths))
 
     def keep_only(self, fragments: Container[int]) -> None:
-        """Forget what fragments needed that are gone; their logs stay."""
+        """Forget the needs of fragments that are gone; their logs stay."""
         for needed in self._needed.values():
             needed -= {i for i in needed if i != _NO_FRAGMENT and i not in fragments}
 

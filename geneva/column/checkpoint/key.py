@@ -1,4 +1,4 @@
-"""What makes two pieces of work the same, so that one may use the other's checkpoints."""
+"""Work keys: two pieces of work with one key may use each other's checkpoints."""
 
 from __future__ import annotations
 

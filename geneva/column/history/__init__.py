@@ -1,1 +1,1 @@
-"""What became of a column's rows: where they came from, and which values still hold."""
+"""The history of a column's rows: where they came from, and which values still hold."""

@@ -84,7 +84,7 @@ class Descent:
                 open_ends.append(older)
 
     def _parents(self, child: Ancestor) -> list[Ancestor]:
-        """Return what one compaction made a fragment of; nothing where that cannot be proven."""
+        """Return the ancestors that one compaction made a fragment of; none where unproven."""
         made = self._sources_of(child)
         if made is None:
             return []

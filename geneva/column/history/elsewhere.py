@@ -72,7 +72,7 @@ def filled_by_lancedb(schema: pa.Schema) -> Mapping[str, Elsewhere]:
 
 
 def check_not_filled(schema: pa.Schema, names: Collection[str]) -> None:
-    """Refuse to bind a UDF to what LanceDB fills.
+    """Refuse to bind a UDF to a column that LanceDB fills.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What was proven about a column's fragments, so that it need not be proven again.
+"""The ledger: proofs about a column's fragments, so that they need not be found again.
 
 A cache of proofs under ``_backfill/ledger/``: losing it costs reading footers and history again,
 or trust where the history is gone, never the correctness of what is recorded. Every entry names
@@ -20,7 +20,7 @@ _FORMAT = 2
 
 
 def entry_key(incarnation: str, file: str, fragment_id: int) -> str:
-    """Return the key of what is known about one column file of one fragment."""
+    """Return the key of an entry on one column file of one fragment."""
     return f"{incarnation}|{file}|{fragment_id}"
 
 
@@ -71,11 +71,11 @@ class Ledger:
         return cls()
 
     def kept(self, snapshot: Snapshot) -> Ledger:
-        """Return what is known of the column files that a version uses."""
+        """Return the entries on the column files that a version uses."""
         return Ledger(**self._facts(entries_of(snapshot)))
 
     def save(self, storage: TableStorage, incarnation: str, snapshot: Snapshot) -> None:
-        """Write what is known of the column files that a version uses."""
+        """Write the entries on the column files that a version uses."""
         body = json.dumps({"format": _FORMAT, **self._facts(entries_of(snapshot))})
         storage.objects.put(_path(incarnation), body.encode())
         self.changed = False
@@ -94,7 +94,7 @@ class Ledger:
         }
 
     def _births(self, present: set[str]) -> dict[str, int]:
-        """Return what is known of the files that supply columns now, and of a few before them.
+        """Return the first versions of the files that supply columns now, and of a few before them.
 
         Values are compared with those of an older version, and this one may be older than the
         history by which the age of its files was found.
@@ -119,7 +119,7 @@ class Ledger:
         return self._maps.get(key)
 
     def learn(self, key: str, row_map: RowMap | str) -> None:
-        """Remember a proven row map, or what its `dumps` returned."""
+        """Remember a proven row map, or its text of `dumps`."""
         if key in self._texts:
             return
         if isinstance(row_map, str):
@@ -138,7 +138,7 @@ class Ledger:
         self.changed = True
 
     def done(self, work: str) -> Kept | None:
-        """Return what exactly this work keeps; ``None`` if something may be left to do for it."""
+        """Return the counts of kept rows for done work; ``None`` if rows may be left to compute."""
         return self._done.get(work)
 
     def mark_done(self, work: Mapping[str, Kept]) -> None:

@@ -1,4 +1,4 @@
-"""What supplied a column when it was read, and whether that is still so."""
+"""Marks: the source of a column when it was read, and whether it is still the same."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def supplier(fragment: FragmentInfo, subtree: tuple[int, ...]) -> str:
 
 
 class _Facts(NamedTuple):
-    """What a version says of a top-level column: asked for every fragment, read once."""
+    """The facts of a top-level column in a version: asked for every fragment, read once."""
 
     id: int
     subtree: tuple[int, ...]
@@ -114,7 +114,7 @@ def as_readable(storage: TableStorage, snapshot: Snapshot, columns: Sequence[str
 
 
 def files_gone(names: Sequence[str]) -> str:
-    """Return what people should know of files that the table names for a column."""
+    """Return a note on files that the table names for a column and nobody can read."""
     more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
     return (
         f"{len(names):,} files that hold values of it are gone or damaged, and readers fail there: "

@@ -1,4 +1,4 @@
-"""Match rows that an update moved, or rewrote in place, with what they were before."""
+"""Match rows that an update moved, or rewrote in place, with their earlier selves."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BYTES = 16 << 20  # compared at once, where rows are wide
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What is compared: the target's columns, those it was computed from, those of filters."""
+    """The columns to compare: the target's, its inputs, those of filters."""
 
     target: tuple[str, ...]
     inputs: tuple[str, ...]
@@ -58,7 +58,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What an update of rows is known to have set.
+    """The columns that an update of rows is known to have set.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class Written:
 
 
 def written_by(change: Change, before: Snapshot, columns: Columns) -> Written:
-    """Return what an update set of the columns that are compared."""
+    """Return the compared columns that an update set."""
     compared = [*columns.target, *columns.inputs, *columns.filters]
     everything = all(change.written.intersection(f.subtree) for f in before.fields.values())
     if not change.written or everything:
@@ -136,7 +136,7 @@ def chosen_rows(
     columns: Sequence[str],
     mask: BoolArray | None,
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the physical rows in a mask, or all; what lies before and behind them is not read."""
+    """Yield the physical rows in a mask, or all; rows before and behind them are not read."""
     if mask is None:
         yield from _read(storage, snapshot, fragment, columns)
         return

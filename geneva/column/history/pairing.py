@@ -1,4 +1,4 @@
-"""Pair the rows that a merge wrote with those that it removed, by what identifies them.
+"""Pair the rows that a merge wrote with those that it removed, by their identifying values.
 
 A merge writes whole rows in any order, and its transaction does not say by which columns it found
 them. So each column is tried as a key, and that one is believed whose pairs agree most in all

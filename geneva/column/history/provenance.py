@@ -56,7 +56,7 @@ _UPDATES = 4  # kept with digests of the rows that they removed: of a column, an
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What the rows of a fragment are, and what supplies the columns now that their classes name.
+    """The rows of a fragment by class, and the present marks of the columns that these name.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class Rows:
 
 
 class History:
-    """Answers, for one snapshot, what the rows of a fragment are; remembers what it learned.
+    """The history of one snapshot: returns the row map of a fragment, and remembers it.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ class History:
         return Rows(row_map, now)
 
     def marks(self, fragment: FragmentInfo, columns: Sequence[str]) -> Marks:
-        """Return what supplies some columns of a fragment now."""
+        """Return the present marks of some columns of a fragment."""
         return self._sources.marks(self.snapshot, fragment, columns)
 
     def made_by(self, fragment: FragmentInfo, column: str) -> str:
@@ -415,7 +415,7 @@ class History:
     def _translator(
         self, old: FragmentInfo, before: Snapshot, new: FragmentInfo, after: Snapshot
     ) -> Callable[[Mark], Mark]:
-        """Return what makes marks of an old fragment ones of the new fragment that holds its rows.
+        """Return the translation of an old fragment's marks to the new one that holds its rows.
 
         Generations survive the move, unless the source was exchanged; what is stale stays stale.
         """
@@ -528,7 +528,7 @@ class History:
     def _values(
         self, snapshot: Snapshot, fragment: FragmentInfo, column: str, rows: IntArray
     ) -> Digests:
-        """Return digests of what some physical rows, ascending or not, hold."""
+        """Return digests of the values of some physical rows, ascending or not."""
         mask = np.zeros(fragment.rows, np.bool_)
         mask[rows] = True
         columns = Columns(tuple(group_columns(snapshot, column)), (), ())
@@ -610,7 +610,7 @@ class History:
     def _fresh(
         self, snapshot: Snapshot, fragment: FragmentInfo, row_map: RowMap
     ) -> Walk[BoolArray]:
-        """Return the rows whose inputs are what their class was computed from."""
+        """Return the rows whose inputs equal those that their class was computed from."""
         ids = row_map.expand()
         fresh = np.zeros(fragment.rows, np.bool_)
         for k, c in enumerate(row_map.classes):
@@ -673,7 +673,7 @@ def _foreign(version: int) -> RowClass:
 
 
 class FileOf(NamedTuple):
-    """What supplied a column of a fragment."""
+    """The source of a column of a fragment."""
 
     field: int
     fragment: int

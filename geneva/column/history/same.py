@@ -54,7 +54,7 @@ def _digest(data: bytes) -> bytes:
 
 
 def _same_values(a: pa.Array, b: pa.Array) -> BoolArray:
-    """Compare rows of which none is null; what is below a null is in neither array."""
+    """Compare rows of which none is null; values below a null are in neither array."""
     kind = a.type
     if isinstance(kind, pa.BaseExtensionType):
         return _same_values(a.storage, b.storage)

@@ -1,4 +1,4 @@
-"""What supplies a column of a fragment, and since which version."""
+"""Sources: the files that supply a column of a fragment, and since which version."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Versions:
         return found
 
     def change(self, version: int) -> Change | None:
-        """Return what made a version, or ``None`` if that is no longer known."""
+        """Return the transaction of a version, or ``None`` if it is no longer known."""
         if version not in self._changes:
             self._changes[version] = self._storage.change(self._snapshot, version)
         return self._changes[version]
@@ -100,7 +100,7 @@ class Versions:
 
 
 class Sources:
-    """Answers, for one snapshot and those before it, what supplies a column."""
+    """The sources of columns in one snapshot and those before it."""
 
     def __init__(self, storage: TableStorage, snapshot: Snapshot, ledger: Ledger) -> None:
         self.versions = Versions(storage, snapshot)
@@ -110,7 +110,7 @@ class Sources:
     # --- what supplies a column --------------------------------------------------------
 
     def mark(self, snapshot: Snapshot, fragment: FragmentInfo, column: str) -> Mark:
-        """Return what supplies a top-level column of a fragment."""
+        """Return the mark of a top-level column of a fragment."""
         field_id, subtree, binding, _ = facts(snapshot, column)
         file = supplier(fragment, subtree)
         if binding is None or file == NO_FILE:
@@ -124,7 +124,7 @@ class Sources:
         return Mark(field_id, binding.incarnation, file_generation(born))
 
     def marks(self, snapshot: Snapshot, fragment: FragmentInfo, columns: Sequence[str]) -> Marks:
-        """Return what supplies several columns."""
+        """Return the marks of several columns."""
         return tuple([self.mark(snapshot, fragment, c) for c in columns])
 
     # --- versions ----------------------------------------------------------------------
@@ -173,7 +173,7 @@ class Sources:
 
 
 def named(past: Snapshot, snapshot: Snapshot, column: str) -> str:
-    """Return what a column was called in an older version."""
+    """Return the name of a column in an older version."""
     return past.name_of(snapshot.fields[column].id) or column
 
 

@@ -1,4 +1,4 @@
-"""One version in which an update, or a merge, moved rows: what it removed, and what it made of it.
+"""One version in which an update, or a merge, moved rows: the removed rows and their new selves.
 
 Its new fragments are asked about one by one. Where each of them continues is known while the order
 of rows is kept; else all removed rows may be meant, which are read once, for all new fragments.
@@ -103,7 +103,7 @@ class Match:
     first: int
 
     def changed(self) -> tuple[IntArray, IntArray]:
-        """Return the rows whose value is not the one that they had, and what they were.
+        """Return the rows whose value changed, and their earlier classes.
 
         Whoever wrote whole rows may have read them before the column was computed again. What
         was set on purpose is not asked about.
@@ -186,7 +186,7 @@ class Match:
 
 
 class Update:
-    """Answers what the rows of the fragments are that one update made.
+    """The row maps of the fragments that one update made.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ class Update:
         self._ordered = self._written.in_order
 
     def match(self, fragment: FragmentInfo, *, all_pairs: bool = False) -> Match:
-        """Find out what each row of a new fragment was: by order, by id or by what identifies it.
+        """Find the earlier self of each row of a new fragment: by order, by id or by its values.
 
         Parameters
         ----------
@@ -401,7 +401,7 @@ class UpdatedRows:
         return places
 
     def alike(self, new: _RowArray) -> tuple[IntArray, IntArray]:
-        """Return the sources of fresh rows that agree: in all values, and in what was computed.
+        """Return the sources of fresh rows that agree in all values and in the computed one.
 
         A UDF is a function of its inputs: whichever rows they were, the value is right here too.
         """

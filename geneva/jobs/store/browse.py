@@ -1,4 +1,4 @@
-"""What pages ask of the database of jobs: many runs by any of their facts, one run as a whole."""
+"""The queries of pages over the database of jobs: lists of runs, one run as a whole."""
 
 from __future__ import annotations
 

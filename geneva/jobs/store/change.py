@@ -109,7 +109,7 @@ def move(session: Session, run: Run, job: Job, state: JobState, reason: str, now
 
 
 def _stop_tasks(session: Session, job: Job) -> None:
-    """Note that nobody works any more on what a driver had begun."""
+    """Note that nobody works any more on the fragments that a driver had begun."""
     session.execute(
         update(Task)
         .where(Task.job_id == job.id, Task.state == TaskState.RUNNING.value)

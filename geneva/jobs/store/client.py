@@ -73,16 +73,16 @@ class Client:
         return self._run("POST", "/runs", json=_body(asked), headers=headers, again=True)
 
     def plan(self, asked: Submission) -> dict[str, Any]:
-        """Return what a backfill would do, with each fragment."""
+        """Return the plan of a backfill, with each fragment."""
         chosen = {"fragments": True}
         return dict(self._ask("POST", "/plan", json=_body(asked), params=chosen))
 
     def want(self, run_id: str, wanted: Wanted) -> RunRecord:
-        """Say what is wanted of a run."""
+        """Pass a wish on to a run."""
         return self._run("POST", f"/runs/{run_id}/{_VERBS[wanted]}")
 
     def retry(self, run_id: str) -> RunRecord:
-        """Queue what did not succeed again."""
+        """Queue the jobs again that did not succeed."""
         return self._run("POST", f"/runs/{run_id}/retry")
 
     def retry_failures(self, wish: FailureWish, key: str) -> RunRecord:
@@ -153,7 +153,7 @@ class Client:
         return _read(Page[FailureRecord], found)
 
     def failure_groups(self, wish: FailureWish) -> FailureGroups:
-        """Return what UDFs failed on and nobody computed since, by column, error and message."""
+        """Return failed rows that nobody computed since, grouped by column, error and message."""
         return _read(FailureGroups, self._ask("GET", "/failures", params=_chosen(wish)))
 
     def events(self, run_id: str, after: int = 0, limit: int = MAX_LIMIT) -> Page[EventRecord]:
@@ -170,7 +170,7 @@ class Client:
         return _read(list[WatchRecord], self._ask("GET", "/auto"))
 
     def stages(self, job_id: str) -> list[StageRecord]:
-        """Return what the fragments of each column of a job add up to."""
+        """Return the sums over the fragments of each column of a job."""
         return _read(list[StageRecord], self._ask("GET", f"/jobs/{job_id}/stages"))
 
     def logs(self, job_id: str) -> list[LogRecord]:
@@ -183,7 +183,7 @@ class Client:
         return _read(LogPart, found)
 
     def watch(self, run_id: str) -> Iterator[EventRecord | RunRecord]:
-        """Yield what happens to a run, and the run when it changes, until it has ended.
+        """Yield the events of a run, and the run when it changes, until it has ended.
 
         Raises
         ------
@@ -209,7 +209,7 @@ class Client:
                 self._wait(tries, error)
 
     def _told(self, run_id: str, after: int) -> Iterator[tuple[str, str]]:
-        """Open a stream, when the service has room for it, and yield what it sends."""
+        """Open a stream, when the service has room for it, and yield its messages."""
         headers = {"Last-Event-ID": str(after)}
         for tries in range(_TRIES + 1):
             with self._http.stream("GET", f"/runs/{run_id}/stream", headers=headers) as answer:
@@ -259,7 +259,7 @@ class Client:
 
 
 class _Token(httpx.Auth):
-    """Sends a token; what a service wrote down is read each time: the next one makes its own."""
+    """Sends a token; that of a local service is read each time, as each service makes its own."""
 
     def __init__(self, url: str, token: str | None) -> None:
         self._url, self._token = url, token

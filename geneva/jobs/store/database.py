@@ -184,7 +184,7 @@ def _engine(url: str, busy_s: float) -> Engine:
 
 
 def _from_json(text: str) -> Any:
-    """Read JSON; most of what jobs hold is empty, and a page reads hundreds of them."""
+    """Read JSON; most facts of jobs are empty, and a page reads hundreds of them."""
     if text == "{}":
         return {}
     return [] if text == "[]" else json.loads(text)

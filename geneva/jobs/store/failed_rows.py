@@ -1,4 +1,4 @@
-"""Rows that UDFs failed on, in groups that share a cause, and what became of them since."""
+"""Rows that UDFs failed on, in groups that share a cause, without those computed since."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ class Picked:
 
 
 def shape_of(message: str) -> str:
-    """Return what messages of one cause have in common."""
+    """Return the common part of the messages of one cause."""
     line = message.strip().split("\n", 1)[0]
     shape = _VARYING.sub(lambda m: _STAND_INS[m.lastgroup or ""], line)
     return shape if len(shape) <= _SHAPE_CHARS else shape[: _SHAPE_CHARS - 1] + "…"
 
 
 def groups_of(session: Session, wish: FailureWish) -> FailureGroups:
-    """Return the groups of what failed and was not computed since.
+    """Return the groups of rows that failed and were not computed since.
 
     Raises
     ------

@@ -105,7 +105,7 @@ def job_record(job: _Row) -> JobRecord:
 
 
 def run_record(run: _Row, jobs: Sequence[_Row]) -> RunRecord:
-    """Return a run with its jobs; it waits for what the latest of those that wait says.
+    """Return a run with its jobs; its reason to wait is that of the latest job that waits.
 
     A scheduler tells why a job waits without taking the lock of its run.
     """

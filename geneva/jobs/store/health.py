@@ -19,7 +19,7 @@ _FORGET_S = 86400.0
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What is wrong with a service; nothing if ``reason`` is empty.
+    """The fault of a service; none if ``reason`` is empty.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Who has a job: claims of schedulers, leases of drivers, and what a death makes of a job.
+"""The owner of a job: claims of schedulers, leases of drivers, and the end of dead ones.
 
 A lease has an epoch that counts the drivers of a job. Every write of a driver names its epoch, so
 one that was given up for dead can neither report nor publish, whenever it wakes up. Failures:
@@ -93,7 +93,7 @@ class Leases:
             ]
 
     def bury(self, held: Held, how: str) -> JobState | None:
-        """Take a job from a process that is gone, or given up; return what became of it.
+        """Take a job from a process that is gone, or given up; return its new state.
 
         ``None`` if the process has ended the job itself, or was heard of again, in the meantime.
         """
@@ -137,7 +137,7 @@ class Leases:
             return job
 
     def beat(self, claim: QueueClaim, progress: Progress, lease_s: float) -> Wanted:
-        """Renew a lease, report progress, and return what is wanted.
+        """Renew a lease, report progress, and return the present wish.
 
         Raises
         ------
@@ -172,7 +172,7 @@ class Leases:
                 job.reason = reason
 
     def check(self, claim: QueueClaim) -> Wanted:
-        """Return what is wanted; nothing is written.
+        """Return the present wish; nothing is written.
 
         Raises
         ------
@@ -190,7 +190,7 @@ class Leases:
         return Wanted(wanted)
 
     def wanted(self, job_id: str) -> Wanted | None:
-        """Return what was wanted last of a job, whoever has it; None if there is no such job."""
+        """Return the last wish for a job, whoever has it; None if there is no such job."""
         with self._database.read() as session:
             wanted = session.scalar(select(Job.wanted).where(Job.id == job_id))
         return None if wanted is None else Wanted(wanted)
@@ -273,7 +273,7 @@ def _lost(claim: QueueClaim) -> LeaseLostError:
 
 
 def _progress(progress: Progress, *, exact: bool = False) -> dict[str, Any]:
-    """Return what a report changes; what earlier drivers committed counts too.
+    """Return the changes of a report; commits of earlier drivers count too.
 
     What was shown stays until a driver that takes a job over is as far as the one before, whose
     checkpoints it finds again; at the end, that it came to is ``exact``.

@@ -97,7 +97,7 @@ class Lists:
         return Page([task_record(t) for t in found[:limit]], cursor)
 
     def stages(self, job_id: str) -> list[StageRecord]:
-        """Return what the fragments of each column of a job add up to."""
+        """Return the sums over the fragments of each column of a job."""
         sums = [func.sum(getattr(Task, f"seconds_{s}")) for s in STAGES]
         holding = func.sum(case((Task.rows_failed > 0, 1), else_=0))
         sums = [func.sum(Task.rows_failed), holding, *sums]

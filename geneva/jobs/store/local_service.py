@@ -19,7 +19,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def state_folder() -> Path:
-    """Return the folder of this account where services keep what lasts."""
+    """Return the folder of this account in which services keep their lasting files."""
     base = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
     return Path(base) / "geneva"
 

@@ -14,7 +14,7 @@ from geneva.jobs.page import UNFIT
 
 
 class _Fit(TypeDecorator[str]):
-    """Text as it may come, also from a UDF's exception; what cannot be kept is marked."""
+    """Text of any origin, as of a UDF's exception; characters that cannot be kept are marked."""
 
     impl = Text
     cache_ok = True
@@ -35,7 +35,7 @@ class Base(DeclarativeBase):
 
 
 class Run(Base):
-    """What was submitted at once.
+    """A submission.
 
     Attributes
     ----------
@@ -229,7 +229,7 @@ class Pool(Base):
 
 
 class Watch(Base):
-    """A column group that a service keeps filled; what schedulers know of it.
+    """A column group that a service keeps filled, with the schedulers' notes about it.
 
     Attributes
     ----------

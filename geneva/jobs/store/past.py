@@ -1,4 +1,4 @@
-"""What earlier jobs of a column tell: the last one, and how quickly rows are computed."""
+"""The evidence of earlier jobs of a column: the last one, and the seconds per row."""
 
 from __future__ import annotations
 

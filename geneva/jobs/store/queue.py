@@ -38,7 +38,7 @@ class QueueClaim:
 
 
 def outlook(database: Database) -> Hashable:
-    """Return what decides whether a job may start: while it stays the same, none more can.
+    """Return the facts that decide which jobs may start: while they stay the same, none more can.
 
     It reads no job by itself, so that a scheduler may ask often however long the queue is.
     """

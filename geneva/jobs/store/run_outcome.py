@@ -20,7 +20,7 @@ def result_state(result: BackfillResult) -> tuple[JobState, str]:
 
 
 def result_columns(result: BackfillResult, appliers: int) -> dict[str, Any]:
-    """Return what a record keeps of a result, and of how many appliers worked at once."""
+    """Return the record of a result, and of how many appliers worked at once."""
     outputs: dict[str, Any] = {f"rows_{n}": getattr(result, f"rows_{n}") for n in _COUNTED}
     outputs |= {
         "rows_failed_before": result.rows_failed_before,
@@ -50,7 +50,7 @@ def error_state(error: BaseException) -> JobState:
 
 
 def error_columns(error: BaseException) -> dict[str, Any]:
-    """Return what a record keeps of an error."""
+    """Return the record of an error."""
     notes = "".join(f"\n{n}" for n in getattr(error, "__notes__", ()))
     text = f"{error}{notes}"[:_MESSAGE_CHARS]
     return {"error": text, "error_type": type(error).__name__}

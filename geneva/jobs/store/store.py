@@ -1,4 +1,4 @@
-"""What people do with runs and jobs: submit, look, steer, retry, forget."""
+"""The store: people submit runs and jobs, look at them, steer, retry and forget them."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Store(Lists):
     # --- steer -------------------------------------------------------------------------
 
     def want(self, run_id: str, wanted: Wanted) -> RunRecord:
-        """Say what is wanted of all jobs of a run.
+        """Pass a wish on to all jobs of a run.
 
         Raises
         ------
@@ -127,7 +127,7 @@ class Store(Lists):
             return run_record(run, jobs)
 
     def want_job(self, job_id: str, wanted: Wanted) -> JobRecord:
-        """Say what is wanted of one job."""
+        """Pass a wish on to one job."""
         with self.database.write() as session:
             run, job = locked_job(session, job_id)
             self._want(session, run, job, wanted, self.database.now_s(session))
@@ -185,7 +185,7 @@ class Store(Lists):
             return run_record(run, jobs)
 
     def retry(self, run_id: str) -> RunRecord:
-        """Queue a child of each job that did not succeed, limited to what failed.
+        """Queue a child of each job that did not succeed, limited to its failed part.
 
         Raises
         ------
@@ -211,7 +211,7 @@ class Store(Lists):
             return run_record(run, jobs_of(session, run))
 
     def failure_groups(self, wish: FailureWish) -> FailureGroups:
-        """Return what UDFs failed on and nobody computed since, by column, error and message.
+        """Return failed rows that nobody computed since, grouped by column, error and message.
 
         Raises
         ------
@@ -392,7 +392,7 @@ def _new_job(
 
 
 def _child(parent: Job, now_s: float) -> Job:
-    """Return the retry of a job: what is missing, and the rows that failed."""
+    """Return the retry of a job: its missing rows and its failed ones."""
     if HIDDEN in json.dumps([parent.arguments, parent.ray]):
         raise JobStateError(
             f"job {parent.id} was recorded without its secrets, so only its caller can repeat it"

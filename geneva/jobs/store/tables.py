@@ -34,10 +34,10 @@ class Source(Protocol):
         """Return a job."""
 
     def want(self, run_id: str, wanted: Wanted) -> RunRecord:
-        """Say what is wanted of a run."""
+        """Pass a wish on to a run."""
 
     def retry(self, run_id: str) -> RunRecord:
-        """Queue again what did not succeed."""
+        """Queue the jobs again that did not succeed."""
 
     def runs(self, wish: Wish) -> Page[RunRecord]:
         """Return a page of runs."""
@@ -96,7 +96,7 @@ def _all(page_at: Callable[[str | None], Page[Any]]) -> Iterator[Any]:
 
 
 def as_table(kind: type, records: Iterable[Any], **extra: pa.DataType) -> pa.Table:
-    """Return records as a table; what is nested is JSON text, moments are in UTC.
+    """Return records as a table; nested values are JSON text, moments are in UTC.
 
     Parameters
     ----------

@@ -74,7 +74,7 @@ class RunHandle:
         return self._source.failure_groups(FailureWish(run_id=self.id))
 
     def retry(self, group: str | None = None) -> RunHandle:
-        """Queue again what did not succeed, limited to what failed; return the run that does.
+        """Queue the failed part of a run again; return the new run.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""What is known of the columns that a service keeps filled, and the runs that are made for them.
+"""The columns that a service keeps filled, and the runs that are made for them.
 
 Several schedulers look at the same columns. Each decides by itself, from a row that it read; the
 decision takes effect in one transaction that finds the row unchanged, and is void otherwise.
@@ -41,7 +41,7 @@ class Watched:
 
 @dataclass(frozen=True, slots=True)
 class WatchLook:
-    """What a decision is made from.
+    """The facts of a decision.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class Watches:
         self._database = database
 
     def look(self, watched: Watched) -> WatchLook:
-        """Return what is known of a column group; the end of its latest run is taken note of."""
+        """Return the watch of a column group, after taking in the end of its latest run."""
         with self._database.read() as session:
             watch = session.get(Watch, (watched.table_uri, watched.incarnation))
             live, now_s = _live(session, watched), self._database.now_s(session)
@@ -204,7 +204,7 @@ def _is_known(watch: Watch, watched: Watched, now_s: float) -> bool:
 
 
 def _begin(watched: Watched, now_s: float) -> float | None:
-    """Return from when on a schedule counts: what a cron text names is due only from now on."""
+    """Return the moment from which a schedule counts: a cron text is due only from now on."""
     return now_s if " " in watched.schedule else None
 
 
