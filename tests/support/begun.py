@@ -105,6 +105,9 @@ class Begun:
         # Rows of which a cleanup took what tells whether they are stale: such values are computed
         # again, or trusted and counted.
         self.unproven: dict[str, set[int]] = {c: set() for c in self.columns}
+        # Such rows that a stopped run computed again: at most that is checkpointed, as their values
+        # are in the table already and prove nothing.
+        self.pending: dict[str, set[int]] = {c: set() for c in self.columns}
         self.rewritten: set[int] = set()  # rows whose inputs were written again where they lie
         self.next_id, self.next_x = 100, 5000
         self.extra, self.moved, self.died = False, False, False
@@ -166,6 +169,8 @@ class Begun:
             again = made - due[c] - self.free[c]
             assert not again, f"{c}: {sorted(again)} were computed again"
             unsure = {i for column, i in loose if column == c}
+            again = made & self.unproven[c] if stopped else set()
+            self.pending[c] = self.pending[c] | again if stopped else set()
             self.known[c] |= made - unsure
             self.unproven[c] -= made - unsure
             self.free[c] = (self.free[c] | unsure) - self.known[c]
@@ -189,11 +194,12 @@ class Begun:
     def forget(self, ids: set[int], *, computed: bool) -> None:
         """Rows were moved, or their inputs exchanged; of ``computed`` ones the values are stale."""
         for c in self.columns:
-            gone = ids if computed else ids & self.uncommitted(c)
-            unproven = set() if computed else gone & self.unproven[c]
+            gone = ids if computed else ids & (self.uncommitted(c) | self.pending[c])
+            unproven = set() if computed else gone & (self.unproven[c] | self.pending[c])
+            self.pending[c] -= gone
             self.known[c] -= gone
             self.free[c] = self.free[c] - gone | unproven
-            self.unproven[c] -= gone - unproven
+            self.unproven[c] = self.unproven[c] - gone | unproven
 
     def act(self) -> None:
         name = self.chance.choice(list(STEPS))
