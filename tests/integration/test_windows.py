@@ -223,3 +223,30 @@ def test_killed_job_computes_nothing_twice_with_the_same_or_other_windows(
     assert calls.counts == {str(x): 1 for x in range(ROWS)}
     assert values(table) == {x: x + 1 for x in range(ROWS)}
     assert_table_invariants(table)
+
+
+def test_row_that_another_writer_moves_into_the_range_is_computed_next(
+    tmp_path: Path, calls: CallLog
+):
+    table = table_of(tmp_path, shuffled=False)
+    table.add_columns({"y": logged(calls)})
+    options: dict[str, Any] = {"windows": windows(), "where": "x >= 0"}
+    assert run(table, "y", "local", **options).rows_computed == len(RANGE)
+    moved = lance.dataset(table.storage.uri).merge_insert("x").when_matched_update_all()
+    moved.write_mode("rewrite_columns").execute(pa.table({"x": [3, 390], "ts": [60, 70]}))
+    table.refresh()
+    calls.clear()
+    assert run(table, "y", "local", **options).rows_computed == 2
+    assert sorted(int(k) for k in calls.keys) == [3, 390]
+
+
+def test_rows_whose_window_is_still_to_be_computed_wait(tmp_path: Path, calls: CallLog):
+    table = table_of(tmp_path, shuffled=False)
+    hour = geneva.udf(lambda ts: ts // 10, data_type=pa.int64(), name="hour")
+    table.add_columns({"hour": hour, "y": logged(calls)})
+    asked = Windows("hour", start=0, end=20, step=5)
+    result = run(table, "y", "local", windows=asked)
+    assert result.rows_computed == 0
+    run(table, "hour", "local")
+    assert run(table, "y", "local", windows=asked).rows_computed == 200
+    assert windows_in_order(calls.keys) == [0, 1, 2, 3]

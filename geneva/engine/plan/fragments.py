@@ -159,6 +159,7 @@ class Planner:
         need &= live & self._within(fragment, places)
         wait = self._options.inputs == "wait" and need.any()
         waiting = need & ~self._ready(fragment) if wait else ~live & need
+        waiting |= need & ~self._in_known_windows(fragment)
         need &= ~waiting
         # Which rows a filter selects is not known yet: all of them count as kept.
         kept = self._kept(row_map, live if self._where else live & ~need)
@@ -197,6 +198,15 @@ class Planner:
         if self._only is not None:
             mask &= self._asked(fragment)
         return mask if places is None else mask & np.asarray(places >= 0)
+
+    def _in_known_windows(self, fragment: FragmentInfo) -> BoolArray:
+        """Return the rows of which it is known in which window they are.
+
+        Of a computed column that windows are cut along, only values that are there and fresh say.
+        """
+        if self._slices is None:
+            return np.ones(fragment.rows, np.bool_)
+        return self._is_settled(fragment, self._slices.column)
 
     def _with_rows_beyond(
         self, plan: FragmentPlan, fragment: FragmentInfo, places: Places
@@ -531,7 +541,8 @@ class Planner:
         """Return the options that decide which rows of a fragment are computed."""
         o = self._options
         limits = self._limits(fragment)
-        scope = () if self._slices is None else self._slices.scope
+        slices = self._slices
+        scope = () if slices is None else (*slices.scope, slices.source(fragment))
         kept = (o.retry_failed, o.unverified, o.foreign, o.inputs)
         return (*kept, *self._filter_fields, *limits, *scope)
 

@@ -49,6 +49,8 @@ class Path:
 
     Attributes
     ----------
+    column
+        The top-level column.
     leaf
         Id of the field at the end of the path.
     subtree
@@ -56,6 +58,7 @@ class Path:
     """
 
     text: str
+    column: str
     sql: str
     leaf: int
     subtree: tuple[int, ...]
@@ -78,7 +81,7 @@ class Path:
         for part in on.split(".")[1:] if on != top else ():
             kind = kind.field(part).type
         sql = column_path(snapshot.schema, on)
-        return cls(on, sql, ids[-1], snapshot.fields[top].subtree, kind, axis_of(kind))
+        return cls(on, top, sql, ids[-1], snapshot.fields[top].subtree, kind, axis_of(kind))
 
 
 def axis_of(kind: pa.DataType) -> Axis:
@@ -217,6 +220,15 @@ class Slices:
     def on(self) -> str:
         """The column, as the call named it."""
         return self._column.path.text
+
+    @property
+    def column(self) -> str:
+        """The top-level column that they are cut along."""
+        return self._column.path.column
+
+    def source(self, fragment: FragmentInfo) -> str:
+        """Return the files that supply the column: while they stay, so do the rows' windows."""
+        return supplier(fragment, self._column.path.subtree)
 
     @property
     def scope(self) -> tuple[object, ...]:
