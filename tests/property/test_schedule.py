@@ -11,28 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from geneva.engine.schedule import MAX_DEATHS, Schedule
-from geneva.model.rows import RowClass, RowMap, RowStatus
+from geneva.model.rows import RowMap
 from geneva.model.types import ColumnFile, Counts, Task, TaskDone, TaskLost
+from tests.support.tasks import CLASS, whole_task
 
 ROWS = 24
-CLASS = RowClass(RowStatus.COMPUTED)
 
 
 def _pieces(fragment: int, count: int) -> tuple[Task, ...]:
-    whole = Task(
-        key=f"k{fragment}",
-        version=1,
-        fragment_id=fragment,
-        rows=ROWS,
-        deleted=0,
-        start=0,
-        stop=ROWS,
-        sources=(),
-        need=None,
-        carry=None,
-        target_file=None,
-        row_class=CLASS,
-    )
+    whole = whole_task(fragment, ROWS)
     edges = [ROWS * k // count for k in range(count + 1)]
     if count == 1:
         return (whole,)

@@ -12,28 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geneva.engine.schedule import Cut, Schedule, Windowed
-from geneva.model.rows import RowClass, RowMap, RowSet, RowStatus
+from geneva.model.rows import RowMap, RowSet
 from geneva.model.types import ColumnFile, Counts, Task, TaskDone, TaskLost
+from tests.support.tasks import CLASS, whole_task
 
 ROWS = 12
-CLASS = RowClass(RowStatus.COMPUTED)
-
-
-def whole_task(fragment: int) -> Task:
-    return Task(
-        key=f"k{fragment}",
-        version=1,
-        fragment_id=fragment,
-        rows=ROWS,
-        deleted=0,
-        start=0,
-        stop=ROWS,
-        sources=(),
-        need=None,
-        carry=None,
-        target_file=None,
-        row_class=CLASS,
-    )
 
 
 def rows_of(task: Task) -> int:
@@ -48,7 +31,7 @@ class Job:
     def __init__(self, places: list[list[int]], windows: int, at_once: int, pieces: int) -> None:
         self.places, self.windows, self.pieces = places, windows, pieces
         self.shared = {f for f, p in enumerate(places) if len(set(p)) > 1}
-        cuts = {f: Cut(whole_task(f), len(set(places[f]))) for f in self.shared}
+        cuts = {f: Cut(whole_task(f, ROWS), len(set(places[f]))) for f in self.shared}
         of_windows = Windowed(range(windows), self.tasks, at_once, cuts)
         self.schedule = Schedule((), None, 2, windows=of_windows)
 
@@ -58,7 +41,7 @@ class Job:
             mask = np.array(places) == window
             if not mask.any():
                 continue
-            task = replace(whole_task(fragment), window=window)
+            task = replace(whole_task(fragment, ROWS), window=window)
             if fragment in self.shared:
                 task = replace(task, need=RowSet.from_mask(mask), assemble=False)
             count = min(self.pieces, int(mask.sum()))

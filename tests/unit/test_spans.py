@@ -7,25 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geneva.engine.plan.spans import split
-from geneva.model.rows import RowClass, RowStatus
 from geneva.model.types import Task
-
-
-def task(fragment: int, rows: int) -> Task:
-    return Task(
-        key=f"k{fragment}",
-        version=1,
-        fragment_id=fragment,
-        rows=rows,
-        deleted=0,
-        start=0,
-        stop=rows,
-        sources=(),
-        need=None,
-        carry=None,
-        target_file=None,
-        row_class=RowClass(RowStatus.COMPUTED),
-    )
+from tests.support.tasks import whole_task
 
 
 def check_partition(tasks: list[Task], pieces: list[tuple[Task, ...]]) -> None:
@@ -52,7 +35,7 @@ def check_partition(tasks: list[Task], pieces: list[tuple[Task, ...]]) -> None:
 def test_spans_cover_each_row_once_and_are_no_smaller_than_a_batch(
     sizes: list[int], appliers: int, batch_size: int | None
 ) -> None:
-    tasks = [task(i, rows) for i, rows in enumerate(sizes)]
+    tasks = [whole_task(i, rows) for i, rows in enumerate(sizes)]
     pieces = split(tasks, appliers, batch_size)
     check_partition(tasks, pieces)
     for parts in pieces:
@@ -61,17 +44,17 @@ def test_spans_cover_each_row_once_and_are_no_smaller_than_a_batch(
 
 
 def test_one_applier_splits_nothing() -> None:
-    tasks = [task(0, 1_000_000), task(1, 10)]
+    tasks = [whole_task(0, 1_000_000), whole_task(1, 10)]
     assert [len(p) for p in split(tasks, 1, None)] == [1, 1]
 
 
 def test_one_large_fragment_feeds_all_appliers() -> None:
-    (parts,) = split([task(0, 1_000_000)], 8, None)
+    (parts,) = split([whole_task(0, 1_000_000)], 8, None)
     assert len(parts) >= 8
 
 
 def test_skewed_fragment_does_not_keep_one_applier_busy_alone() -> None:
-    tasks = [task(0, 100_000), *(task(i, 1000) for i in range(1, 11))]
+    tasks = [whole_task(0, 100_000), *(whole_task(i, 1000) for i in range(1, 11))]
     pieces = split(tasks, 4, None)
     longest = max(p.stop - p.start for parts in pieces for p in parts)
     assert longest <= 110_000 / 4
@@ -79,13 +62,13 @@ def test_skewed_fragment_does_not_keep_one_applier_busy_alone() -> None:
 
 
 def test_even_fragments_stay_whole() -> None:
-    tasks = [task(i, 1000) for i in range(16)]
+    tasks = [whole_task(i, 1000) for i in range(16)]
     assert all(len(p) == 1 for p in split(tasks, 8, None))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7])
 def test_tiny_fragment_is_not_split(rows: int) -> None:
-    assert [len(p) for p in split([task(0, rows)], 8, None)] == [1]
+    assert [len(p) for p in split([whole_task(0, rows)], 8, None)] == [1]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +84,7 @@ def test_tiny_fragment_is_not_split(rows: int) -> None:
 def test_no_applier_works_long_after_the_others_have_nothing_left(
     sizes: list[int], appliers: int
 ) -> None:
-    tasks = [task(i, rows) for i, rows in enumerate(sizes)]
+    tasks = [whole_task(i, rows) for i, rows in enumerate(sizes)]
     pieces = split(tasks, appliers, None)
     check_partition(tasks, pieces)
     ends = [0] * appliers
