@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import insert, select
 
 from geneva.jobs.records import Submission
-from geneva.jobs.store.models import Job, Run, Task
+from geneva.jobs.store.models import JobRow, Run, TaskRow
 from geneva.jobs.store.place import open_store
 
 
@@ -16,14 +16,14 @@ def fill_queue(url: str, jobs: int) -> None:
     store.submit(Submission("db", "t", ("c",), pool="full"), "db/t.lance", ("c",))
     with store.database.write() as session:  # the rest as copies: a commit each would take minutes
         run = dict(session.execute(select(Run.__table__)).mappings().one())
-        job = dict(session.execute(select(Job.__table__)).mappings().one())
+        job = dict(session.execute(select(JobRow.__table__)).mappings().one())
         for k in range(1, jobs):
             uri, created_s = f"db/t{k % 100}.lance", run["created_s"] + k / 1e3
             other = {"id": f"r{k}", "created_s": created_s}
             session.execute(insert(Run).values(run | other))
             other = {"id": f"j{k}", "run_id": f"r{k}", "created_s": created_s}
             other |= {"queued_s": created_s, "table_uri": uri, "priority": k % 3}
-            session.execute(insert(Job).values(job | other))
+            session.execute(insert(JobRow).values(job | other))
 
 
 def many_fragments(url: str, fragments: int) -> tuple[str, str]:
@@ -38,7 +38,7 @@ def many_fragments(url: str, fragments: int) -> tuple[str, str]:
     states = ("COMMITTED", "DONE", "RUNNING", "PLANNED", "FAILED")
     with store.database.write() as session:
         session.add_all(
-            Task(
+            TaskRow(
                 job_id=job.id,
                 column="c",
                 fragment_id=k,

@@ -194,13 +194,13 @@ class RecordedBackfill:
     def run(self, observe: Observer) -> BackfillResult:
         """Carry it out under a lease, as a driver of the service does."""
         from geneva.jobs.store.leases import Leases
-        from geneva.jobs.store.recorder import LEASE_S, StoreRecorder
         from geneva.jobs.store.run_outcome import (
             error_columns,
             error_state,
             result_columns,
             result_state,
         )
+        from geneva.jobs.store.store_recorder import LEASE_S, StoreRecorder
 
         call, control = self._call, self.control
         uri, me = absolute(call.storage.uri), this_process()

@@ -22,10 +22,9 @@ from geneva.engine.control import Control, Wanted
 from geneva.engine.process import end_marked, this_process
 from geneva.errors import GenevaError, LeaseLostError, ServiceError
 from geneva.jobs.store.leases import Leases
-from geneva.jobs.store.models import Job
+from geneva.jobs.store.models import JobRow
 from geneva.jobs.store.place import open_store
 from geneva.jobs.store.queue import QueueClaim
-from geneva.jobs.store.recorder import LEASE_S, StoreRecorder
 from geneva.jobs.store.run_outcome import (
     error_columns,
     error_state,
@@ -34,6 +33,7 @@ from geneva.jobs.store.run_outcome import (
     result_state,
 )
 from geneva.jobs.store.store import Store
+from geneva.jobs.store.store_recorder import LEASE_S, StoreRecorder
 from geneva.model.types import JobState, Progress
 from geneva.service.handover import Orders
 from geneva.service.logs import DRIVER, JobLog, Printer, bounded
@@ -88,7 +88,7 @@ def _drive(
     store: Store,
     leases: Leases,
     claim: QueueClaim,
-    job: Job,
+    job: JobRow,
     recorder: StoreRecorder,
     databases: Databases,
 ) -> int:

@@ -70,7 +70,7 @@ def of_version(name: str, target: Any, version: str) -> str:
 
 def of_code(name: str, target: Any, form: str) -> str:
     """Return the hash of the code; `form` says in what form it is given its inputs."""
-    writer = _Writer()
+    writer = _DigestWriter()
     root = writer.value(target)
     if writer.without_source:
         names = ", ".join(sorted(writer.without_source))
@@ -94,7 +94,7 @@ def complete(
     versioned: bool,
 ) -> str:
     """Return the hash of the whole UDF: code, type, inputs and parameters."""
-    writer = _Writer(ordered=False)
+    writer = _DigestWriter(ordered=False)
     values = [f"{key}={writer.value(value)}" for key, value in sorted(params.items())]
     parts = ("udf", code_digest, str(data_type), *columns, "params", *values, *writer.lines())
     if not versioned:
@@ -217,7 +217,7 @@ class _Scope:
         return (id(self.module), self.module[name]) if name in self.module else None
 
 
-class _Writer:
+class _DigestWriter:
     """Writes values and definitions as text; each definition once, others refer to its number."""
 
     def __init__(self, *, ordered: bool = True) -> None:

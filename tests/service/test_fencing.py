@@ -15,12 +15,12 @@ from geneva.engine.process import ProcessId, this_process
 from geneva.errors import LeaseLostError, ServiceError, SettingError
 from geneva.jobs.page import Wish
 from geneva.jobs.records import Submission
-from geneva.jobs.store import recorder as recording
+from geneva.jobs.store import store_recorder as recording
 from geneva.jobs.store.database import Database
 from geneva.jobs.store.leases import Leases
 from geneva.jobs.store.place import open_store
 from geneva.jobs.store.queue import claim
-from geneva.jobs.store.recorder import StoreRecorder
+from geneva.jobs.store.store_recorder import StoreRecorder
 from geneva.model.rows import RowClass, RowStatus
 from geneva.model.types import JobState, Progress, Task
 from geneva.service import driver

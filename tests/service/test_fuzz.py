@@ -16,8 +16,8 @@ from starlette.testclient import TestClient
 
 from geneva.engine.process import this_process
 from geneva.jobs.store.leases import Leases
+from geneva.jobs.store.news import News, report
 from geneva.jobs.store.queue import claim
-from geneva.jobs.store.report import News, report
 from geneva.jobs.store.store import Store
 from geneva.model.types import JobState, Progress
 from geneva.service.app import create_app

@@ -15,7 +15,7 @@ from geneva.engine.control import Wanted
 from geneva.jobs.records import Submission
 from geneva.jobs.store.browse import Browser, RunQuery
 from geneva.jobs.store.health import beat
-from geneva.jobs.store.models import Run, Task
+from geneva.jobs.store.models import Run, TaskRow
 from geneva.jobs.store.store import Store
 from geneva.model.types import JobState
 from geneva.pages.site import install
@@ -229,7 +229,7 @@ def test_grid_holds_every_fragment(web: TestClient, jobs: Store):
     ]
     with jobs.database.write() as session:
         for start in range(0, len(tasks), 1000):
-            session.execute(insert(Task), tasks[start : start + 1000])
+            session.execute(insert(TaskRow), tasks[start : start + 1000])
     answer = web.get(f"/jobs/{job}/grid?column=y")
     found = answer.json()
     assert found["ids"] == [[0, 9000], [9001, 1000]]
@@ -253,7 +253,7 @@ def test_fragments_with_failed_rows_are_told_from_others(web: TestClient, jobs: 
     facts = {"job_id": job, "column": "y", "state": "COMMITTED"}
     tasks = [facts | {"fragment_id": i, "rows_failed": n} for i, n in enumerate(failed)]
     with jobs.database.write() as session:
-        session.execute(insert(Task), tasks)
+        session.execute(insert(TaskRow), tasks)
     found = web.get(f"/jobs/{job}/grid?column=y").json()
     assert found["failed"] == [[0, 2], [3, 2], [0, 1], [1, 1]]
     page = web.get(f"/runs/{run}").text
@@ -290,10 +290,10 @@ def test_timeline_shows_jobs_of_the_time_that_is_asked_for(web: TestClient, jobs
     jobs.want(old, Wanted.CANCEL)
     job = jobs.run(old).jobs[0].id
     with jobs.database.write() as session:
-        from geneva.jobs.store.models import Job
+        from geneva.jobs.store.models import JobRow
 
         long_ago = {"created_s": 1e9, "ended_s": 1e9 + 60}
-        session.execute(update(Job).where(Job.id == job).values(long_ago))
+        session.execute(update(JobRow).where(JobRow.id == job).values(long_ago))
         session.execute(update(Run).where(Run.id == old).values(long_ago))
     text = web.get("/timeline?range=1h").text
     assert f"/runs/{run}?" in text

@@ -15,7 +15,7 @@ from geneva.engine.control import Wanted
 from geneva.engine.process import this_process
 from geneva.errors import JobStateError, NoSuchJobError, SettingError, UdfError
 from geneva.jobs.records import Keep, Submission
-from geneva.jobs.store.models import Job, Run
+from geneva.jobs.store.models import JobRow, Run
 from geneva.jobs.store.queue import claim
 from geneva.jobs.store.store import Store
 from tests.service.conftest import Scene
@@ -39,10 +39,10 @@ def run_of_two(jobs: Store) -> str:
     """Return a run with two jobs."""
     run = submit(jobs)
     with jobs.database.write() as session:
-        first = session.get(Job, jobs.run(run).jobs[0].id)
+        first = session.get(JobRow, jobs.run(run).jobs[0].id)
         assert first is not None
-        fields = {c.name: getattr(first, c.name) for c in Job.__table__.columns}
-        session.add(Job(**fields | {"id": "second"}))
+        fields = {c.name: getattr(first, c.name) for c in JobRow.__table__.columns}
+        session.add(JobRow(**fields | {"id": "second"}))
     return run
 
 

@@ -30,10 +30,10 @@ from geneva.jobs.store.leases import CRASHES, Leases
 from geneva.jobs.store.lists import Lists
 from geneva.jobs.store.migrate import check, upgrade
 from geneva.jobs.store.models import Base
+from geneva.jobs.store.news import News, report
 from geneva.jobs.store.queue import QueueClaim, claim, outlook
-from geneva.jobs.store.recorder import StoreRecorder
-from geneva.jobs.store.report import News, report
 from geneva.jobs.store.store import Store
+from geneva.jobs.store.store_recorder import StoreRecorder
 from geneva.model.types import Counts, Failure, JobState, Progress, TaskDone
 
 ASKED = Submission(db="db", table="t", columns=("y",), arguments={"where": "x > 1"})

@@ -15,7 +15,7 @@ from geneva.errors import NoSuchJobError, SettingError
 from geneva.jobs.records import EventRecord, JobRecord, RunRecord, TaskRecord, TaskState
 from geneva.jobs.store.database import Database
 from geneva.jobs.store.found import event_record, job_record, moment, run_record, task_record
-from geneva.jobs.store.models import Event, Job, Run, Task
+from geneva.jobs.store.models import Event, JobRow, Run, TaskRow
 from geneva.model.types import JobState
 
 _SORTS = {
@@ -101,9 +101,9 @@ class Browser:
             wanted = _where(select(Run), asked).order_by(*_order(asked.sort))
             wanted = wanted.offset((asked.page - 1) * asked.limit).limit(asked.limit)
             found = list(session.scalars(wanted))
-            jobs: dict[str, list[Job]] = {run.id: [] for run in found}
-            of_them = select(Job).where(Job.run_id.in_(jobs), Job.superseded.is_(False))
-            for job in session.scalars(of_them.order_by(Job.created_s, Job.id)):
+            jobs: dict[str, list[JobRow]] = {run.id: [] for run in found}
+            of_them = select(JobRow).where(JobRow.run_id.in_(jobs), JobRow.superseded.is_(False))
+            for job in session.scalars(of_them.order_by(JobRow.created_s, JobRow.id)):
                 jobs[job.run_id].append(job)
             records = [run_record(run, jobs[run.id]) for run in found]
         total = sum(n for s, n in counts.items() if not asked.states or s in asked.states)
@@ -131,10 +131,10 @@ class Browser:
 
     def fragments(self, job_id: str, column: str) -> Fragments:
         """Return the fragments of one column of a job."""
-        wanted = select(Task.fragment_id, Task.state, Task.rows_failed)
-        wanted = wanted.where(Task.job_id == job_id, Task.column == column)
+        wanted = select(TaskRow.fragment_id, TaskRow.state, TaskRow.rows_failed)
+        wanted = wanted.where(TaskRow.job_id == job_id, TaskRow.column == column)
         with self._database.read() as session:
-            found = session.execute(wanted.order_by(Task.fragment_id)).all()
+            found = session.execute(wanted.order_by(TaskRow.fragment_id)).all()
         names = {s.value: s for s in TaskState}
         ids, states, failed = zip(*found, strict=True) if found else ((), (), ())
         return Fragments(ids, [names[state] for state in states], failed)
@@ -148,7 +148,7 @@ class Browser:
             The job has none such.
         """
         with self._database.read() as session:
-            found = session.get(Task, (job_id, column, fragment_id))
+            found = session.get(TaskRow, (job_id, column, fragment_id))
             if found is None:
                 raise NoSuchJobError(f"job {job_id!r} has no fragment {fragment_id} of {column!r}")
             return task_record(found)
@@ -160,9 +160,9 @@ class Browser:
 
         Those that ended before it are left out, as are those that were made after it.
         """
-        alive = or_(Job.ended_s.is_(None), Job.ended_s >= since.timestamp())
-        wanted = select(Job).where(Job.created_s <= until.timestamp(), alive)
-        wanted = wanted.order_by(Job.created_s.desc(), Job.id).limit(MAX_JOBS)
+        alive = or_(JobRow.ended_s.is_(None), JobRow.ended_s >= since.timestamp())
+        wanted = select(JobRow).where(JobRow.created_s <= until.timestamp(), alive)
+        wanted = wanted.order_by(JobRow.created_s.desc(), JobRow.id).limit(MAX_JOBS)
         with self._database.read() as session:
             jobs = list(session.scalars(wanted))[::-1]
             moved = select(Event).where(

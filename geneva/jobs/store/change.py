@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from geneva.errors import JobStateError, NoSuchJobError
 from geneva.jobs.records import TaskState
 from geneva.jobs.states import ACTIVE, may_follow, run_state
-from geneva.jobs.store.models import Event, Job, Run, Task
+from geneva.jobs.store.models import Event, JobRow, Run, TaskRow
 from geneva.model.types import JobState
 
 
@@ -32,7 +32,7 @@ def locked_run(session: Session, run_id: str) -> Run:
     return run
 
 
-def locked_job(session: Session, job_id: str) -> tuple[Run, Job]:
+def locked_job(session: Session, job_id: str) -> tuple[Run, JobRow]:
     """Return a job and its run, both locked.
 
     Raises
@@ -40,22 +40,22 @@ def locked_job(session: Session, job_id: str) -> tuple[Run, Job]:
     NoSuchJobError
         There is none.
     """
-    run_id = session.scalar(select(Job.run_id).where(Job.id == job_id))
+    run_id = session.scalar(select(JobRow.run_id).where(JobRow.id == job_id))
     if run_id is None:
         raise NoSuchJobError(f"there is no job {job_id!r}")
     run = locked_run(session, run_id)
-    job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
+    job = session.get(JobRow, job_id, with_for_update=True, populate_existing=True)
     if job is None:
         raise NoSuchJobError(f"job {job_id!r} was deleted")
     return run, job
 
 
-def jobs_of(session: Session, run: Run) -> list[Job]:
+def jobs_of(session: Session, run: Run) -> list[JobRow]:
     """Return the jobs of a run that no retry has taken the place of."""
     found = session.scalars(
-        select(Job)
-        .where(Job.run_id == run.id, Job.superseded.is_(False))
-        .order_by(Job.created_s, Job.id)
+        select(JobRow)
+        .where(JobRow.run_id == run.id, JobRow.superseded.is_(False))
+        .order_by(JobRow.created_s, JobRow.id)
     )
     return list(found)
 
@@ -63,7 +63,7 @@ def jobs_of(session: Session, run: Run) -> list[Job]:
 def note(
     session: Session,
     run: Run,
-    job: Job | None,
+    job: JobRow | None,
     now_s: float,
     kind: str,
     message: str = "",
@@ -84,7 +84,9 @@ def note(
     )
 
 
-def move(session: Session, run: Run, job: Job, state: JobState, reason: str, now_s: float) -> None:
+def move(
+    session: Session, run: Run, job: JobRow, state: JobState, reason: str, now_s: float
+) -> None:
     """Give a job that is locked another state.
 
     Raises
@@ -108,11 +110,11 @@ def move(session: Session, run: Run, job: Job, state: JobState, reason: str, now
     settle(session, run, now_s)
 
 
-def _stop_tasks(session: Session, job: Job) -> None:
+def _stop_tasks(session: Session, job: JobRow) -> None:
     """Note that nobody works any more on the fragments that a driver had begun."""
     session.execute(
-        update(Task)
-        .where(Task.job_id == job.id, Task.state == TaskState.RUNNING.value)
+        update(TaskRow)
+        .where(TaskRow.job_id == job.id, TaskRow.state == TaskState.RUNNING.value)
         .values(state=TaskState.STOPPED.value)
         .execution_options(synchronize_session=False)
     )

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from geneva.errors import JobStateError, NoSuchJobError
 from geneva.jobs.records import FailureGroup, FailureGroups, FailureSample, FailureWish
 from geneva.jobs.store.found import failure_record, moment
-from geneva.jobs.store.models import Failure, Job, Run
+from geneva.jobs.store.models import FailureRow, JobRow, Run
 from geneva.model.types import JobState
 
 _SCANNED = 200_000  # rows that one look goes through, those of the latest jobs first
@@ -119,10 +119,10 @@ class _Retries:
     """Which rows of a job were tried again, by its children and theirs."""
 
     def __init__(self, session: Session) -> None:
-        children = select(Job.id, Job.parent_id, Job.state, Job.arguments)
+        children = select(JobRow.id, JobRow.parent_id, JobRow.state, JobRow.arguments)
         self._children: dict[str, list[tuple[str, str, _Spans]]] = {}
         for job_id, parent_id, state, arguments in session.execute(
-            children.where(Job.parent_id.is_not(None))
+            children.where(JobRow.parent_id.is_not(None))
         ):
             spans = _Spans(arguments.get("only"))
             self._children.setdefault(parent_id, []).append((job_id, state, spans))
@@ -186,27 +186,29 @@ class _Group:
 def _wanted(wish: FailureWish) -> Any:
     """Return the query for failures, those of the latest jobs first."""
     wanted: Any = select(
-        Failure.job_id,
-        Failure.column,
-        Failure.fragment_id,
-        Failure.row,
-        Failure.error,
-        Failure.message,
-        Job.run_id,
-        Job.db,
-        Job.table,
-        Job.table_uri,
-        Job.created_s,
-    ).join(Job, Job.id == Failure.job_id)
+        FailureRow.job_id,
+        FailureRow.column,
+        FailureRow.fragment_id,
+        FailureRow.row,
+        FailureRow.error,
+        FailureRow.message,
+        JobRow.run_id,
+        JobRow.db,
+        JobRow.table,
+        JobRow.table_uri,
+        JobRow.created_s,
+    ).join(JobRow, JobRow.id == FailureRow.job_id)
     for chosen, column in (
-        (wish.run_id, Job.run_id),
-        (wish.db, Job.db),
-        (wish.table, Job.table),
-        (wish.column, Failure.column),
+        (wish.run_id, JobRow.run_id),
+        (wish.db, JobRow.db),
+        (wish.table, JobRow.table),
+        (wish.column, FailureRow.column),
     ):
         if chosen is not None:
             wanted = wanted.where(column == chosen)
-    return wanted.order_by(Job.created_s.desc(), Job.id, Failure.fragment_id, Failure.row)
+    return wanted.order_by(
+        JobRow.created_s.desc(), JobRow.id, FailureRow.fragment_id, FailureRow.row
+    )
 
 
 def _group(session: Session, key: str, group: _Group) -> FailureGroup:
@@ -230,9 +232,9 @@ def _group(session: Session, key: str, group: _Group) -> FailureGroup:
 
 def _samples(session: Session, group: _Group) -> Iterator[FailureSample]:
     chosen = {(r.job_id, r.fragment_id, r.row): r for r in group.rows[:_SAMPLES]}
-    place = tuple_(Failure.job_id, Failure.fragment_id, Failure.row)
-    wanted = select(Failure).where(place.in_(list(chosen)), Failure.column == group.column)
-    for found in session.scalars(wanted.order_by(Failure.fragment_id, Failure.row)):
+    place = tuple_(FailureRow.job_id, FailureRow.fragment_id, FailureRow.row)
+    wanted = select(FailureRow).where(place.in_(list(chosen)), FailureRow.column == group.column)
+    for found in session.scalars(wanted.order_by(FailureRow.fragment_id, FailureRow.row)):
         row = chosen[found.job_id, found.fragment_id, found.row]
         yield FailureSample(row.run_id, row.job_id, failure_record(found))
 

@@ -25,7 +25,7 @@ from geneva.jobs.records import (
     TaskState,
     WatchRecord,
 )
-from geneva.jobs.store.models import Base, Event, Failure, Job, Run, Task, Watch
+from geneva.jobs.store.models import Base, Event, FailureRow, JobRow, Run, TaskRow, WatchRow
 from geneva.model.types import JobState
 
 _Row = Any
@@ -55,10 +55,10 @@ def _only(model: type[Base], *names: str) -> Select[Any]:
 
 
 RUNS = _only(Run, *_RUN)
-JOBS = _only(Job, *_JOB, "superseded")
-TASKS = _only(Task, *_TASK)
+JOBS = _only(JobRow, *_JOB, "superseded")
+TASKS = _only(TaskRow, *_TASK)
 EVENTS = _only(Event, *_EVENT)
-FAILURES = _only(Failure, *_FAILURE)
+FAILURES = _only(FailureRow, *_FAILURE)
 _run, _job, _task = attrgetter(*_RUN), attrgetter(*_JOB), attrgetter(*_TASK)
 _event, _failure = attrgetter(*_EVENT), attrgetter(*_FAILURE)
 
@@ -142,7 +142,7 @@ def failure_record(failure: _Row) -> FailureRecord:
     return FailureRecord(**dict(zip(_OF_FAILURE, facts, strict=True)), row_id=int(row_id))
 
 
-def watch_record(watch: Watch) -> WatchRecord:
+def watch_record(watch: WatchRow) -> WatchRecord:
     """Return a column group that is kept filled."""
     return WatchRecord(
         db=watch.db,

@@ -26,7 +26,7 @@ from geneva.jobs.records import Mode
 from geneva.jobs.states import after_exit, may_follow, observed
 from geneva.jobs.store.change import locked_job, move, note
 from geneva.jobs.store.database import Database
-from geneva.jobs.store.models import Job, Run
+from geneva.jobs.store.models import JobRow, Run
 from geneva.jobs.store.queue import QueueClaim
 from geneva.model.types import JobState, Progress
 
@@ -68,9 +68,9 @@ class Leases:
         """Say which process was started for a claim; it may have attached already."""
         with self._database.write() as session:
             session.execute(
-                update(Job)
-                .where(Job.id == claim.job_id, Job.epoch == claim.epoch)
-                .where(Job.state == JobState.STARTING, Job.owner.is_not(None))
+                update(JobRow)
+                .where(JobRow.id == claim.job_id, JobRow.epoch == claim.epoch)
+                .where(JobRow.state == JobState.STARTING, JobRow.owner.is_not(None))
                 .values(owner=asdict(driver))
             )
 
@@ -78,7 +78,7 @@ class Leases:
         """Return all jobs that a process has."""
         with self._database.read() as session:
             now = self._database.now_s(session)
-            rows = session.scalars(select(Job).where(Job.owner.is_not(None)))
+            rows = session.scalars(select(JobRow).where(JobRow.owner.is_not(None)))
             return [
                 Held(
                     job.id,
@@ -120,7 +120,7 @@ class Leases:
 
     # --- drivers -----------------------------------------------------------------------
 
-    def attach(self, claim: QueueClaim, driver: ProcessId, lease_s: float) -> Job:
+    def attach(self, claim: QueueClaim, driver: ProcessId, lease_s: float) -> JobRow:
         """Take over a claim as its driver.
 
         Raises
@@ -147,10 +147,14 @@ class Leases:
         with self._database.write() as session:
             now = self._database.now_s(session)
             found = session.execute(
-                update(Job)
-                .where(Job.id == claim.job_id, Job.epoch == claim.epoch, Job.owner.is_not(None))
+                update(JobRow)
+                .where(
+                    JobRow.id == claim.job_id,
+                    JobRow.epoch == claim.epoch,
+                    JobRow.owner.is_not(None),
+                )
                 .values(lease_until_s=now + lease_s, **_progress(progress))
-                .returning(Job.wanted, Job.state, Job.reason, Job.mode)
+                .returning(JobRow.wanted, JobRow.state, JobRow.reason, JobRow.mode)
             ).first()
             if found is None:
                 raise _lost(claim)
@@ -181,8 +185,10 @@ class Leases:
         """
         with self._database.read() as session:
             wanted = session.scalar(
-                select(Job.wanted).where(
-                    Job.id == claim.job_id, Job.epoch == claim.epoch, Job.owner.is_not(None)
+                select(JobRow.wanted).where(
+                    JobRow.id == claim.job_id,
+                    JobRow.epoch == claim.epoch,
+                    JobRow.owner.is_not(None),
                 )
             )
         if wanted is None:
@@ -192,15 +198,19 @@ class Leases:
     def wanted(self, job_id: str) -> Wanted | None:
         """Return the last wish for a job, whoever has it; None if there is no such job."""
         with self._database.read() as session:
-            wanted = session.scalar(select(Job.wanted).where(Job.id == job_id))
+            wanted = session.scalar(select(JobRow.wanted).where(JobRow.id == job_id))
         return None if wanted is None else Wanted(wanted)
 
     def stop(self, claim: QueueClaim, progress: Progress) -> None:
         """Say that the driver stopped as was wanted and is about to exit."""
         with self._database.write() as session:
             session.execute(
-                update(Job)
-                .where(Job.id == claim.job_id, Job.epoch == claim.epoch, Job.owner.is_not(None))
+                update(JobRow)
+                .where(
+                    JobRow.id == claim.job_id,
+                    JobRow.epoch == claim.epoch,
+                    JobRow.owner.is_not(None),
+                )
                 .values(stopped=True, crashes=0, **_progress(progress))
             )
 
@@ -250,7 +260,7 @@ _WHY = {
 }
 
 
-def _recover(session: Session, run: Run, job: Job, how: str, now_s: float) -> None:
+def _recover(session: Session, run: Run, job: JobRow, how: str, now_s: float) -> None:
     """Queue a job again after a death, unless it dies again and again without progress."""
     job.crashes = 1 if job.advanced else job.crashes + 1
     move(session, run, job, JobState.RECOVERING, how, now_s)
@@ -284,16 +294,16 @@ def _progress(progress: Progress, *, exact: bool = False) -> dict[str, Any]:
     if total is None and not (progress.fragments_total or progress.rows_computed):
         return facts  # nothing was planned yet
     facts |= {
-        "rows_total": None if total is None else Job.rows_before + total,
+        "rows_total": None if total is None else JobRow.rows_before + total,
         "total_estimated": progress.total_estimated,
-        "fragments_total": Job.fragments_before + progress.fragments_total,
+        "fragments_total": JobRow.fragments_before + progress.fragments_total,
         "advanced": progress.rows_computed > progress.rows_replayed,
         "rows_replayed": progress.rows_replayed,
         "rows_failed": progress.rows_failed,
     }
     for name in ("rows_computed", "fragments_done", "fragments_committed"):
-        shown = getattr(Job, name)
-        before = Job.rows_before if name == "rows_computed" else Job.fragments_before
+        shown = getattr(JobRow, name)
+        before = JobRow.rows_before if name == "rows_computed" else JobRow.fragments_before
         now = before + getattr(progress, name)
         facts[name] = now if exact else case((shown > now, shown), else_=now)
     return facts

@@ -37,11 +37,11 @@ from geneva.jobs.store.found import (
     run_record,
     task_record,
 )
-from geneva.jobs.store.models import Base, Event, Failure, Job, Pool, Run, Task
+from geneva.jobs.store.models import Base, Event, FailureRow, JobRow, Pool, Run, TaskRow
 from geneva.model.types import JobState
 
 _MOST = 2**31 - 1  # of a whole number in a column
-_RUN, _JOB = Run.__table__.c, Job.__table__.c
+_RUN, _JOB = Run.__table__.c, JobRow.__table__.c
 _SLOTS = select(Pool.name, Pool.slots)
 _COUNTED: Select[Any] = select(_JOB.state, _JOB.pool, func.count()).group_by(_JOB.state, _JOB.pool)
 _RUN_ID, _JOB_ID = select(_RUN.id), select(_JOB.id)
@@ -67,8 +67,8 @@ class Lists:
     def jobs(self, wish: Wish) -> Page[JobRecord]:
         """Return jobs, the newest first unless asked otherwise."""
         with self.database.read() as session:
-            found = session.execute(_wished(Job, JOBS, wish)).all()
-        return Page([job_record(j) for j in found[: wish.limit]], _next(Job, found, wish))
+            found = session.execute(_wished(JobRow, JOBS, wish)).all()
+        return Page([job_record(j) for j in found[: wish.limit]], _next(JobRow, found, wish))
 
     def tasks(
         self,
@@ -79,7 +79,7 @@ class Lists:
     ) -> Page[TaskRecord]:
         """Return the fragments of a job in order."""
         _check_limit(limit, 10_000)
-        of = Task.__table__.c
+        of = TaskRow.__table__.c
         wanted = TASKS.where(of.job_id == job_id)
         wanted = wanted.order_by(of.column, of.fragment_id).limit(limit + 1)
         if state is not None:
@@ -98,18 +98,18 @@ class Lists:
 
     def stages(self, job_id: str) -> list[StageRecord]:
         """Return the sums over the fragments of each column of a job."""
-        sums = [func.sum(getattr(Task, f"seconds_{s}")) for s in STAGES]
-        holding = func.sum(case((Task.rows_failed > 0, 1), else_=0))
-        sums = [func.sum(Task.rows_failed), holding, *sums]
-        wanted = select(Task.column, Task.state, func.count(), *sums)
-        wanted = wanted.where(Task.job_id == job_id).group_by(Task.column, Task.state)
+        sums = [func.sum(getattr(TaskRow, f"seconds_{s}")) for s in STAGES]
+        holding = func.sum(case((TaskRow.rows_failed > 0, 1), else_=0))
+        sums = [func.sum(TaskRow.rows_failed), holding, *sums]
+        wanted = select(TaskRow.column, TaskRow.state, func.count(), *sums)
+        wanted = wanted.where(TaskRow.job_id == job_id).group_by(TaskRow.column, TaskRow.state)
         fragments: dict[str, dict[TaskState, int]] = defaultdict(dict)
         seconds: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(STAGES, 0.0))
         failures: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
         with self.database.read() as session:
             _known(session, job_id)
             for column, state, number, failed, held, *spent in session.execute(
-                wanted.order_by(Task.column)
+                wanted.order_by(TaskRow.column)
             ):
                 fragments[column][TaskState(state)] = number
                 rows, holders = failures[column]
@@ -123,7 +123,7 @@ class Lists:
     ) -> Page[FailureRecord]:
         """Return the rows on which a job's UDF failed."""
         _check_limit(limit)
-        of = Failure.__table__.c
+        of = FailureRow.__table__.c
         wanted = FAILURES.where(of.job_id == job_id)
         wanted = wanted.order_by(of.column, of.fragment_id, of.row)
         if cursor is not None:
@@ -222,7 +222,7 @@ def _wished(model: type[Base], wanted: Select[Any], wish: Wish) -> Select[Any]:
     for name in ("db", "table"):
         if (value := getattr(wish, name)) is not None:
             wanted = wanted.where(of[name] == value)
-    if wish.pool is not None and model is Job:
+    if wish.pool is not None and model is JobRow:
         wanted = wanted.where(of.pool == wish.pool)
     if wish.name is not None and model is Run:
         wanted = wanted.where(of.name == wish.name)

@@ -73,7 +73,7 @@ class Run(Base):
     )
 
 
-class Job(Base):
+class JobRow(Base):
     """One table x columns x filter.
 
     Attributes
@@ -164,7 +164,7 @@ class Job(Base):
     )
 
 
-class Task(Base):
+class TaskRow(Base):
     """One fragment of one column of a job."""
 
     __tablename__ = "tasks"
@@ -202,7 +202,7 @@ class Event(Base):
     data: Mapped[dict[str, Any]] = mapped_column(default=dict)
 
 
-class Failure(Base):
+class FailureRow(Base):
     """One row that the UDF failed on."""
 
     __tablename__ = "failures"
@@ -228,7 +228,7 @@ class Pool(Base):
     slots: Mapped[int | None]
 
 
-class Watch(Base):
+class WatchRow(Base):
     """A column group that a service keeps filled, with the schedulers' notes about it.
 
     Attributes

@@ -11,7 +11,7 @@ from sqlalchemy import Select, Text, cast, or_, select
 from geneva.jobs.records import JobRecord
 from geneva.jobs.store.database import Database
 from geneva.jobs.store.found import job_record
-from geneva.jobs.store.models import Job
+from geneva.jobs.store.models import JobRow
 from geneva.model.types import Options
 
 _JOBS = 5  # the latest ones say how quick the present UDF is
@@ -62,8 +62,8 @@ class Past:
         concurrency
             That is asked for.
         """
-        computed = Job.rows_computed - Job.rows_before - Job.rows_replayed
-        wanted = _of(table_uri, columns).where(computed > 0, Job.seconds > 0, Job.advanced)
+        computed = JobRow.rows_computed - JobRow.rows_before - JobRow.rows_replayed
+        wanted = _of(table_uri, columns).where(computed > 0, JobRow.seconds > 0, JobRow.advanced)
         with self._database.read() as session:
             found = list(session.scalars(wanted.limit(_JOBS)))
         if not found:
@@ -74,7 +74,7 @@ class Past:
         return PastPace(len(found), rows, seconds, any(f != 1 for f in factors))
 
 
-def _factor(job: Job, concurrency: int) -> float:
+def _factor(job: JobRow, concurrency: int) -> float:
     """Return how much longer a job would have taken with another concurrency.
 
     One that had fewer appliers than it asked for had all that there was place or work for.
@@ -86,9 +86,9 @@ def _factor(job: Job, concurrency: int) -> float:
     return float(had / (min(concurrency, had) if limited else concurrency))
 
 
-def _of(table_uri: str, columns: Sequence[str]) -> Select[Job]:
+def _of(table_uri: str, columns: Sequence[str]) -> Select[JobRow]:
     """Return the jobs that fill one of some columns, the newest first."""
-    listed = cast(Job.fills, Text)  # a list of names as JSON
+    listed = cast(JobRow.fills, Text)  # a list of names as JSON
     fills = or_(*(listed.contains(json.dumps(c), autoescape=True) for c in columns))
-    wanted = select(Job).where(Job.table_uri == table_uri, fills)
-    return wanted.order_by(Job.created_s.desc(), Job.id.desc())
+    wanted = select(JobRow).where(JobRow.table_uri == table_uri, fills)
+    return wanted.order_by(JobRow.created_s.desc(), JobRow.id.desc())

@@ -14,17 +14,17 @@ from geneva.jobs.ranking import Candidate, Caps, choose
 from geneva.jobs.states import ACTIVE
 from geneva.jobs.store.change import locked_run, move
 from geneva.jobs.store.database import Database
-from geneva.jobs.store.models import Job, Pool, Run
+from geneva.jobs.store.models import JobRow, Pool, Run
 from geneva.model.types import JobState
 
-_JOB = Job.__table__.c
+_JOB = JobRow.__table__.c
 _CANDIDATES = select(
     *(_JOB.id, _JOB.run_id, _JOB.pool, _JOB.priority, _JOB.queued_s, _JOB.table_uri),
     cast(_JOB.fills, Text),
     *(_JOB.fragments, _JOB.reason),
 )
 _TELL = (
-    update(Job.__table__).where(_JOB.id == bindparam("job")).values(reason=bindparam("told"))  # type: ignore[arg-type]
+    update(JobRow.__table__).where(_JOB.id == bindparam("job")).values(reason=bindparam("told"))  # type: ignore[arg-type]
 )
 _CLAIM_S = 60.0  # within which a driver that was started must have attached
 
@@ -44,9 +44,11 @@ def outlook(database: Database) -> Hashable:
     """
     with database.read() as session:
         now_s = database.now_s(session)
-        seen = select(func.count(), func.max(Job.queued_s), func.sum(Job.epoch))
-        queued = seen.where(Job.state == JobState.QUEUED, Job.not_before_s <= now_s)
-        active = select(Job.id).where(Job.state.in_([s.value for s in ACTIVE])).order_by(Job.id)
+        seen = select(func.count(), func.max(JobRow.queued_s), func.sum(JobRow.epoch))
+        queued = seen.where(JobRow.state == JobState.QUEUED, JobRow.not_before_s <= now_s)
+        active = (
+            select(JobRow.id).where(JobRow.state.in_([s.value for s in ACTIVE])).order_by(JobRow.id)
+        )
         caps = _caps(session)
         return (
             tuple(session.execute(queued).one()),
@@ -88,7 +90,7 @@ def claim(database: Database, owner: ProcessId, limit: int | None = None) -> lis
 def _take(
     session: Session, run: Run, job_id: str, owner: ProcessId, now_s: float
 ) -> QueueClaim | None:
-    job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
+    job = session.get(JobRow, job_id, with_for_update=True, populate_existing=True)
     if job is None or job.state != JobState.QUEUED:
         return None  # cancelled or paused meanwhile
     job.epoch += 1

@@ -29,12 +29,12 @@ from geneva.jobs.store.change import jobs_of, locked_job, locked_run, move, note
 from geneva.jobs.store.failed_rows import Picked, groups_of, picked_of
 from geneva.jobs.store.found import JOBS, RUNS, job_record, run_record
 from geneva.jobs.store.lists import Lists
-from geneva.jobs.store.models import Job, Run
+from geneva.jobs.store.models import JobRow, Run
 from geneva.jobs.store.queue import QueueClaim
 from geneva.model.types import JobState
 from geneva.storage.secrets import HIDDEN, without_secrets
 
-_RUN, _JOB = Run.__table__.c, Job.__table__.c
+_RUN, _JOB = Run.__table__.c, JobRow.__table__.c
 
 
 class Store(Lists):
@@ -133,7 +133,7 @@ class Store(Lists):
             self._want(session, run, job, wanted, self.database.now_s(session))
             return job_record(job)
 
-    def _want(self, session: Session, run: Run, job: Job, wanted: Wanted, now_s: float) -> None:
+    def _want(self, session: Session, run: Run, job: JobRow, wanted: Wanted, now_s: float) -> None:
         state = JobState(job.state)
         before = Wanted(job.wanted)
         after = when_asked(state, before, wanted, has_process=job.owner is not None)
@@ -239,7 +239,7 @@ class Store(Lists):
         """Queue a run of one child for each job, all of one table."""
         with self.database.write() as session:
             now = self.database.now_s(session)
-            parents = [_present(session.get(Job, p.job_id), p.job_id) for p in picked]
+            parents = [_present(session.get(JobRow, p.job_id), p.job_id) for p in picked]
             children = [_limited(j, p, now) for j, p in zip(parents, picked, strict=True)]
             first = parents[0]
             columns = tuple(dict.fromkeys(c for child in children for c in child.columns))
@@ -287,7 +287,7 @@ class Store(Lists):
     def unknown(self, job_ids: Sequence[str]) -> list[str]:
         """Return those of some ids that no job has."""
         with self.database.read() as session:
-            return [i for i in job_ids if session.get(Job, i) is None]
+            return [i for i in job_ids if session.get(JobRow, i) is None]
 
     # --- look --------------------------------------------------------------------------
 
@@ -296,7 +296,7 @@ class Store(Lists):
         with self.database.read() as session:
             run = session.execute(RUNS.where(_RUN.id == run_id)).first()
             if run is None:
-                job = session.get(Job, run_id)
+                job = session.get(JobRow, run_id)
                 hint = "" if job is None else f": that is a job of run {job.run_id}"
                 raise NoSuchJobError(f"there is no run {run_id!r}{hint}")
             jobs = JOBS.where(_JOB.run_id == run_id).order_by(_JOB.created_s, _JOB.id)
@@ -327,7 +327,7 @@ def queue_run(
     now_s: float,
     key: str | None = None,
     fingerprint: str = "",
-) -> tuple[Run, Job]:
+) -> tuple[Run, JobRow]:
     """Add a run of one job, queued."""
     run = _new_run(asked, now_s, key, fingerprint)
     job = _new_job(run, asked, table_uri, fills, now_s)
@@ -337,7 +337,7 @@ def queue_run(
     return run, job
 
 
-def _add(session: Session, run: Run, job: Job) -> None:
+def _add(session: Session, run: Run, job: JobRow) -> None:
     for row in (run, job):  # without a relationship, one flush inserts in any order
         session.add(row)
         session.flush()
@@ -368,8 +368,8 @@ def _new_run(asked: Submission, now_s: float, key: str | None, fingerprint: str)
 
 def _new_job(
     run: Run, asked: Submission, table_uri: str, fills: Sequence[str], now_s: float
-) -> Job:
-    return Job(
+) -> JobRow:
+    return JobRow(
         id=_new_id(),
         run_id=run.id,
         mode=Mode.SERVICE.value,
@@ -391,7 +391,7 @@ def _new_job(
     )
 
 
-def _child(parent: Job, now_s: float) -> Job:
+def _child(parent: JobRow, now_s: float) -> JobRow:
     """Return the retry of a job: its missing rows and its failed ones."""
     if HIDDEN in json.dumps([parent.arguments, parent.ray]):
         raise JobStateError(
@@ -415,7 +415,7 @@ def _child(parent: Job, now_s: float) -> Job:
         "ray",
     )
     copied += ("params", "pool", "priority")
-    return Job(
+    return JobRow(
         **{n: getattr(parent, n) for n in copied} | {"mode": Mode.SERVICE.value},
         id=_new_id(),
         parent_id=parent.id,
@@ -439,7 +439,7 @@ def _refuse_secrets(asked: Submission) -> None:
         )
 
 
-def _limited(parent: Job, picked: Picked, now_s: float) -> Job:
+def _limited(parent: JobRow, picked: Picked, now_s: float) -> JobRow:
     """Return a retry of some rows of a job, which stays as it is.
 
     A job that stopped at the first failure is continued as a whole.
@@ -453,7 +453,7 @@ def _limited(parent: Job, picked: Picked, now_s: float) -> Job:
     return child
 
 
-def _present(job: Job | None, job_id: str) -> Job:
+def _present(job: JobRow | None, job_id: str) -> JobRow:
     if job is None:
         raise NoSuchJobError(f"there is no job {job_id!r}; its records were deleted")
     return job

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from geneva.jobs.records import Submission, WatchRecord
 from geneva.jobs.store.database import Database
 from geneva.jobs.store.found import watch_record
-from geneva.jobs.store.models import Job, Run, Task, Watch
+from geneva.jobs.store.models import JobRow, Run, TaskRow, WatchRow
 from geneva.jobs.store.store import queue_run
 from geneva.model.types import JobState
 
@@ -78,7 +78,7 @@ class Watches:
     def look(self, watched: Watched) -> WatchLook:
         """Return the watch of a column group, after taking in the end of its latest run."""
         with self._database.read() as session:
-            watch = session.get(Watch, (watched.table_uri, watched.incarnation))
+            watch = session.get(WatchRow, (watched.table_uri, watched.incarnation))
             live, now_s = _live(session, watched), self._database.now_s(session)
             if watch is not None and _is_known(watch, watched, now_s) and (watch.judged or live):
                 return _look(watched, watch, live, now_s)
@@ -133,15 +133,15 @@ class Watches:
 
     def keep(self, table_uri: str, incarnations: Collection[str]) -> None:
         """Forget the columns of a table that are not kept filled any more."""
-        known = select(Watch).where(Watch.table_uri == table_uri)
+        known = select(WatchRow).where(WatchRow.table_uri == table_uri)
         self._forget(known, lambda w: w.incarnation not in incarnations)
 
     def keep_tables(self, db: str, tables: Collection[str]) -> None:
         """Forget the columns of all other tables of a database."""
         names = frozenset(tables)
-        self._forget(select(Watch).where(Watch.db == db), lambda w: w.table not in names)
+        self._forget(select(WatchRow).where(WatchRow.db == db), lambda w: w.table not in names)
 
-    def _forget(self, known: Select[Watch], gone: Callable[[Watch], bool]) -> None:
+    def _forget(self, known: Select[WatchRow], gone: Callable[[WatchRow], bool]) -> None:
         with self._database.read() as session:  # most often there is none
             if not any(gone(w) for w in session.scalars(known)):
                 return
@@ -153,11 +153,11 @@ class Watches:
     def all(self) -> list[WatchRecord]:
         """Return all column groups that are kept filled."""
         with self._database.read() as session:
-            order = (Watch.db, Watch.table, Watch.table_uri, Watch.incarnation)
-            return [watch_record(w) for w in session.scalars(select(Watch).order_by(*order))]
+            order = (WatchRow.db, WatchRow.table, WatchRow.table_uri, WatchRow.incarnation)
+            return [watch_record(w) for w in session.scalars(select(WatchRow).order_by(*order))]
 
 
-def _look(watched: Watched, watch: Watch, live: str | None, now_s: float) -> WatchLook:
+def _look(watched: Watched, watch: WatchRow, live: str | None, now_s: float) -> WatchLook:
     return WatchLook(
         watched,
         now_s,
@@ -171,13 +171,13 @@ def _look(watched: Watched, watch: Watch, live: str | None, now_s: float) -> Wat
     )
 
 
-def _locked(session: Session, watched: Watched) -> Watch | None:
+def _locked(session: Session, watched: Watched) -> WatchRow | None:
     key = (watched.table_uri, watched.incarnation)
-    return session.get(Watch, key, with_for_update=True, populate_existing=True)
+    return session.get(WatchRow, key, with_for_update=True, populate_existing=True)
 
 
-def _new(session: Session, watched: Watched, now_s: float) -> Watch:
-    watch = Watch(
+def _new(session: Session, watched: Watched, now_s: float) -> WatchRow:
+    watch = WatchRow(
         table_uri=watched.table_uri,
         incarnation=watched.incarnation,
         db=watched.db,
@@ -197,7 +197,7 @@ def _new(session: Session, watched: Watched, now_s: float) -> Watch:
     return watch
 
 
-def _is_known(watch: Watch, watched: Watched, now_s: float) -> bool:
+def _is_known(watch: WatchRow, watched: Watched, now_s: float) -> bool:
     """Whether the moments that were noted are of this schedule, and of this clock."""
     latest_s = max((watch.fired_s or 0.0), watch.not_before_s - _MAX_WAIT_S)
     return watch.schedule == watched.schedule and latest_s <= now_s + _SKEW_S
@@ -209,12 +209,14 @@ def _begin(watched: Watched, now_s: float) -> float | None:
 
 
 def _live(session: Session, watched: Watched) -> str | None:
-    jobs = select(Job.id, Job.fills).where(Job.state.in_(_LIVE), Job.table_uri == watched.table_uri)
+    jobs = select(JobRow.id, JobRow.fills).where(
+        JobRow.state.in_(_LIVE), JobRow.table_uri == watched.table_uri
+    )
     columns = set(watched.columns)
     return next((i for i, fills in session.execute(jobs) if columns & set(fills)), None)
 
 
-def _judge(session: Session, watch: Watch, now_s: float) -> None:
+def _judge(session: Session, watch: WatchRow, now_s: float) -> None:
     """Take note of how the latest run ended, and which version of the table it left."""
     watch.judged = True
     watch.changes += 1
@@ -234,31 +236,31 @@ def _judge(session: Session, watch: Watch, now_s: float) -> None:
         watch.version = watch.idle_version = left
 
 
-def _left_by(session: Session, watch: Watch, run: Run) -> int | None:
+def _left_by(session: Session, watch: WatchRow, run: Run) -> int | None:
     """Return the version that a run left if nobody else wrote meanwhile; ``None`` if rows remain.
 
     If that is the table's version, the run did all that there was to do, whatever a plan says: so
     one that computes nothing is not made again and again.
     """
-    found = session.scalars(select(Job.outputs).where(Job.run_id == run.id))
+    found = session.scalars(select(JobRow.outputs).where(JobRow.run_id == run.id))
     outputs: list[dict[str, Any]] = list(found)
     if watch.planned_version is None or any(o.get("fragments_left") for o in outputs):
         return None
     return watch.planned_version + sum(len(o.get("versions") or ()) for o in outputs)
 
 
-def _last_commit(session: Session, watch: Watch, run: Run) -> int | None:
-    jobs = select(Job.id).where(Job.run_id == run.id)
-    last = session.scalar(select(func.max(Task.version)).where(Task.job_id.in_(jobs)))
+def _last_commit(session: Session, watch: WatchRow, run: Run) -> int | None:
+    jobs = select(JobRow.id).where(JobRow.run_id == run.id)
+    last = session.scalar(select(func.max(TaskRow.version)).where(TaskRow.job_id.in_(jobs)))
     return watch.planned_version if last is None else last
 
 
-def _unchanged(session: Session, look: WatchLook) -> Watch | None:
+def _unchanged(session: Session, look: WatchLook) -> WatchRow | None:
     watch = _locked(session, look.watched)
     return watch if watch is not None and watch.changes == look.changes else None
 
 
-def _decide(watch: Watch, look: WatchLook, version: int | None, reason: str) -> None:
+def _decide(watch: WatchRow, look: WatchLook, version: int | None, reason: str) -> None:
     watched = look.watched
     watch.version, watch.reason, watch.fired_s = version, reason, look.now_s
     watch.digest, watch.schedule = watched.digest, watched.schedule
@@ -266,7 +268,7 @@ def _decide(watch: Watch, look: WatchLook, version: int | None, reason: str) -> 
     watch.changes += 1
 
 
-def _back_off(watch: Watch, now_s: float) -> None:
+def _back_off(watch: WatchRow, now_s: float) -> None:
     watch.failures += 1
     wait_s = min(_FIRST_WAIT_S * 2.0 ** (watch.failures - 1), _MAX_WAIT_S)
     watch.not_before_s = now_s + wait_s

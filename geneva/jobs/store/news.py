@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from geneva.jobs.records import TaskState
 from geneva.jobs.store.change import locked_job, note
 from geneva.jobs.store.database import Database
-from geneva.jobs.store.models import Failure, Job, Task
+from geneva.jobs.store.models import FailureRow, JobRow, TaskRow
 from geneva.jobs.store.queue import QueueClaim
 
 _CHUNK = 500  # rows per statement: SQLite takes 32766 parameters in one
@@ -55,8 +55,8 @@ def report(database: Database, claim: QueueClaim, news: News) -> None:
         if job.epoch != claim.epoch:
             return
         _skip(session, job, news.skipped)
-        _put(session, database, Task, news.tasks)
-        _put(session, database, Failure, news.failures)
+        _put(session, database, TaskRow, news.tasks)
+        _put(session, database, FailureRow, news.failures)
         if news.first_plan:
             _count_before(session, job, news.mine)
         now = database.now_s(session)
@@ -64,7 +64,7 @@ def report(database: Database, claim: QueueClaim, news: News) -> None:
             note(session, run, job, now, kind, message, data)
 
 
-def _skip(session: Session, job: Job, skipped: Sequence[Mapping[str, Any]]) -> None:
+def _skip(session: Session, job: JobRow, skipped: Sequence[Mapping[str, Any]]) -> None:
     """Note fragments that need nothing; if an earlier driver finished them, they are committed."""
     if not skipped:
         return
@@ -72,28 +72,28 @@ def _skip(session: Session, job: Job, skipped: Sequence[Mapping[str, Any]]) -> N
     for facts in skipped:
         known = held.get((facts["column"], facts["fragment_id"]))
         if known is None:
-            session.add(Task(**facts))
+            session.add(TaskRow(**facts))
         elif known.state == TaskState.DONE:
             known.state = TaskState.COMMITTED.value
 
 
-def _of(job: Job) -> Any:
-    return select(Task).where(Task.job_id == job.id)
+def _of(job: JobRow) -> Any:
+    return select(TaskRow).where(TaskRow.job_id == job.id)
 
 
-def _count_before(session: Session, job: Job, mine: Collection[tuple[str, int]]) -> None:
+def _count_before(session: Session, job: JobRow, mine: Collection[tuple[str, int]]) -> None:
     """Count what others committed of the job, so that its progress goes on from there.
 
     Some of what this driver does may be committed before its plan is reported.
     """
     session.flush()
-    committed = select(Task.column, Task.fragment_id, Task.rows_computed).where(
-        Task.job_id == job.id, Task.state == TaskState.COMMITTED.value
+    committed = select(TaskRow.column, TaskRow.fragment_id, TaskRow.rows_computed).where(
+        TaskRow.job_id == job.id, TaskRow.state == TaskState.COMMITTED.value
     )
     rows = [n for *key, n in session.execute(committed) if tuple(key) not in mine]
     session.execute(
-        update(Job)
-        .where(Job.id == job.id)
+        update(JobRow)
+        .where(JobRow.id == job.id)
         .values(rows_before=sum(rows), fragments_before=len(rows))
         .execution_options(synchronize_session=False)
     )

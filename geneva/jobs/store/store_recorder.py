@@ -13,8 +13,8 @@ from geneva.engine.recorder import PlannedFragment, Recorder
 from geneva.errors import LeaseLostError, ServiceError
 from geneva.jobs.records import STAGES, TaskState
 from geneva.jobs.store.leases import Leases
+from geneva.jobs.store.news import News, report
 from geneva.jobs.store.queue import QueueClaim
-from geneva.jobs.store.report import News, report
 from geneva.jobs.store.store import Store
 from geneva.model.types import (
     Counts,
