@@ -10,12 +10,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+
+import numpy as np
 
 from geneva.engine.plan.decision import FragmentPlan
 from geneva.engine.plan.slices import OnColumn, Slices
-from geneva.engine.plan.windowed import Portion, Share, WindowsPlan, planned_windows, windowed
+from geneva.engine.plan.windowed import (
+    Portion,
+    Share,
+    WindowsPlan,
+    needed_rows,
+    planned_windows,
+    windowed,
+)
 from geneva.engine.schedule import Windowed, WindowEnded
 from geneva.model.result import WindowResult, WindowState
 from geneva.model.types import Counts, TaskDone
@@ -56,6 +65,7 @@ class Windowing:
         self._at = 0
         self._fragments: tuple[int, ...] = ()
         self._shares: Mapping[int, Share] = {}
+        self._resumed = False  # checkpoints of an earlier job were counted
 
     # --- planning -----------------------------------------------------------------------
 
@@ -121,6 +131,10 @@ class Windowing:
 
     def tasks(self, portions: Sequence[Portion], appliers: int, batch_size: int | None) -> Windowed:
         """Return the tasks of the present stage, window by window."""
+        if not self._resumed:  # by the first round; what later ones find was counted as it came
+            self._resumed = True
+            for portion in portions:
+                self._count_checkpointed(portion)
         numbers = self._stages[self._at]
         return windowed(portions, numbers, self.asked.concurrency, appliers, batch_size)
 
@@ -142,9 +156,19 @@ class Windowing:
             window.state = WindowState.RUNNING
 
     def took(self, event: TaskDone) -> None:
-        """Take in a task that ended."""
+        """Take in a task that ended; rows that it replayed were counted when they were found."""
         if event.window >= 0:
-            self._log[event.window].counts += event.counts
+            counts = event.counts
+            new = replace(counts, computed=counts.computed - counts.replayed)
+            self._log[event.window].counts += new
+
+    def _count_checkpointed(self, portion: Portion) -> None:
+        """Count the rows that an earlier job checkpointed, by window."""
+        needed = needed_rows(portion.task)
+        rows = portion.checkpointed[needed[portion.checkpointed]]
+        places = np.broadcast_to(np.asarray(portion.places), len(needed))[rows]
+        for number, count in zip(*np.unique(places, return_counts=True), strict=True):
+            self._log[int(number)].counts += Counts(computed=int(count))
 
     def ended(self, event: WindowEnded) -> None:
         """Take in that all tasks of a window ended."""

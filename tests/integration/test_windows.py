@@ -217,6 +217,9 @@ def test_killed_job_computes_nothing_twice_with_the_same_or_other_windows(
     before = len(calls)
     assert before >= 150
     (tmp_path / "go").touch()
+    resumed = table.backfill("y", windows=windows(), **options)
+    assert [w.rows_computed for w in resumed.windows] == [w.rows_planned for w in resumed.windows]
+    assert resumed.rows_replayed + len(calls) - before == resumed.rows_computed
     for asked in (windows(step=20), windows(start=0, end=400), None):
         more = {} if asked is None else {"windows": asked}
         table.backfill("y", **options, **more)
