@@ -145,7 +145,8 @@ def result_facts(result: BackfillResult) -> dict[str, Any]:
     """Return all of a result; the failures as a list of rows."""
     names = [n for n in result.__dataclass_fields__ if n != "recorded_failures"]
     facts = {n: getattr(result, n) for n in names}
-    return facts | {"failures": result.failures.to_pylist()}
+    windows = [asdict(w) for w in result.windows]
+    return facts | {"windows": windows, "failures": result.failures.to_pylist()}
 
 
 def coverage_text(counted: Coverage, fragments: bool) -> str:

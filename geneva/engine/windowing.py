@@ -85,7 +85,9 @@ class Windowing:
         busy = [p for p in plans if p.share is not None and p.task is not None]
         busy.sort(key=_first_window)
         self._shares = {p.fragment_id: p.share for p in busy[:limit] if p.share is not None}
-        self.plan = planned_windows(self.windows, self._shares, self.asked.on, self.asked.commit)
+        plan = planned_windows(self.windows, self._shares, self.asked.on, self.asked.commit)
+        outside, null = sum(p.rows_outside for p in plans), sum(p.rows_null for p in plans)
+        self.plan = replace(plan, rows_outside=outside, rows_null=null)
         self._log = [
             _WindowLog(
                 w.key,

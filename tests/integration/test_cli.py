@@ -97,6 +97,17 @@ def test_command_that_does_not_compute_what_its_json_says(tmp_path: Path):
     assert values == {x: 2 * x if x < 10 else None for x in range(ROWS)}
 
 
+def test_json_of_a_command_with_windows_says_what_became_of_each(tmp_path: Path):
+    table(tmp_path).add_columns({"y": doubling})
+    words = ["--window-on", "x", "--window-step", "10", "--window-order", "backward"]
+    planned = json.loads(run(tmp_path, "plan", "y", *words, "--json").stdout)["windows"]
+    done = json.loads(run(tmp_path, "backfill", "y", *words, "--json").stdout)["windows"]
+    assert [w["key"] for w in done] == [w["key"] for w in planned["windows"]]
+    assert [w["rows_computed"] for w in done] == [w["rows_compute"] for w in planned["windows"]]
+    assert {w["state"] for w in done} == {"COMMITTED"}
+    assert int(done[0]["key"]) > int(done[-1]["key"]) == 0
+
+
 def test_udf_that_prints_and_spoils_the_json(tmp_path: Path):
     tbl = table(tmp_path)
     tbl.add_columns({"y": geneva.udf(failing_at_7)})

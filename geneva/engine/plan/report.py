@@ -129,10 +129,11 @@ class Plan:
 def plan_facts(plan: Plan) -> dict[str, Any]:
     """Return the facts of a plan, without those that only the engine reads."""
     chosen = {f.fragment_id for f in plan.to_compute}
-    hidden = ("task", "work", "lost")
+    hidden = ("task", "work", "lost", "share")
     fragments = [
         {n: getattr(f, n) for n in f._fields if n not in hidden}
         | {"this_call": f.fragment_id in chosen}
+        | ({} if f.share is None else {"windows": f.share.windows.tolist()})
         for f in plan.fragments
     ]
     names: tuple[str, ...] = (
@@ -144,4 +145,5 @@ def plan_facts(plan: Plan) -> dict[str, Any]:
         "rows_waiting",
     )
     names += ("rows_foreign", "rows_unverified", "warnings")
-    return {n: getattr(plan, n) for n in names} | {"fragments": fragments}
+    facts = {n: getattr(plan, n) for n in names} | {"fragments": fragments}
+    return facts if plan.windows is None else facts | {"windows": plan.windows.facts()}

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -104,7 +105,6 @@ class WindowsPlan:
     files_by_window: int = 0
     rows_outside: int = 0
     rows_null: int = 0
-    warnings: tuple[str, ...] = field(default=())
 
     def __str__(self) -> str:
         """Return a table of the windows; neighbours with nothing to do are one line."""
@@ -136,6 +136,10 @@ class WindowsPlan:
         return (
             f"windows are half-open; {how}; the first rows are visible after {self.first_visible}"
         )
+
+    def facts(self) -> dict[str, Any]:
+        """Return the plan as JSON holds it."""
+        return asdict(self) | {"first_visible": self.first_visible}
 
     @property
     def first_visible(self) -> str:
