@@ -33,7 +33,7 @@ from geneva.errors import (
 )
 from geneva.extras import installed
 from geneva.jobs.records import JobRecord, RunRecord, Submission
-from geneva.model.result import BackfillResult, combined
+from geneva.model.result import BackfillResult, WindowResult, WindowState, combined
 from geneva.model.types import JobState, Options, Progress
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import storage_errors
@@ -302,6 +302,8 @@ def _result(job: JobRecord, run: RunRecord) -> BackfillResult:
             known = BackfillResult.__dataclass_fields__
             facts = {k: v for k, v in job.outputs.items() if k in known}
             facts |= {k: tuple(facts.get(k) or ()) for k in ("columns", "versions", "notes")}
+            windows = [w | {"state": WindowState(w["state"])} for w in facts.get("windows", ())]
+            facts |= {"windows": tuple(WindowResult(**w) for w in windows)}
             stages = {
                 k.removeprefix("seconds_"): v
                 for k, v in job.metrics.items()

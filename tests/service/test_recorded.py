@@ -152,6 +152,23 @@ def test_service_carries_out_what_a_connection_asks(scene: Scene, service: Servi
         db.open_table("t").backfill("nothing", **LOCAL)
 
 
+def test_windows_of_a_call_that_a_service_carries_out_are_told_to_the_caller(
+    scene: Scene, service: Service
+):
+    scene.gate.open()
+    db = recorded(scene, str(service.http.base_url))
+    asked = geneva.Windows("x", start=0, end=20, step=5, order="backward")
+    result = db.open_table("t").backfill("y", windows=asked, **LOCAL)
+    assert [(w.key, w.state, w.rows_computed) for w in result.windows] == [
+        (key, "COMMITTED", 5) for key in ("15", "10", "5", "0")
+    ]
+    assert result.rows_computed == 20
+    recorded_arguments = db.jobs().to_arrow()["arguments"][0].as_py()
+    assert '"windows": {"on": "x"' in recorded_arguments
+    with pytest.raises(SettingError, match="the types are date, datetime, integer, values"):
+        db.open_table("t").backfill("y", windows={"on": "x", "type": "week"}, **LOCAL)
+
+
 @pytest.mark.crash
 def test_caller_that_waits_hears_of_a_cancel(scene: Scene, service: Service):
     db = recorded(scene, str(service.http.base_url))
