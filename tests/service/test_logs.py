@@ -70,8 +70,8 @@ def test_log_is_bounded_and_says_what_was_removed(tmp_path: Path):
 
 def test_driver_log_goes_on_in_another_file_without_loss(tmp_path: Path):
     program = (
-        "import sys; from pathlib import Path; from geneva.service.logs import Log\n"
-        f"log = Log(Path({str(tmp_path)!r}), 'driver')\n"
+        "import sys; from pathlib import Path; from geneva.service.logs import JobLog\n"
+        f"log = JobLog(Path({str(tmp_path)!r}), 'driver')\n"
         "for k in range(3):\n"
         "    print('part', k, flush=True); log.take_over()\n"
         "print('last', file=sys.stderr)"
