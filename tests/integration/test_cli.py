@@ -74,7 +74,7 @@ def slow_and_logged(log: str) -> geneva.UDF:
     return geneva.udf(slow)
 
 
-def test_command_that_does_not_compute_what_its_json_says(tmp_path: Path):
+def test_command_computes_what_its_json_says(tmp_path: Path):
     tbl = table(tmp_path)
     tbl.add_columns({"y": geneva.udf(doubling)})
 
@@ -108,7 +108,7 @@ def test_json_of_a_command_with_windows_says_what_became_of_each(tmp_path: Path)
     assert int(done[0]["key"]) > int(done[-1]["key"]) == 0
 
 
-def test_udf_that_prints_and_spoils_the_json(tmp_path: Path):
+def test_prints_of_a_udf_do_not_spoil_the_json(tmp_path: Path):
     tbl = table(tmp_path)
     tbl.add_columns({"y": geneva.udf(failing_at_7)})
     done = run(tmp_path, "backfill", "y", "--on-error", "null", "--json")
@@ -120,7 +120,7 @@ def test_udf_that_prints_and_spoils_the_json(tmp_path: Path):
     assert "working on 11" in done.stderr
 
 
-def test_failed_job_that_shows_a_traceback_or_ends_with_0(tmp_path: Path):
+def test_failed_job_shows_no_traceback_and_does_not_end_with_0(tmp_path: Path):
     tbl = table(tmp_path)
     tbl.add_columns({"y": geneva.udf(failing_at_7)})
     done = run(tmp_path, "backfill", "y", "--json")
@@ -137,7 +137,7 @@ def test_failed_job_that_shows_a_traceback_or_ends_with_0(tmp_path: Path):
     assert "Traceback" in shown.stderr
 
 
-def test_bad_request_that_does_not_end_with_2(tmp_path: Path):
+def test_bad_request_ends_with_2(tmp_path: Path):
     table(tmp_path).add_columns({"y": geneva.udf(doubling)})
     done = run(tmp_path, "backfill", "y", "--where", "z = 1")
     assert done.returncode == 2, done.stderr
@@ -146,7 +146,7 @@ def test_bad_request_that_does_not_end_with_2(tmp_path: Path):
     assert done.stdout == ""
 
 
-def test_unknown_table_without_the_names_of_those_that_exist(tmp_path: Path):
+def test_unknown_table_is_answered_with_the_names_of_those_that_exist(tmp_path: Path):
     table(tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "geneva", "coverage", "other", "--db", str(tmp_path)],
@@ -159,7 +159,7 @@ def test_unknown_table_without_the_names_of_those_that_exist(tmp_path: Path):
     assert "tables: t" in done.stderr
 
 
-def test_listing_columns_that_loads_a_udf(tmp_path: Path):
+def test_listing_columns_loads_no_udf(tmp_path: Path):
     tbl = table(tmp_path)
     tbl.add_columns({"y": geneva.udf(doubling)})
     for pickled in (tbl.storage.path / "_backfill" / "udfs").iterdir():
@@ -188,7 +188,7 @@ def interrupted_after(calls: int, command: list[str], log: Path) -> tuple[int, s
     return child.returncode, errors
 
 
-def test_interrupt_that_loses_finished_rows_or_computes_one_twice(tmp_path: Path):
+def test_interrupt_loses_no_finished_row_and_computes_none_twice(tmp_path: Path):
     tbl = table(tmp_path / "db")
     log = tmp_path / "calls"
     tbl.add_columns({"y": slow_and_logged(str(log))})
@@ -219,7 +219,7 @@ def test_interrupt_that_loses_finished_rows_or_computes_one_twice(tmp_path: Path
     assert all(r["y"] == 2 * r["x"] for r in tbl.to_arrow().to_pylist())
 
 
-def test_timeout_that_is_taken_for_success(tmp_path: Path):
+def test_timeout_is_no_success(tmp_path: Path):
     tbl = table(tmp_path / "db")
     tbl.add_columns({"y": slow_and_logged(str(tmp_path / "calls"))})
     done = run(
@@ -250,7 +250,7 @@ def files_of(tbl: geneva.Table) -> set[Path]:
     return {p for p in tbl.storage.path.rglob("*") if p.is_file()}
 
 
-def test_clean_that_takes_what_a_running_job_needs_or_leaves_what_nobody_does(tmp_path: Path):
+def test_clean_takes_nothing_that_a_running_job_needs_and_leaves_nothing_else(tmp_path: Path):
     tbl = leave_work_behind(tmp_path)
     before = files_of(tbl)
     young = run(tmp_path / "db", "clean", "--json")
@@ -281,7 +281,7 @@ def test_clean_that_takes_what_a_running_job_needs_or_leaves_what_nobody_does(tm
     assert all(r["y"] == 2 * r["x"] for r in tbl.to_arrow().to_pylist())
 
 
-def test_clean_that_takes_files_that_are_not_the_engines(tmp_path: Path):
+def test_clean_takes_only_files_of_the_engine(tmp_path: Path):
     tbl = table(tmp_path)
     stranger = tbl.storage.path / "data" / "mine.lance"
     stranger.write_bytes(b"not yours")
@@ -293,7 +293,7 @@ def test_clean_that_takes_files_that_are_not_the_engines(tmp_path: Path):
     assert not torn.exists()
 
 
-def test_version_without_what_the_tables_depend_on(tmp_path: Path):
+def test_version_names_the_libraries_that_tables_depend_on(tmp_path: Path):
     done = run(tmp_path, "version")
     assert done.returncode == 0
     assert done.stdout.startswith("geneva ")

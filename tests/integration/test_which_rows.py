@@ -114,7 +114,7 @@ def test_where_overwrites_other_rows_or_miscounts(
     assert_table_invariants(table, DOUBLED)
 
 
-def test_null_filter_counts_as_true(tmp_path: Path, calls: CallLog, executor: str) -> None:
+def test_null_filter_selects_no_row(tmp_path: Path, calls: CallLog, executor: str) -> None:
     data = pa.table({"x": pa.array(range(20)), "n": pa.array([None, 1] * 10, pa.int64())})
     table = doubled(tmp_path, calls, data=data, fragments=2)
     assert run(table, "y", executor, where="n > 0").rows_computed == 10

@@ -116,7 +116,7 @@ def test_lone_driver_writes_at_every_look(objects: Counted, clock: Clock) -> Non
     assert objects.calls["put"] <= 1 + 6  # it lives: a sign of that six times in a lease
 
 
-def test_driver_without_work_touches_the_store(objects: Counted, clock: Clock) -> None:
+def test_driver_without_work_leaves_the_store_alone(objects: Counted, clock: Clock) -> None:
     claims = driver(objects, clock)
     assert not claims.begin([], None)
     claims.release()
@@ -130,7 +130,7 @@ def test_more_is_claimed_than_num_frags_allows(objects: Counted, clock: Clock) -
     assert claims.left == {5}
 
 
-def test_store_that_fails_stops_a_driver(objects: Counted, clock: Clock) -> None:
+def test_store_that_fails_stops_no_driver(objects: Counted, clock: Clock) -> None:
     objects.broken = True
     claims = driver(objects, clock)
     assert claims.begin([1, 2], None) == {1, 2}
@@ -138,7 +138,7 @@ def test_store_that_fails_stops_a_driver(objects: Counted, clock: Clock) -> None
     claims.release()
 
 
-def test_claim_that_could_not_be_renewed_outlives_its_driver(
+def test_claim_that_could_not_be_renewed_goes_with_its_driver(
     objects: Counted, clock: Clock
 ) -> None:
     claims = driver(objects, clock)
@@ -183,7 +183,7 @@ def test_free_fragment_is_claimed_as_planned_beside_another(objects: Counted, cl
     assert claims.left == {1}
 
 
-def test_driver_that_was_given_up_for_dead_goes_on_with_what_it_had(
+def test_driver_given_up_for_dead_lets_go_of_all_that_it_has_not_begun(
     objects: Counted, clock: Clock
 ) -> None:
     claims = driver(objects, clock)
@@ -263,11 +263,11 @@ def test_live_process_is_called_gone() -> None:
     assert not replace(me, started="").gone
 
 
-def test_process_id_that_is_used_again_is_called_alive() -> None:
+def test_process_id_that_is_used_again_is_not_called_alive() -> None:
     assert replace(this_process(), started="long ago").gone
 
 
-def test_process_that_nobody_collected_is_called_alive() -> None:
+def test_process_that_nobody_collected_is_not_called_alive() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     other = replace(this_process(), pid=child.pid, started=process._started(child.pid))
     assert not other.gone

@@ -41,7 +41,7 @@ def call(tbl: geneva.Table, verb: str, *arguments: str) -> Result:
     return CliRunner().invoke(app, [verb, "t", *arguments, "--db", db])
 
 
-def test_exit_codes_that_are_not_documented():
+def test_exit_codes_are_documented():
     page = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text()
     for code in (*{c for _, c in answers._CODES}, 0):
         assert f"| {code} | " in page
@@ -78,9 +78,7 @@ def test_every_command_that_answers_takes_json():
         (("clean", "--older-than", "-1d"), "--older-than"),
     ],
 )
-def test_bad_request_that_does_not_end_with_2(
-    tbl: geneva.Table, arguments: tuple[str, ...], says: str
-):
+def test_bad_request_ends_with_2(tbl: geneva.Table, arguments: tuple[str, ...], says: str):
     verb, *rest = arguments
     local = ["--executor", "local"] if verb in ("backfill", "plan") else []
     done = call(tbl, verb, *rest, *local)
@@ -150,7 +148,7 @@ def test_interrupt_outside_of_an_answer_is_told_in_one_line(
     assert capsys.readouterr().err == "geneva: interrupted\n"
 
 
-def test_multi_line_error_that_is_no_paragraph(capsys: pytest.CaptureFixture[str]):
+def test_multi_line_error_is_one_paragraph(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(Exception, match="2"), answering(False, False):
         raise errors.WhereError("one\n   two")
     assert capsys.readouterr().err == "geneva: one two\n"
@@ -170,7 +168,7 @@ def test_params_whose_json_stays_text(tbl: geneva.Table):
     assert tbl.to_arrow()["z"].to_pylist() == [f"{3 * x}km" for x in range(30)]
 
 
-def test_plan_whose_num_frags_is_not_that_of_the_backfill(tbl: geneva.Table):
+def test_num_frags_of_a_plan_is_that_of_the_backfill(tbl: geneva.Table):
     planned = json.loads(call(tbl, "plan", "y", "--num-frags", "1", "--json").stdout)
     assert planned["rows_compute"] == 10
     assert [f["this_call"] for f in planned["fragments"]] == [True, False]
@@ -181,7 +179,7 @@ def test_plan_whose_num_frags_is_not_that_of_the_backfill(tbl: geneva.Table):
     assert json.loads(done.stdout)["fragments_left"] == 1
 
 
-def test_several_columns_of_which_only_the_first_is_computed(tbl: geneva.Table):
+def test_all_of_several_columns_are_computed(tbl: geneva.Table):
     tbl.add_columns({"z": geneva.udf(lambda y: y + 1, data_type=pa.int64())})
     done = call(tbl, "backfill", "z", "y", "--executor", "local")
     assert done.exit_code == 0, done.output
@@ -190,14 +188,14 @@ def test_several_columns_of_which_only_the_first_is_computed(tbl: geneva.Table):
     assert tbl.to_arrow()["z"].to_pylist() == [2 * x + 1 for x in range(30)]
 
 
-def test_coverage_that_counts_what_is_not_there(tbl: geneva.Table):
+def test_coverage_counts_only_rows_that_are_there(tbl: geneva.Table):
     tbl.backfill("y", where="x < 10", executor="local")
     text = call(tbl, "coverage", "y", "--fragments").stdout
     assert "33.3% of 30 rows" in text
     assert len(text.splitlines()) == 4  # summary, head, two fragments
 
 
-def test_failures_that_are_not_shown(tbl: geneva.Table):
+def test_failures_are_shown(tbl: geneva.Table):
     tbl.alter_columns({"path": "y", "udf": geneva.udf(lambda x: 1 // x, data_type=pa.int64())})
     done = call(tbl, "backfill", "y", "--executor", "local", "--on-error", "null")
     assert done.exit_code == 5
@@ -237,7 +235,7 @@ def log_of(tbl: geneva.Table, content: bytes) -> Path:
     return log
 
 
-def test_clean_that_goes_by_another_age_than_asked(tbl: geneva.Table):
+def test_clean_goes_by_the_age_that_is_asked_for(tbl: geneva.Table):
     file, log = aged(orphan(tbl), 3700), aged(log_of(tbl, b"GVJ1"), 3500)
     found = clean(tbl.storage, 3600)
     assert (found.files, found.logs, found.kept) == (1, 0, 1)
@@ -248,7 +246,7 @@ def test_clean_that_goes_by_another_age_than_asked(tbl: geneva.Table):
     assert not log.exists()
 
 
-def test_clean_that_takes_a_finished_file_whose_commit_is_still_to_come(tbl: geneva.Table):
+def test_clean_leaves_a_finished_file_whose_commit_is_still_to_come(tbl: geneva.Table):
     file = aged(orphan(tbl), 3700)
     log = log_of(tbl, b"GVJ1" + b"\0" * 100_000 + b'{"file": "' + file.name.encode() + b'"}')
     assert clean(tbl.storage, 3600).files == 0
@@ -259,7 +257,7 @@ def test_clean_that_takes_a_finished_file_whose_commit_is_still_to_come(tbl: gen
     assert not file.exists()
 
 
-def test_clean_that_breaks_an_older_version_or_a_branch(tbl: geneva.Table):
+def test_clean_breaks_no_older_version_and_no_branch(tbl: geneva.Table):
     tbl.backfill("y", executor="local")
     tripled = geneva.udf(lambda x: 3 * x, data_type=pa.int64())
     branched, tagged = tbl.version, tbl.version + 2

@@ -64,7 +64,7 @@ def test_listing_shows_each_file_and_log_once_and_no_temporary(objects: Objects)
     assert objects.list("absent") == []
 
 
-def test_folder_that_cannot_be_read_looks_empty(
+def test_folder_that_cannot_be_read_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(path: object) -> None:

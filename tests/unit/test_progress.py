@@ -80,7 +80,7 @@ def in_a_pipe(wanted: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_bar_that_leaves_out_what_people_ask():
+def test_bar_tells_what_people_ask():
     drawn = on_a_terminal("None")
     assert "━" in drawn
     for words in (
@@ -100,7 +100,7 @@ def test_bar_that_leaves_out_what_people_ask():
     assert "ETA" not in last
 
 
-def test_bar_that_swallows_what_a_udf_prints_or_leaves_the_cursor_hidden():
+def test_bar_lets_prints_through_and_shows_the_cursor_again():
     drawn = on_a_terminal("None")
     assert drawn.count("the UDF says hello") == 1
     assert drawn.rindex("\x1b[?25h") > drawn.rindex("\x1b[?25l")
@@ -108,7 +108,7 @@ def test_bar_that_swallows_what_a_udf_prints_or_leaves_the_cursor_hidden():
 
 
 @pytest.mark.parametrize("columns", [30, 80])
-def test_bar_that_hides_the_numbers_on_a_narrow_terminal(columns: int):
+def test_bar_keeps_the_numbers_on_a_narrow_terminal(columns: int):
     drawn = on_a_terminal("None", columns=columns)
     assert "500/1,000" in drawn
     assert "fragments" in drawn
@@ -118,19 +118,19 @@ def test_bar_nobody_wants():
     assert on_a_terminal("False").splitlines() == ["the UDF says hello", "the answer"]
 
 
-def test_bar_drawn_on_a_terminal_that_cannot_move_its_cursor():
+def test_no_bar_is_drawn_on_a_terminal_that_cannot_move_its_cursor():
     drawn = on_a_terminal("True", term="dumb")
     assert "\x1b" not in drawn
     assert "geneva: embedding: 1,000/1,000 rows 100%" in drawn
 
 
-def test_output_in_a_pipe_that_nobody_asked_for():
+def test_pipe_gets_no_output_that_nobody_asked_for():
     done = in_a_pipe("None")
     assert done.stderr == ""
     assert done.stdout == "the UDF says hello\nthe answer\n"
 
 
-def test_lines_in_a_pipe_that_mix_with_the_answer_or_miss_the_end():
+def test_lines_in_a_pipe_stay_apart_from_the_answer_and_tell_the_end():
     done = in_a_pipe("True")
     assert done.stdout == "the UDF says hello\nthe answer\n"
     lines = done.stderr.splitlines()
@@ -145,7 +145,7 @@ def report(seconds: float, rows: int = 5) -> Progress:
     )
 
 
-def test_display_that_breaks_the_job(monkeypatch: pytest.MonkeyPatch):
+def test_display_that_fails_does_not_break_the_job(monkeypatch: pytest.MonkeyPatch):
     class Closed:
         """A stderr that is gone, as under a daemon whose terminal was closed."""
 
@@ -168,20 +168,20 @@ def test_display_that_breaks_the_job(monkeypatch: pytest.MonkeyPatch):
     assert Closed.writes == 1  # and then never again
 
 
-def test_job_with_nothing_to_do_that_draws_a_bar(capsys: pytest.CaptureFixture[str]):
+def test_job_with_nothing_to_do_draws_no_bar(capsys: pytest.CaptureFixture[str]):
     with observer_for(True, ["c"]) as observe:
         observe(report(0.01, rows=0))
         observe(Progress("j", ("c",), JobState.SUCCEEDED, seconds=0.02))
     assert capsys.readouterr() == ("", "")
 
 
-def test_quick_job_that_says_nothing_of_its_rows(capsys: pytest.CaptureFixture[str]):
+def test_quick_job_tells_its_rows(capsys: pytest.CaptureFixture[str]):
     with observer_for(True, ["c"]) as observe:
         observe(report(0.02))
     assert "c: 5/9 rows 55%" in capsys.readouterr().err
 
 
-def test_own_observer_that_is_not_called():
+def test_own_observer_is_called():
     seen: list[Progress] = []
     with observer_for(seen.append, ["c"]) as observe:
         observe(report(0.0))
@@ -200,7 +200,7 @@ print("CELL" + json.dumps(shell.display_pub.outputs))
 """
 
 
-def test_notebook_without_a_bar_or_with_one_per_report():
+def test_notebook_has_one_bar_for_all_reports():
     pytest.importorskip("IPython")
     program = f"JOB = {JOB!r}\n{NOTEBOOK}"
     done = subprocess.run(

@@ -18,7 +18,7 @@ class Away(TableStorage):
         raise OSError("the store does not answer")
 
 
-def test_store_that_never_answered_a_cancelled_job_hides_why_it_ends(
+def test_store_that_never_answered_does_not_hide_why_a_cancelled_job_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(publish, "_LAST_S", 0.0)

@@ -46,7 +46,7 @@ def test_applier_that_starts_or_leaves_gets_no_task() -> None:
     assert of((0, False, False), (0, True, True)).free_slots(100) == 0
 
 
-def test_applier_that_is_kept_while_the_last_one_ends_stays_for_ever(
+def test_applier_kept_while_the_last_one_ends_is_released_in_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pool, first, second = WarmPool(), Actor(None, "first"), Actor(None, "second")

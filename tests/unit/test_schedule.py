@@ -157,7 +157,7 @@ def test_dropped_fragment_is_not_handed_out_again() -> None:
     assert [f.fragment_id for f in schedule.take_finished()] == [1]
 
 
-def test_fragment_that_was_given_up_is_begun_or_waited_for() -> None:
+def test_fragment_that_was_given_up_is_neither_begun_nor_waited_for() -> None:
     schedule = Schedule([(whole_task(0),), spans(1, 2), (whole_task(2),), (whole_task(3),)], 2, 1)
     first = take(schedule)
     assert schedule.not_begun == [1, 2, 3]

@@ -14,7 +14,7 @@ from tests.support.services import is_driver
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
-def test_number_of_a_driver_that_ended_is_that_of_a_thread_of_somebody_else() -> None:
+def test_thread_with_the_number_of_a_driver_that_ended_is_no_driver() -> None:
     started, done = threading.Event(), threading.Event()
     thread = threading.Thread(target=lambda: (started.set(), done.wait()))
     thread.start()

@@ -7,7 +7,7 @@ import threading
 from geneva.appliers.calls import Turns
 
 
-def test_later_task_that_goes_before_an_earlier_one() -> None:
+def test_later_task_does_not_go_before_an_earlier_one() -> None:
     turns = Turns()
     first, second, third = turns.join(), turns.join(), turns.join()
     order: list[int] = []

@@ -160,7 +160,7 @@ def test_interruption_is_no_failed_row(error: type[BaseException], form: str) ->
 
 
 @pytest.mark.parametrize("form", ["row", "batch", "async"])
-def test_call_that_awaits_something_cancelled_makes_nulls_of_later_rows(form: str) -> None:
+def test_call_that_awaits_something_cancelled_fails_its_row_alone(form: str) -> None:
     def scalar(x: int) -> int:
         if x == 3:
             raise asyncio.CancelledError("not you")
@@ -407,7 +407,7 @@ def test_report_of_a_failed_row_fails_over_its_input(values: pa.Array) -> None:
 
 @pytest.mark.parametrize("memory", [np.zeros(2), [0.0, 0.0]], ids=["numpy", "list"])
 @pytest.mark.parametrize("form", ["row", "async"])
-def test_memory_that_is_filled_for_each_row_holds_the_last_row_only(form: str, memory: Any) -> None:
+def test_memory_filled_for_each_row_keeps_each_rows_value(form: str, memory: Any) -> None:
     fails = [2.0]
 
     def scalar(x: float) -> list[float]:
@@ -488,7 +488,7 @@ VECTOR, STRUCT = pa.list_(pa.float64()), pa.struct([pa.field("v", pa.float64())]
     ],
     ids=["struct", "list", "tuple", "records", "bytes", "view", "array"],
 )
-def test_memory_within_a_result_that_is_filled_for_each_row_holds_the_last_row_only(
+def test_memory_within_a_result_filled_for_each_row_keeps_each_rows_value(
     data_type: pa.DataType, made: Any, fill: Any, shown: Callable[[float], Any]
 ) -> None:
     def refilled(x: float) -> Any:

@@ -450,7 +450,7 @@ def test_udfs_that_threads_declare_while_garbage_is_collected() -> None:
     assert seen == alone * 30
 
 
-def test_decorated_function_that_another_thread_looks_up_while_it_is_written() -> None:
+def test_decorated_function_is_found_while_another_thread_writes_it() -> None:
     target = plus_three.target
     node = source.function_tree(target)
     found = []
