@@ -157,9 +157,7 @@ class Planner:
         row_map, need = rows.row_map, self._needed(rows)
         live = self._live(fragment, need, row_map)
         need &= live & self._within(fragment, places)
-        wait = self._options.inputs == "wait" and need.any()
-        waiting = need & ~self._ready(fragment) if wait else ~live & need
-        waiting |= need & ~self._in_known_windows(fragment)
+        waiting = need & ~self._may_compute(fragment, need)
         need &= ~waiting
         # Which rows a filter selects is not known yet: all of them count as kept.
         kept = self._kept(row_map, live if self._where else live & ~need)
@@ -199,14 +197,17 @@ class Planner:
             mask &= self._asked(fragment)
         return mask if places is None else mask & np.asarray(places >= 0)
 
-    def _in_known_windows(self, fragment: FragmentInfo) -> BoolArray:
-        """Return the rows of which it is known in which window they are.
+    def _may_compute(self, fragment: FragmentInfo, need: BoolArray) -> BoolArray:
+        """Return the rows whose computed inputs are there, and of which the window is known.
 
-        Of a computed column that windows are cut along, only values that are there and fresh say.
+        Where windows are cut along a computed column, its missing and stale values say nothing.
         """
-        if self._slices is None:
-            return np.ones(fragment.rows, np.bool_)
-        return self._is_settled(fragment, self._slices.column)
+        may = np.ones(fragment.rows, np.bool_)
+        if self._options.inputs == "wait" and need.any():
+            may &= self._ready(fragment)
+        if self._slices is not None:
+            may &= self._is_settled(fragment, self._slices.column)
+        return may
 
     def _with_rows_beyond(
         self, plan: FragmentPlan, fragment: FragmentInfo, places: Places
