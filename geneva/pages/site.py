@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 
 from geneva.pages import (
-    docs,
     failures_page,
     grid,
     login,
@@ -17,9 +16,10 @@ from geneva.pages import (
     tables_page,
     timeline,
 )
-from geneva.pages.render import STATIC, Static
-from geneva.pages.routes import install_missing
+from geneva.pages.render import STATIC, Static, render
+from geneva.pages.routes import install_missing, pages
 
+_docs = pages()
 _ROUTERS = (
     login.router,
     runs_page.router,
@@ -31,8 +31,14 @@ _ROUTERS = (
     submit.router,
     failures_page.router,
     pools.router,
-    docs.router,
+    _docs,
 )
+
+
+@_docs.get("/docs")
+def docs(request: Request) -> Response:
+    """List the operations of the REST interface."""
+    return render(request, "docs.html", paths=request.app.openapi()["paths"])
 
 
 def install(app: FastAPI) -> None:

@@ -79,14 +79,12 @@ def test_no_style_or_script_of_ours_names_another_site():
     assert {name: found for name, found in named.items() if found} == {}
 
 
-def test_docs_show_every_operation_and_model(web: TestClient):
+def test_docs_list_every_operation_and_lead_to_the_schema(web: TestClient):
     schema = web.get("/openapi.json").json()
     text = html.unescape(web.get("/docs").text)
     for path, verbs in schema["paths"].items():
-        for verb in verbs:
-            option = "" if verb == "get" else f"-X {verb.upper()} "
-            assert f"curl {option}'http://127.0.0.1{path}'" in text
-    for model in schema["components"]["schemas"]:
-        assert f'id="{model}"' in text
-    assert """-d '{"table": "...", "columns": ["..."]}'""" in text
+        for verb, operation in verbs.items():
+            assert re.search(rf">{verb.upper()}</span> {re.escape(path)}<", text), (verb, path)
+            assert operation["description"].partition("\n")[0] in text
+    assert 'href="/openapi.json"' in text
     assert web.get("/redoc").status_code == 404

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,6 @@ from geneva.cli.commands import app as cli
 from geneva.jobs.store.place import open_store
 from geneva.model.arguments import ARGUMENTS, Argument, Doors
 from geneva.service.app import create_app
-from geneva.service.described import (
-    ApiField,
-    ApiKind,
-    ApiModel,
-    ApiOperation,
-    Content,
-    Type,
-    described,
-)
 from geneva.service.limits import MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_URL_BYTES
 from geneva.service.service_settings import Settings
 
@@ -89,57 +81,84 @@ def rest() -> str:
     with tempfile.TemporaryDirectory() as folder:
         settings = Settings(f"sqlite:///{folder}/jobs.db", Path(folder))
         store = open_store(settings.url)
-        found = described(create_app(settings, store).openapi())
+        schema = create_app(settings, store).openapi()
         store.database.close()
+    operations = [
+        (operation["tags"], "\n".join(_operation(verb, path, operation)))
+        for path, verbs in schema["paths"].items()
+        for verb, operation in verbs.items()
+    ]
     parts = [_REST]
-    for tag in found.tags:
-        parts.append(f"## {tag.name.capitalize()}\n\n{tag.text}\n")
-        parts += ["\n".join(_operation(o)) for o in tag.operations]
+    for tag in schema["tags"]:
+        parts.append(f"## {tag['name'].capitalize()}\n\n{tag['description']}\n")
+        parts += [text for tags, text in operations if tag["name"] in tags]
     parts.append("## Models\n")
-    parts += ["\n".join(_model(m)) for m in found.models]
+    parts += ["\n".join(_model(*m)) for m in sorted(schema["components"]["schemas"].items())]
     return "\n".join(parts)
 
 
-def _operation(found: ApiOperation) -> Iterator[str]:
-    yield f"### `{found.verb} {found.path}`\n"
-    yield f"{found.summary}\n"
-    if found.parameters:
+def _operation(verb: str, path: str, operation: Mapping[str, Any]) -> Iterator[str]:
+    yield f"### `{verb.upper()} {path}`\n"
+    yield operation["description"].partition("\n")[0] + "\n"
+    if parameters := operation.get("parameters"):
         yield "| parameter | in | type | |\n|---|---|---|---|"
-        for p in found.parameters:
-            yield f"| `{p.name}` | {p.place} | {_type(p.type)} | {_note(p)} |"
+        for p in parameters:
+            notes = _notes(p["schema"], p.get("description"), p.get("required", False), needed=True)
+            yield f"| `{p['name']}` | {p['in']} | {_type(p['schema'])} | {notes} |"
         yield ""
-    if found.body is not None:
-        yield f"Body: {_content(found.body)}\n"
-    good = [(status, content) for status, content in found.answers.items() if status < 400]
-    yield "; ".join(f"{status}: {_content(content)}" for status, content in good) + "\n"
+    if "requestBody" in operation:
+        yield f"Body: {_content(operation['requestBody'])}\n"
+    answers = [(s, a) for s, a in operation["responses"].items() if int(s) < 400]
+    yield "; ".join(f"{status}: {_content(answer)}" for status, answer in answers) + "\n"
 
 
-def _content(found: Content) -> str:
-    return ", ".join(f"{_type(kind)} ({media})" for media, kind in found.types) or "empty"
+def _content(answer: Mapping[str, Any]) -> str:
+    kinds = answer.get("content", {}).items()
+    return ", ".join(f"{_type(c.get('schema', {}))} ({media})" for media, c in kinds) or "empty"
 
 
-def _model(found: ApiModel) -> Iterator[str]:
-    yield f"### {found.name}\n"
-    if found.text:
-        yield f"{found.text}\n"
-    if found.values:
-        yield ", ".join(f"`{v}`" for v in found.values) + "\n"
-    if found.fields:
+def _model(name: str, model: Mapping[str, Any]) -> Iterator[str]:
+    yield f"### {name}\n"
+    text, _, attributes = model.get("description", "").partition("\n\nAttributes\n----------\n")
+    if text:
+        yield f"{text.strip()}\n"
+    if "enum" in model:
+        yield ", ".join(f"`{v}`" for v in model["enum"]) + "\n"
+    if fields := model.get("properties"):
+        texts = _texts(attributes)
         yield "| field | type | |\n|---|---|---|"
-        for f in found.fields:
-            yield f"| `{f.name}` | {_type(f.type)} | {_note(f)} |"
+        for field, kind in fields.items():
+            text = texts.get(field, kind.get("description"))
+            notes = _notes(kind, text, field in model.get("required", ()), needed=False)
+            yield f"| `{field}` | {_type(kind)} | {notes} |"
         yield ""
 
 
-def _type(words: Type) -> str:
-    forms = {ApiKind.MODEL: lambda t: f"[{t}](#{t.lower()})", ApiKind.VALUE: lambda t: f"`{t}`"}
-    return "".join(forms.get(w.kind, str)(w.text) for w in words)
+def _texts(attributes: str) -> dict[str, str]:
+    """Return the text of each field from that section of a docstring."""
+    parts = re.findall(r"^(\w.*)\n((?:(?: +.*)?(?:\n|$))+)", attributes, re.MULTILINE)
+    return {name: text for names, text in parts for name in names.split(", ")}
 
 
-def _note(found: ApiField) -> str:
-    needed = "required" if found.required and found.place else ""
-    default = f"default `{found.default}`" if found.default else ""
-    texts = (needed, default, " ".join(found.text.split()).replace("|", "\\|"))
+def _type(kind: Mapping[str, Any]) -> str:
+    if "$ref" in kind:
+        name = kind["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in kind or "enum" in kind:
+        choices = [_type(k) for k in kind.get("anyOf", ())]
+        return " or ".join([*choices, *(f"`{v}`" for v in kind.get("enum", ()))])
+    if kind.get("type") == "array":
+        return f"list of {_type(kind.get('items', {}))}"
+    return "moment" if kind.get("format") == "date-time" else str(kind.get("type", "any"))
+
+
+def _notes(kind: Mapping[str, Any], text: str | None, required: bool, *, needed: bool) -> str:
+    default = "" if required else kind.get("default")
+    texts = (
+        "required" if required and needed else "",
+        "" if default in (None, "", {}, []) else f"default `{default}`",
+        " ".join((text or kind.get("description", "")).split()).replace("|", "\\|"),
+    )
     return "; ".join(t for t in texts if t)
 
 
