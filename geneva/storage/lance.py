@@ -31,6 +31,7 @@ from geneva.errors import (
 from geneva.model.rows import IntArray
 from geneva.storage import local as disk
 from geneva.storage.blobs import as_written
+from geneva.storage.compat import complete
 from geneva.storage.door import LanceErrors, is_fault
 from geneva.storage.objects import LocalObjects, Objects, each, sync_directory, sync_file
 from geneva.storage.remote import FLUSH_S, RemoteObjects, persist, with_defaults
@@ -64,9 +65,7 @@ _FILTER_OF_PLAN = re.compile(r"full_filter=(.*), refine_filter=", re.DOTALL)
 _NEWEST_FORMAT: Literal["2.2"] = "2.2"  # holds every type that a table may have
 TOMBSTONE = -2  # Lance's mark for a field that a data file no longer supplies
 
-# pylance 14.0: reading a Rewrite that remapped an index builds RewrittenIndex without these.
-if LanceOperation.RewrittenIndex.__init__.__defaults__ is None:
-    LanceOperation.RewrittenIndex.__init__.__defaults__ = ("", b"", 0)
+complete(LanceOperation.RewrittenIndex)
 
 
 class FilterPlanner:

@@ -1,4 +1,4 @@
-"""pandas is imported when somebody wants it, and then pyarrow knows it as it always does."""
+"""The faults of other packages are worked around, and are still there without that."""
 
 from __future__ import annotations
 
@@ -67,6 +67,37 @@ print(table.count_rows("y = 2 * x"), "pandas" in sys.modules)
 """
 
 
+def test_import_of_lance_alone_imports_pandas() -> None:
+    program = "import sys, lance; print('pandas' in sys.modules)"
+    assert output_of(program).split() == ["True"], "compat.import_pandas_later is no longer needed"
+
+
 def test_backfill_imports_pandas_for_nobody(tmp_path: Path) -> None:
     program = BACKFILL.replace("sys.argv[1]", repr(str(tmp_path)))
     assert output_of(program).split() == ["99", "False"]
+
+
+REMAPPED = """
+import sys
+import lance
+import pyarrow as pa
+path = sys.argv[1] + "/t.lance"
+numbers = pa.table({"x": pa.array(range(20), pa.int64())})
+dataset = lance.write_dataset(numbers, path, max_rows_per_file=10)
+dataset.create_scalar_index("x", "BTREE")
+dataset.delete("x < 5")
+dataset.optimize.compact_files()
+transaction = dataset.read_transaction(dataset.latest_version)
+print(type(transaction.operation).__name__, len(transaction.operation.rewritten_indices))
+"""
+
+
+def test_transaction_that_remapped_an_index_is_read(tmp_path: Path) -> None:
+    program = REMAPPED.replace("sys.argv[1]", repr(str(tmp_path)))
+    assert output_of("import geneva.storage.lance\n" + program).split() == ["Rewrite", "1"]
+
+
+def test_lance_alone_cannot_read_a_transaction_that_remapped_an_index(tmp_path: Path) -> None:
+    program = REMAPPED.replace("sys.argv[1]", repr(str(tmp_path)))
+    with pytest.raises(AssertionError, match="RewrittenIndex"):  # else compat.complete can go
+        output_of(program)
