@@ -14,7 +14,7 @@ from sqlalchemy import Text, cast, func, or_, select
 from geneva.errors import NoSuchJobError, SettingError
 from geneva.jobs.records import EventRecord, JobRecord, RunRecord, TaskRecord, TaskState
 from geneva.jobs.store.database import Database
-from geneva.jobs.store.found import event_record, job_record, moment, run_record, task_record
+from geneva.jobs.store.mapping import event_record, job_record, moment, run_record, task_record
 from geneva.jobs.store.models import Event, JobRow, Run, TaskRow
 from geneva.model.types import JobState
 

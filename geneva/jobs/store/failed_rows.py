@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from geneva.errors import JobStateError, NoSuchJobError
 from geneva.jobs.records import FailureGroup, FailureGroups, FailureSample, FailureWish
-from geneva.jobs.store.found import failure_record, moment
+from geneva.jobs.store.mapping import failure_record, moment
 from geneva.jobs.store.models import FailureRow, JobRow, Run
 from geneva.model.types import JobState
 

@@ -25,7 +25,7 @@ from geneva.jobs.records import (
 )
 from geneva.jobs.states import ACTIVE
 from geneva.jobs.store.database import Database
-from geneva.jobs.store.found import (
+from geneva.jobs.store.mapping import (
     EVENTS,
     FAILURES,
     JOBS,

@@ -10,7 +10,7 @@ from sqlalchemy import Select, Text, cast, or_, select
 
 from geneva.jobs.records import JobRecord
 from geneva.jobs.store.database import Database
-from geneva.jobs.store.found import job_record
+from geneva.jobs.store.mapping import job_record
 from geneva.jobs.store.models import JobRow
 from geneva.model.types import Options
 

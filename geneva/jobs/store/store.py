@@ -27,8 +27,8 @@ from geneva.jobs.records import (
 from geneva.jobs.states import when_asked
 from geneva.jobs.store.change import jobs_of, locked_job, locked_run, move, note, settle
 from geneva.jobs.store.failed_rows import Picked, groups_of, picked_of
-from geneva.jobs.store.found import JOBS, RUNS, job_record, run_record
 from geneva.jobs.store.lists import Lists
+from geneva.jobs.store.mapping import JOBS, RUNS, job_record, run_record
 from geneva.jobs.store.models import JobRow, Run
 from geneva.jobs.store.queue import QueueClaim
 from geneva.model.types import JobState

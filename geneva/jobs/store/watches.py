@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from geneva.jobs.records import Submission, WatchRecord
 from geneva.jobs.store.database import Database
-from geneva.jobs.store.found import watch_record
+from geneva.jobs.store.mapping import watch_record
 from geneva.jobs.store.models import JobRow, Run, TaskRow, WatchRow
 from geneva.jobs.store.store import queue_run
 from geneva.model.types import JobState
