@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -281,18 +281,9 @@ class SubmittedBackfill:
 
 
 def _progress(job: JobRecord, run: RunRecord) -> Progress:
-    names: tuple[str, ...] = (
-        "rows_total",
-        "rows_computed",
-        "rows_replayed",
-        "rows_failed",
-        "fragments_total",
-        "total_estimated",
-    )
-    names += ("fragments_done", "fragments_committed", "appliers_ready", "appliers_wanted")
-    counts = {n: getattr(job, n) for n in names}
-    counts |= {"seconds": job.seconds, "rate": job.rows_per_s}
-    return Progress(run.id, job.columns, job.state, job.reason, **counts)
+    same = {f.name for f in fields(Progress)} & {f.name for f in fields(JobRecord)}
+    facts = {name: getattr(job, name) for name in same}
+    return Progress(job_id=run.id, rate=job.rows_per_s, **facts)
 
 
 def _result(job: JobRecord, run: RunRecord) -> BackfillResult:

@@ -14,7 +14,7 @@ from sqlalchemy import Text, cast, func, or_, select
 from geneva.errors import NoSuchJobError, SettingError
 from geneva.jobs.records import EventRecord, JobRecord, RunRecord, TaskRecord, TaskState
 from geneva.jobs.store.database import Database
-from geneva.jobs.store.mapping import event_record, job_record, moment, run_record, task_record
+from geneva.jobs.store.mapping import EVENTS, TASKS, job_record, moment, run_record
 from geneva.jobs.store.models import Event, JobRow, Run, TaskRow
 from geneva.model.types import JobState
 
@@ -127,7 +127,7 @@ class Browser:
         """Return the latest events of a run, the newest first."""
         wanted = select(Event).where(Event.run_id == run_id).order_by(Event.seq.desc())
         with self._database.read() as session:
-            return [event_record(e) for e in session.scalars(wanted.limit(limit))]
+            return [EVENTS.record(e) for e in session.scalars(wanted.limit(limit))]
 
     def fragments(self, job_id: str, column: str) -> Fragments:
         """Return the fragments of one column of a job."""
@@ -151,7 +151,7 @@ class Browser:
             found = session.get(TaskRow, (job_id, column, fragment_id))
             if found is None:
                 raise NoSuchJobError(f"job {job_id!r} has no fragment {fragment_id} of {column!r}")
-            return task_record(found)
+            return TASKS.record(found)
 
     # --- time ----------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from geneva.errors import JobStateError, NoSuchJobError
 from geneva.jobs.records import FailureGroup, FailureGroups, FailureSample, FailureWish
-from geneva.jobs.store.mapping import failure_record, moment
+from geneva.jobs.store.mapping import FAILURES, moment
 from geneva.jobs.store.models import FailureRow, JobRow, Run
 from geneva.model.types import JobState
 
@@ -236,7 +236,7 @@ def _samples(session: Session, group: _Group) -> Iterator[FailureSample]:
     wanted = select(FailureRow).where(place.in_(list(chosen)), FailureRow.column == group.column)
     for found in session.scalars(wanted.order_by(FailureRow.fragment_id, FailureRow.row)):
         row = chosen[found.job_id, found.fragment_id, found.row]
-        yield FailureSample(row.run_id, row.job_id, failure_record(found))
+        yield FailureSample(row.run_id, row.job_id, FAILURES.record(found))
 
 
 def _picked(group: _Group) -> list[Picked]:

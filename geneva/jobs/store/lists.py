@@ -25,18 +25,7 @@ from geneva.jobs.records import (
 )
 from geneva.jobs.states import ACTIVE
 from geneva.jobs.store.database import Database
-from geneva.jobs.store.mapping import (
-    EVENTS,
-    FAILURES,
-    JOBS,
-    RUNS,
-    TASKS,
-    event_record,
-    failure_record,
-    job_record,
-    run_record,
-    task_record,
-)
+from geneva.jobs.store.mapping import EVENTS, FAILURES, JOBS, RUNS, TASKS, job_record, run_record
 from geneva.jobs.store.models import Base, Event, FailureRow, JobRow, Pool, Run, TaskRow
 from geneva.model.types import JobState
 
@@ -56,10 +45,10 @@ class Lists:
     def runs(self, wish: Wish) -> Page[RunRecord]:
         """Return runs, the newest first unless asked otherwise."""
         with self.database.read() as session:
-            found = session.execute(_wished(Run, RUNS, wish)).all()
+            found = session.execute(_wished(Run, RUNS.select, wish)).all()
             shown = found[: wish.limit]
             jobs: dict[str, list[Row[Any]]] = {run.id: [] for run in shown}
-            of_them = JOBS.where(_JOB.run_id.in_(jobs), _JOB.superseded.is_(False))
+            of_them = JOBS.select.where(_JOB.run_id.in_(jobs), _JOB.superseded.is_(False))
             for job in session.execute(of_them.order_by(_JOB.created_s, _JOB.id)):
                 jobs[job.run_id].append(job)
         return Page([run_record(r, jobs[r.id]) for r in shown], _next(Run, found, wish))
@@ -67,7 +56,7 @@ class Lists:
     def jobs(self, wish: Wish) -> Page[JobRecord]:
         """Return jobs, the newest first unless asked otherwise."""
         with self.database.read() as session:
-            found = session.execute(_wished(JobRow, JOBS, wish)).all()
+            found = session.execute(_wished(JobRow, JOBS.select, wish)).all()
         return Page([job_record(j) for j in found[: wish.limit]], _next(JobRow, found, wish))
 
     def tasks(
@@ -80,7 +69,7 @@ class Lists:
         """Return the fragments of a job in order."""
         _check_limit(limit, 10_000)
         of = TaskRow.__table__.c
-        wanted = TASKS.where(of.job_id == job_id)
+        wanted = TASKS.select.where(of.job_id == job_id)
         wanted = wanted.order_by(of.column, of.fragment_id).limit(limit + 1)
         if state is not None:
             wanted = wanted.where(of.state == state.value)
@@ -91,10 +80,10 @@ class Lists:
             _known(session, job_id)
             found = session.execute(wanted).all()
         if len(found) <= limit:
-            return Page([task_record(t) for t in found])
+            return Page([TASKS.record(t) for t in found])
         last = found[limit - 1]
         cursor = encode_cursor(last.column, last.fragment_id)
-        return Page([task_record(t) for t in found[:limit]], cursor)
+        return Page([TASKS.record(t) for t in found[:limit]], cursor)
 
     def stages(self, job_id: str) -> list[StageRecord]:
         """Return the sums over the fragments of each column of a job."""
@@ -124,7 +113,7 @@ class Lists:
         """Return the rows on which a job's UDF failed."""
         _check_limit(limit)
         of = FailureRow.__table__.c
-        wanted = FAILURES.where(of.job_id == job_id)
+        wanted = FAILURES.select.where(of.job_id == job_id)
         wanted = wanted.order_by(of.column, of.fragment_id, of.row)
         if cursor is not None:
             after = decode_cursor(cursor, str, int, int)
@@ -134,22 +123,24 @@ class Lists:
             _known(session, job_id)
             found = session.execute(wanted.limit(limit + 1)).all()
         if len(found) <= limit:
-            return Page([failure_record(f) for f in found])
+            return Page([FAILURES.record(f) for f in found])
         last = found[limit - 1]
         cursor = encode_cursor(last.column, last.fragment_id, last.row)
-        return Page([failure_record(f) for f in found[:limit]], cursor)
+        return Page([FAILURES.record(f) for f in found[:limit]], cursor)
 
     def events(self, run_id: str, after: int = 0, limit: int = MAX_LIMIT) -> Page[EventRecord]:
         """Return the events of a run that came after its n-th."""
         _check_limit(limit)
         after = min(after, _MOST)
         of = Event.__table__.c
-        wanted = EVENTS.where(of.run_id == run_id, of.seq > after).order_by(of.seq).limit(limit)
+        wanted = (
+            EVENTS.select.where(of.run_id == run_id, of.seq > after).order_by(of.seq).limit(limit)
+        )
         with self.database.read() as session:
             if session.execute(_RUN_ID.where(_RUN.id == run_id)).first() is None:
                 raise NoSuchJobError(f"there is no run {run_id!r}")
-            found = session.execute(wanted).all()
-        return Page([event_record(e) for e in found])
+            found = session.execute(wanted.order_by(of.seq).limit(limit)).all()
+        return Page([EVENTS.record(e) for e in found])
 
     def pools(self) -> list[PoolRecord]:
         """Return the pools; the one with the empty name stands for all jobs."""

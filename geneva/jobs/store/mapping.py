@@ -1,71 +1,36 @@
-"""Rows of the database as records.
+"""Records from rows, as the fields of the record declare it.
 
-A row is an object of the ORM, or one of what `RUNS`, `JOBS` and so on select: to read a page so
-takes 60% of the time, as nobody will change what is on it.
+A field stands in the column of its name, or of its name with the unit of the database (`created_at`
+in `created_s`), and its type says what becomes of the value. Fields without a column are derived.
+
+A row is an object of the ORM, or one that `Reading.select` gives: to read a page so takes 60% of
+the time, as nobody will change what is on it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
+from enum import EnumType
 from operator import attrgetter
-from typing import Any
+from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
-from sqlalchemy import Row, Select, select
+from sqlalchemy import Row, select
 
-from geneva.engine.control import Wanted
 from geneva.engine.process import ProcessId
 from geneva.jobs.records import (
     EventRecord,
     FailureRecord,
     JobRecord,
-    Mode,
     RunRecord,
     TaskRecord,
-    TaskState,
     WatchRecord,
 )
 from geneva.jobs.store.models import Base, Event, FailureRow, JobRow, Run, TaskRow, WatchRow
-from geneva.model.types import JobState
 
+R = TypeVar("R")
 _Row = Any
-_OF_JOB = (
-    *("id", "run_id", "parent_id", "db", "table", "arguments", "pool", "priority", "cause"),
-    *("reason", "epoch", "rows_total", "rows_computed", "rows_replayed", "rows_failed"),
-    *("fragments_total", "fragments_done", "fragments_committed", "appliers_ready"),
-    *("appliers_wanted", "seconds", "params", "outputs", "metrics", "artifacts", "error"),
-    *("error_type", "total_estimated"),
-)  # as they are in a record
-_JOB = (
-    *_OF_JOB,
-    *("rows_before", "advanced", "rate", "mode", "columns", "state", "wanted", "owner"),
-    *("created_s", "started_s", "ended_s"),
-)
-_OF_RUN = ("id", "name", "kind", "cause", "db", "table", "priority", "max_active")
-_RUN = (*_OF_RUN, "state", "reason", "columns", "created_s", "ended_s")
-_OF_TASK = tuple(n for n in TaskRecord.__dataclass_fields__ if n != "state")
-_TASK = (*_OF_TASK, "state")
-_EVENT = ("run_id", "seq", "job_id", "at_s", "kind", "message", "data")
-_OF_FAILURE = tuple(n for n in FailureRecord.__dataclass_fields__ if n != "row_id")
-_FAILURE = (*_OF_FAILURE, "row_id")
-
-
-def _only(model: type[Base], *names: str) -> Select[Any]:
-    return select(*(model.__table__.c[n] for n in names))
-
-
-RUNS = _only(Run, *_RUN)
-JOBS = _only(JobRow, *_JOB, "superseded")
-TASKS = _only(TaskRow, *_TASK)
-EVENTS = _only(Event, *_EVENT)
-FAILURES = _only(FailureRow, *_FAILURE)
-_run, _job, _task = attrgetter(*_RUN), attrgetter(*_JOB), attrgetter(*_TASK)
-_event, _failure = attrgetter(*_EVENT), attrgetter(*_FAILURE)
-
-
-def _values(row: _Row, of_entity: Callable[[Any], Sequence[Any]]) -> Sequence[Any]:
-    # By name, the values of a row take longer than their way from the database.
-    return row if isinstance(row, Row) else of_entity(row)
 
 
 def moment(seconds: float) -> datetime:
@@ -73,32 +38,79 @@ def moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def _moment(seconds: float | None) -> datetime | None:
-    return None if seconds is None else moment(seconds)
+class Reading(Generic[R]):
+    """The columns of which a record is made, and the way from their values to its fields.
+
+    Parameters
+    ----------
+    also
+        Columns that are read for the derived fields.
+    """
+
+    def __init__(self, record: type[R], model: type[Base], *also: str) -> None:
+        columns = model.__table__.c
+        stands = {f.name: _column_of(f.name, columns.keys()) for f in fields(record)}  # type: ignore[arg-type]
+        self.columns = {name: column for name, column in stands.items() if column is not None}
+        names = [*self.columns.values(), *also]
+        self.select = select(*(columns[n] for n in names))
+        self._record, self._values = record, attrgetter(*names)
+        hints = get_type_hints(record)
+        conversions = (
+            (k, _conversion(hints[name], columns[column].type.python_type))
+            for k, (name, column) in enumerate(self.columns.items())
+        )
+        self._conversions = [(k, convert) for k, convert in conversions if convert is not None]
+
+    def facts(self, row: _Row) -> tuple[dict[str, Any], list[Any]]:
+        """Return the fields that have columns, and the values of the columns beside them."""
+        # By name, the values of a row take longer than their way from the database.
+        values = list(row if isinstance(row, Row) else self._values(row))
+        for k, convert in self._conversions:
+            values[k] = convert(values[k])
+        return dict(zip(self.columns, values, strict=False)), values[len(self.columns) :]
+
+    def record(self, row: _Row) -> R:
+        """Return the record of a row that has no derived fields."""
+        return self._record(**self.facts(row)[0])
+
+
+def _column_of(field: str, columns: Sequence[str]) -> str | None:
+    return next((n for n in (field, f"{field.removesuffix('_at')}_s") if n in columns), None)
+
+
+def _conversion(hint: Any, stored: type) -> Callable[[Any], Any] | None:
+    """Return the way from a value of a column to one of a field; ``None`` if it is the same."""
+    optional = type(None) in get_args(hint)
+    kind = next(k for k in get_args(hint) if k is not type(None)) if optional else hint
+    if kind is datetime:
+        return (lambda seconds: moment(seconds) if seconds else None) if optional else moment
+    if get_origin(kind) is tuple:
+        return tuple
+    if isinstance(kind, EnumType) or (kind is int and stored is not int):
+        convert: Callable[[Any], Any] = kind
+        return convert
+    return None
+
+
+JOBS = Reading(JobRecord, JobRow, "rows_before", "advanced", "rate", "owner", "superseded")
+RUNS = Reading(RunRecord, Run)
+TASKS = Reading(TaskRecord, TaskRow)
+EVENTS = Reading(EventRecord, Event)
+FAILURES = Reading(FailureRecord, FailureRow)
+WATCHES = Reading(WatchRecord, WatchRow)
 
 
 def job_record(job: _Row) -> JobRecord:
-    """Return a job."""
-    found = _values(job, _job)
-    facts = dict(zip(_OF_JOB, found, strict=False))
-    rows_before, advanced, rate, mode, columns, *found = found[len(_OF_JOB) :]
-    told, wanted, owner, created_s, started_s, ended_s = found[:6]
+    """Return a job, with its rate, the rest of its time and its process."""
+    facts, (rows_before, advanced, rate, owner, _) = JOBS.facts(job)
     computed, total, seconds = facts["rows_computed"], facts["rows_total"], facts["seconds"]
     if rate is None:  # nobody measured it
         here = computed - rows_before if advanced else 0  # by the present driver
         rate = here / seconds if seconds > 0 else 0.0
-    state = JobState(told)
-    known = not state.ended and total is not None and rate > 0
+    known = not facts["state"].ended and total is not None and rate > 0
     return JobRecord(
         **facts,
-        mode=Mode(mode),
-        columns=tuple(columns),
-        state=state,
-        wanted=Wanted(wanted),
         process="" if owner is None else str(ProcessId(**owner)),
-        created_at=moment(created_s),
-        started_at=_moment(started_s),
-        ended_at=_moment(ended_s),
         rows_per_s=rate,
         eta_s=max(total - computed, 0) / rate if known else None,
     )
@@ -109,50 +121,7 @@ def run_record(run: _Row, jobs: Sequence[_Row]) -> RunRecord:
 
     A scheduler tells why a job waits without taking the lock of its run.
     """
-    found = _values(run, _run)
-    facts = dict(zip(_OF_RUN, found, strict=False))
-    state, reason, columns, created_s, ended_s = found[len(_OF_RUN) :]
-    said = [j.reason for j in jobs if j.state == state and j.reason and not j.superseded]
-    return RunRecord(
-        **facts,
-        state=JobState(state),
-        reason=said[-1] if said else reason,
-        columns=tuple(columns),
-        created_at=moment(created_s),
-        ended_at=_moment(ended_s),
-        jobs=tuple(map(job_record, jobs)),
-    )
-
-
-def task_record(task: _Row) -> TaskRecord:
-    """Return a task."""
-    *facts, state = _values(task, _task)
-    return TaskRecord(**dict(zip(_OF_TASK, facts, strict=True)), state=TaskState(state))
-
-
-def event_record(event: _Row) -> EventRecord:
-    """Return an event."""
-    run_id, seq, job_id, at_s, kind, message, data = _values(event, _event)
-    return EventRecord(run_id, seq, job_id, moment(at_s), kind, message, data)
-
-
-def failure_record(failure: _Row) -> FailureRecord:
-    """Return a failure."""
-    *facts, row_id = _values(failure, _failure)
-    return FailureRecord(**dict(zip(_OF_FAILURE, facts, strict=True)), row_id=int(row_id))
-
-
-def watch_record(watch: WatchRow) -> WatchRecord:
-    """Return a column group that is kept filled."""
-    return WatchRecord(
-        db=watch.db,
-        table=watch.table,
-        columns=tuple(watch.columns),
-        schedule=watch.schedule,
-        version=watch.version,
-        fired_at=_moment(watch.fired_s),
-        run_id=watch.run_id,
-        failures=watch.failures,
-        not_before=_moment(watch.not_before_s or None),
-        reason=watch.reason,
-    )
+    facts, _ = RUNS.facts(run)
+    reasons = [j.reason for j in jobs if j.state == run.state and j.reason and not j.superseded]
+    facts["reason"] = reasons[-1] if reasons else facts["reason"]
+    return RunRecord(**facts, jobs=tuple(map(job_record, jobs)))

@@ -294,18 +294,18 @@ class Store(Lists):
     def run(self, run_id: str) -> RunRecord:
         """Return a run with all its jobs, superseded ones included."""
         with self.database.read() as session:
-            run = session.execute(RUNS.where(_RUN.id == run_id)).first()
+            run = session.execute(RUNS.select.where(_RUN.id == run_id)).first()
             if run is None:
                 job = session.get(JobRow, run_id)
                 hint = "" if job is None else f": that is a job of run {job.run_id}"
                 raise NoSuchJobError(f"there is no run {run_id!r}{hint}")
-            jobs = JOBS.where(_JOB.run_id == run_id).order_by(_JOB.created_s, _JOB.id)
+            jobs = JOBS.select.where(_JOB.run_id == run_id).order_by(_JOB.created_s, _JOB.id)
             return run_record(run, session.execute(jobs).all())
 
     def job(self, job_id: str) -> JobRecord:
         """Return a job."""
         with self.database.read() as session:
-            job = session.execute(JOBS.where(_JOB.id == job_id)).first()
+            job = session.execute(JOBS.select.where(_JOB.id == job_id)).first()
             if job is None:
                 raise NoSuchJobError(f"there is no job {job_id!r}")
             return job_record(job)

@@ -6,7 +6,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import Any, assert_never
 
 from geneva.engine.control import Control, Wanted
 from geneva.engine.recorder import PlannedFragment, Recorder
@@ -169,6 +170,8 @@ class StoreRecorder(Recorder):
                 facts = {"fragment": task.fragment_id, "attempt": task.attempt}
                 with self._lock:
                     self._news.events.append(("worker_died", event.reason, facts))
+            case _:
+                assert_never(event)
 
     def _done(self, event: TaskDone) -> None:
         self._failures(event.failures)
@@ -198,21 +201,8 @@ class StoreRecorder(Recorder):
 
     def _failures(self, failures: Sequence[Failure]) -> None:
         with self._lock:
-            self._news.failures += [
-                {
-                    "job_id": self._claim.job_id,
-                    "column": self._column,
-                    "fragment_id": f.fragment_id,
-                    "row": f.row,
-                    "row_id": str(f.row_id),
-                    "error": f.error,
-                    "message": f.message,
-                    "traceback": f.traceback,
-                    "input": f.input,
-                    "attempts": f.attempts,
-                }
-                for f in failures
-            ]
+            place = {"job_id": self._claim.job_id, "column": self._column}
+            self._news.failures += [asdict(f) | place | {"row_id": str(f.row_id)} for f in failures]
 
     def may_publish(self) -> None:
         """Look into the database whether the job is still this driver's.

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from geneva.jobs.records import Submission, WatchRecord
 from geneva.jobs.store.database import Database
-from geneva.jobs.store.mapping import watch_record
+from geneva.jobs.store.mapping import WATCHES
 from geneva.jobs.store.models import JobRow, Run, TaskRow, WatchRow
 from geneva.jobs.store.store import queue_run
 from geneva.model.types import JobState
@@ -154,7 +154,7 @@ class Watches:
         """Return all column groups that are kept filled."""
         with self._database.read() as session:
             order = (WatchRow.db, WatchRow.table, WatchRow.table_uri, WatchRow.incarnation)
-            return [watch_record(w) for w in session.scalars(select(WatchRow).order_by(*order))]
+            return [WATCHES.record(w) for w in session.scalars(select(WatchRow).order_by(*order))]
 
 
 def _look(watched: Watched, watch: WatchRow, live: str | None, now_s: float) -> WatchLook:
