@@ -37,7 +37,7 @@ from geneva.errors import (
     StorageError,
     VersionGoneError,
 )
-from geneva.model.result import BackfillResult
+from geneva.model.result import BackfillResult, joined_windows
 from geneva.model.types import JobState, Target
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import advice
@@ -211,6 +211,8 @@ class _Rounds:
         self._first = plans
         self._record_plans(readable, plans)
         first = windowing.begin(plans, self._options.num_frags)
+        recorder = self._job.control.recorder
+        recorder.cut(self._target.columns, windowing.asked, windowing.every())
         self._job.tally.notes.extend(windowing.notes(readable, plans))
         if windowing.staged:
             return _Work(snapshot, first)
@@ -429,4 +431,6 @@ class _Rounds:
             return result
         if done:
             job.windowing.finish()
-        return replace(result, windows=job.windowing.results())
+        job.record_windows()
+        windows = tuple(w for _, w in joined_windows(job.windowing.every()))
+        return replace(result, windows=windows)

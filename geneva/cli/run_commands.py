@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         RunRecord,
         StageRecord,
         Submission,
+        WindowRecord,
     )
     from geneva.jobs.store.client import Client
 
@@ -237,6 +238,16 @@ def retry(
             metavar="KEY", help="Only the rows of one group of `failures`, in a run of its own."
         ),
     ] = None,
+    windows: Annotated[
+        bool,
+        typer.Option("--windows", help="Only the windows that failed, in a run of their own."),
+    ] = False,
+    window: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY", help="Only this window, in a run of its own; repeat for several."
+        ),
+    ] = None,
     url: _Url = _DEFAULT_URL,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -246,9 +257,52 @@ def retry(
         from geneva.jobs.records import FailureWish
 
         client = _client(url)
-        wish = FailureWish(run_id=run_id)
-        run = client.retry(run_id) if group is None else client.retry_failures(wish, group)
+        if group is not None and (windows or window):
+            raise SettingError("--group and --windows exclude each other")
+        if group is not None:
+            run = client.retry_failures(FailureWish(run_id=run_id), group)
+        elif windows or window:
+            run = client.retry_windows(client.run(run_id).jobs[-1].id, window or ())
+        else:
+            run = client.retry(run_id)
         answer(_line(run), _facts(run))
+
+
+@app.command()
+def windows(
+    run_id: _RunId,
+    state: Annotated[
+        str | None, typer.Option(help="Only windows in this state, such as FAILED.")
+    ] = None,
+    url: _Url = _DEFAULT_URL,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """List the windows of a run, in the order in which they open, with their states."""
+    with answering(as_json, debug) as answer:
+        from geneva.jobs.store.tables import windows_of
+        from geneva.model.result import WindowState
+
+        if state is not None and state.upper() not in WindowState.__members__:
+            known = ", ".join(WindowState)
+            raise SettingError(f"no window is ever {state!r}; the states are {known}")
+        client = _client(url)
+        wanted = None if state is None else WindowState(state.upper())
+        jobs = client.run(run_id).jobs
+        found = [(j.id, w) for j in jobs for w in windows_of(client, j.id, wanted)]
+        head = (
+            f"{'window':28} {'state':9} {'rows':>12} {'planned':>12} {'failed':>8} {'seconds':>8}"
+        )
+        lines = [_window(w) for _, w in found]
+        facts = {"windows": [{"job_id": job} | asdict(w) for job, w in found]}
+        answer("\n".join([head, *lines]) if lines else "no windows", facts)
+
+
+def _window(window: WindowRecord) -> str:
+    key = window.key if window.windows == 1 else f"{window.key} and {window.windows - 1:,} more"
+    counts = f"{window.rows_computed:>12,} {window.rows_planned:>12,} {window.rows_failed:>8,}"
+    text = f"{key:28} {window.state.value:9} {counts} {window.seconds:>8.1f}"
+    return f"{text}  {window.reason}" if window.reason else text
 
 
 @app.command()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from geneva.model.result import WindowResult
 from geneva.model.types import ExecutorEvent, Task
+from geneva.model.windows import Windows
 
 
 class PlannedFragment(Protocol):
@@ -53,6 +55,20 @@ class Recorder:
         limit
             How many of the fragments with work this round fills at most.
         """
+
+    def cut(
+        self, columns: tuple[str, ...], asked: Windows, windows: Sequence[WindowResult]
+    ) -> None:
+        """Take note of all windows of a call with windows, in the order in which they open.
+
+        Parameters
+        ----------
+        asked
+            The windows with their bounds settled: a later driver of the job cuts the same ones.
+        """
+
+    def windows(self, changed: Mapping[int, WindowResult]) -> None:
+        """Take note of windows that changed, by their number in that order."""
 
     def was_cancelled(self, job_id: str) -> bool:
         """Return whether a person cancelled a job, as far as it is recorded here."""

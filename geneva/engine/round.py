@@ -131,6 +131,11 @@ class ColumnJob:
             return JobCancelledError(self.reporter.how_to_continue("cancelled", forestalled))
         return None
 
+    def record_windows(self) -> None:
+        """Tell the record of the windows that changed."""
+        if self.windowing is not None and (changed := self.windowing.news()):
+            self.control.recorder.windows(changed)
+
     def raise_if_stopped(self) -> None:
         """Raise the error that ends the job, if it was cancelled or its time is up."""
         if (error := self.stop_error()) is not None:
@@ -334,6 +339,7 @@ class _RunningRound:
         ended = schedule.windows_ended[self._windows_ended :]
         for event in ended:
             windowing.ended(event)
+        self._job.record_windows()
         self._windows_opened += len(schedule.opened) - self._windows_opened
         self._windows_ended += len(ended)
         return bool(ended) and windowing.plan.commit == "window"
@@ -539,6 +545,7 @@ class _RunningRound:
         job.claims.settle(fragments)
         if job.windowing is not None:
             job.windowing.committed(fragments)
+            job.record_windows()
         if published.version is not None:
             job.tally.versions.append(published.version)
         for discarded in published.discarded:

@@ -45,6 +45,14 @@ class _WindowLog:
     began_s: float | None = None
     ended_s: float | None = None
 
+    def result(self) -> WindowResult:
+        """Return how it stands now."""
+        seconds = (self.ended_s or time.monotonic()) - self.began_s if self.began_s else 0.0
+        computed, failed = self.counts.computed, self.counts.failed
+        return WindowResult(
+            self.key, self.state, self.reason, self.planned, computed, failed, seconds
+        )
+
 
 class Windowing:
     """The windows of one job.
@@ -56,11 +64,12 @@ class Windowing:
     """
 
     def __init__(self, storage: TableStorage, snapshot: Snapshot, asked: Windows) -> None:
-        self._storage, self.asked = storage, asked
-        column = OnColumn(storage, snapshot, asked.on)
-        self.windows = column.windows(asked, datetime.now(UTC))
+        column, now = OnColumn(storage, snapshot, asked.on), datetime.now(UTC)
+        self._storage, self.asked = storage, column.settled(asked, now)
+        self.windows = column.windows(self.asked, now)
         self.plan: WindowsPlan = planned_windows(self.windows, {}, asked.on, asked.commit)
         self._log: list[_WindowLog] = []
+        self._changed: set[int] = set()  # windows of which the record does not know yet
         self._stages: list[tuple[int, ...]] = [tuple(range(len(self.windows)))]
         self._at = 0
         self._fragments: tuple[int, ...] = ()
@@ -98,6 +107,7 @@ class Windowing:
             )
             for w in self.plan.windows
         ]
+        self._changed = {k for k, w in enumerate(self._log) if w.state is not WindowState.SKIPPED}
         if self.plan.commit == "window":
             self._stages = _stages([w.fragments for w in self.plan.windows])
         self._at = 0
@@ -156,6 +166,7 @@ class Windowing:
         window.began_s = window.began_s or time.monotonic()
         if window.state in (WindowState.PLANNED, WindowState.FAILED):
             window.state = WindowState.RUNNING
+            self._changed.add(number)
 
     def took(self, event: TaskDone) -> None:
         """Take in a task that ended; rows that it replayed were counted when they were found."""
@@ -163,6 +174,7 @@ class Windowing:
             counts = event.counts
             new = replace(counts, computed=counts.computed - counts.replayed)
             self._log[event.window].counts += new
+            self._changed.add(event.window)
 
     def _count_checkpointed(self, portion: Portion) -> None:
         """Count the rows that an earlier job checkpointed, by window."""
@@ -170,7 +182,8 @@ class Windowing:
         rows = portion.checkpointed[needed[portion.checkpointed]]
         places = np.broadcast_to(np.asarray(portion.places), len(needed))[rows]
         for number, count in zip(*np.unique(places, return_counts=True), strict=True):
-            self._log[int(number)].counts += Counts(computed=int(count))
+            self._log[number].counts += Counts(computed=int(count))
+            self._changed.add(int(number))
 
     def ended(self, event: WindowEnded) -> None:
         """Take in that all tasks of a window ended."""
@@ -179,47 +192,43 @@ class Windowing:
             return
         window.ended_s = time.monotonic()
         window.state = WindowState.FAILED if event.failed else WindowState.COMPUTED
-        self._settle(window)
+        self._changed.add(event.number)
+        self._settle(event.number)
 
     def committed(self, fragments: Collection[int]) -> None:
         """Take in that fragments became visible."""
-        for number in {k for i in fragments if (s := self._shares.get(i)) for k in s.windows}:
-            window = self._log[number]
-            if self.plan.commit == "window":
-                window.left -= set(fragments) if number in self._stages[self._at] else set()
-            else:
-                window.left -= set(fragments)
-            self._settle(window)
+        for number in {int(k) for i in fragments if (s := self._shares.get(i)) for k in s.windows}:
+            if self.plan.commit == "fragment" or number in self._stages[self._at]:
+                self._log[number].left -= set(fragments)
+            self._settle(number)
 
-    def _settle(self, window: _WindowLog) -> None:
+    def _settle(self, number: int) -> None:
+        window = self._log[number]
         if window.state is WindowState.COMPUTED and not window.left:
             window.state = WindowState.COMMITTED
+            self._changed.add(number)
 
     def finish(self) -> None:
         """Take in that nothing of the job is left: compacted fragments are visible too."""
-        for window in self._log:
-            if window.state is WindowState.COMPUTED:
-                window.state = WindowState.COMMITTED
+        for number, window in enumerate(self._log):
+            window.left.clear()
+            self._settle(number)
+
+    # --- its record ---------------------------------------------------------------------
 
     @property
     def failed(self) -> list[str]:
         """The windows that failed."""
         return [w.key for w in self._log if w.state is WindowState.FAILED]
 
-    def results(self) -> tuple[WindowResult, ...]:
-        """Return the result of each window."""
-        return tuple(
-            WindowResult(
-                w.key,
-                w.state,
-                w.reason,
-                w.planned,
-                w.counts.computed,
-                w.counts.failed,
-                (w.ended_s or time.monotonic()) - w.began_s if w.began_s else 0.0,
-            )
-            for w in self._log
-        )
+    def news(self) -> dict[int, WindowResult]:
+        """Return the windows that changed since the last call, by number."""
+        changed, self._changed = sorted(self._changed), set()
+        return {number: self._log[number].result() for number in changed}
+
+    def every(self) -> tuple[WindowResult, ...]:
+        """Return the present result of each window, in the order in which they open."""
+        return tuple(w.result() for w in self._log)
 
 
 def _first_window(plan: FragmentPlan) -> int:

@@ -33,7 +33,7 @@ from geneva.errors import (
 )
 from geneva.extras import installed
 from geneva.jobs.records import JobRecord, RunRecord, Submission
-from geneva.model.result import BackfillResult, WindowResult, WindowState, combined
+from geneva.model.result import BackfillResult, WindowResult, combined
 from geneva.model.types import JobState, Options, Progress
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import storage_errors
@@ -276,8 +276,19 @@ class SubmittedBackfill:
             self.control.report(progress)
             observe(progress)
             if run.state.ended:
-                return _result(job, run)
+                return _result(job, run, self._windows(job))
             time.sleep(_LOOK_S)
+
+    def _windows(self, job: JobRecord) -> tuple[WindowResult, ...]:
+        from geneva.jobs.store.tables import windows_of
+
+        if not job.arguments.get("windows"):
+            return ()
+        names = WindowResult.__dataclass_fields__
+        return tuple(
+            WindowResult(**{n: getattr(window, n) for n in names})
+            for window in windows_of(self._client, job.id)
+        )
 
 
 def _progress(job: JobRecord, run: RunRecord) -> Progress:
@@ -286,15 +297,14 @@ def _progress(job: JobRecord, run: RunRecord) -> Progress:
     return Progress(job_id=run.id, rate=job.rows_per_s, **facts)
 
 
-def _result(job: JobRecord, run: RunRecord) -> BackfillResult:
+def _result(job: JobRecord, run: RunRecord, windows: tuple[WindowResult, ...]) -> BackfillResult:
     """Return the result of a service's job, or raise the error that ended it."""
     match job.state:
         case JobState.SUCCEEDED | JobState.PARTIAL:
             known = BackfillResult.__dataclass_fields__
             facts = {k: v for k, v in job.outputs.items() if k in known}
             facts |= {k: tuple(facts.get(k) or ()) for k in ("columns", "versions", "notes")}
-            windows = [w | {"state": WindowState(w["state"])} for w in facts.get("windows", ())]
-            facts |= {"windows": tuple(WindowResult(**w) for w in windows)}
+            facts |= {"windows": windows}
             stages = {
                 k.removeprefix("seconds_"): v
                 for k, v in job.metrics.items()

@@ -12,6 +12,7 @@ from enum import Enum, StrEnum
 from typing import Any
 
 from geneva.engine.control import Wanted
+from geneva.model.result import WindowState
 from geneva.model.types import JobState
 
 DEFAULT_POOL = "default"
@@ -179,6 +180,36 @@ class TaskRecord:
     seconds_write: float
     seconds_commit: float
     applier: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRecord:
+    """One window of one column of a job, or neighbours that were skipped for one reason.
+
+    Attributes
+    ----------
+    number
+        Its place in the order in which windows open, from 0.
+    key
+        Its first value, or the value; with several windows that of the first.
+    windows
+        How many it stands for.
+    rows_planned, rows_computed, rows_failed
+        Rows to compute; those with a new value (null for failed ones); those of them that failed.
+    seconds
+        From its first task to its last, of the driver that had it last.
+    """
+
+    column: str
+    number: int
+    key: str
+    state: WindowState
+    reason: str
+    windows: int
+    rows_planned: int
+    rows_computed: int
+    rows_failed: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,13 @@ _WINDOWS = (
         "A window for each of these values, or for all; repeat.",
         option="value",
     ),
+    Argument(
+        "keys",
+        ValueKind.TEXTS,
+        None,
+        "Only the window of this key, as plan and record name it; repeat.",
+        option="key",
+    ),
     Argument("tz", ValueKind.TEXT, None, "The time zone in which days begin."),
     Argument(
         "unit",

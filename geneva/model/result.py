@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
+import itertools
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import pyarrow as pa
@@ -38,6 +39,9 @@ class WindowState(StrEnum):
     SKIPPED = "SKIPPED"
 
 
+_SKIPPED = WindowState.SKIPPED
+
+
 @dataclass(frozen=True, slots=True)
 class WindowResult:
     """The result of one window.
@@ -52,6 +56,9 @@ class WindowResult:
         Rows to compute; those with a new value (null for failed ones); those of them that failed.
     seconds
         From its first task to its last.
+    windows
+        How many it stands for: neighbours that were skipped for one reason are one result, with
+        the key of the first.
     """
 
     key: str
@@ -61,6 +68,19 @@ class WindowResult:
     rows_computed: int = 0
     rows_failed: int = 0
     seconds: float = 0.0
+    windows: int = 1
+
+
+def joined_windows(windows: Sequence[WindowResult]) -> Iterator[tuple[int, WindowResult]]:
+    """Yield windows with their numbers; neighbours that were skipped for one reason are one."""
+    number = 0
+    for reason, group in itertools.groupby(windows, lambda w: w.state is _SKIPPED and w.reason):
+        run = list(group)
+        if reason is False:
+            yield from enumerate(run, number)
+        else:
+            yield number, replace(run[0], windows=sum(w.windows for w in run))
+        number += sum(w.windows for w in run)
 
 
 @dataclass(frozen=True)
@@ -172,7 +192,9 @@ class BackfillResult:
         facts[1:1] = [(name, f"{n:,}") for name, n in optional[:3] if n]
         facts += [(name, f"{n:,}") for name, n in optional[3:] if n]
         if self.windows:
-            states = Counter(w.state.value for w in self.windows)
+            states: Counter[str] = Counter()
+            for w in self.windows:
+                states[w.state.value] += w.windows
             facts.append(("windows", ", ".join(f"{n:,} {s}" for s, n in states.items())))
         if self.versions:
             ends = sorted({self.versions[0], self.versions[-1]})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Any, Literal, get_args
 
@@ -97,6 +97,8 @@ class Windows:
         Instead of bounds: ``"7d"`` for the 7 whole days before today, and today so far.
     values
         Instead of a range: one window for each of these values, or ``"all"`` distinct ones.
+    keys
+        Only the windows of these keys, as plans, results and records name them; to retry some.
     tz
         Where days begin; None: the zone of the column, else the offset of ``start``, else UTC.
     unit
@@ -133,6 +135,7 @@ class Windows:
     step: int | float | str | timedelta | None = None
     last: str | None = None
     values: Sequence[object] | str | None = None
+    keys: Sequence[str] | None = None
     tz: str | None = None
     unit: Unit | None = None
     order: Order = "forward"
@@ -160,6 +163,8 @@ class Windows:
             step_of(self.last, "last")
         if self.values is not None:
             object.__setattr__(self, "values", _checked_values(self.values))
+        if self.keys is not None:
+            object.__setattr__(self, "keys", _checked_keys(self.keys))
 
     def _check_together(self) -> None:
         given = [n for n in ("start", "end", "step", "last") if getattr(self, n) is not None]
@@ -282,6 +287,31 @@ def resolve(asked: Windows, axis: Axis, known: Known) -> tuple[Window, ...]:
         The bounds or the step do not fit the column, the range is empty or reversed, or it has
         more than `MOST_WINDOWS` windows.
     """
+    made = _resolved(asked, axis, known)
+    return made if asked.keys is None else _of_keys(made, asked.keys)
+
+
+def settled(asked: Windows, axis: Axis, known: Known) -> Windows:
+    """Return windows that `resolve` cuts alike at any later moment, for records.
+
+    Bounds that were left out or are relative become the bounds that were found, and
+    ``values="all"`` the list of values: a job that another process continues has the same windows.
+    """
+    ranges = [w for w in _resolved(asked, axis, known) if not w.is_nulls]
+    if asked.nulls == "only" or not ranges:
+        return asked
+    if asked.order == "backward":
+        ranges.reverse()
+    if asked.values == "all":
+        values = [w.value for w in ranges]
+        kept = all(isinstance(v, bool | int | float | str) for v in values)
+        return replace(asked, values=values) if kept else asked
+    if asked.values is not None:
+        return asked
+    return replace(asked, start=ranges[0].start, end=ranges[-1].end, last=None)
+
+
+def _resolved(asked: Windows, axis: Axis, known: Known) -> tuple[Window, ...]:
     nulls = Window(NULLS_KEY)
     if asked.nulls == "only":
         return (nulls,)
@@ -377,6 +407,22 @@ def _of_value(value: object, asked: Windows, axis: Axis) -> Window:
     scale = _SCALES[axis.kind](asked, axis)
     lower = scale.value(scale.read(value, "values"))
     return Window(key, lower, lower + 1, value=value)
+
+
+def _checked_keys(keys: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(keys, str) or not keys or not all(isinstance(k, str) for k in keys):
+        raise SettingError(f"windows: keys={keys!r} is no list of at least one key")
+    return tuple(dict.fromkeys(keys))
+
+
+def _of_keys(made: tuple[Window, ...], keys: Sequence[str]) -> tuple[Window, ...]:
+    """Return the windows of some keys, in their order."""
+    known = {w.key for w in made}
+    if missing := [k for k in keys if k not in known]:
+        close = difflib.get_close_matches(missing[0], known, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise SettingError(f"windows: no window has the key {missing[0]!r}{hint}")
+    return tuple(w for w in made if w.key in set(keys))
 
 
 # ------------------------------------------------------------------------------------- scales

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from fastapi import Path as InPath
 from fastapi.responses import PlainTextResponse
 
@@ -16,17 +16,20 @@ from geneva.jobs.records import (
     LogPart,
     LogRecord,
     PoolRecord,
+    RunRecord,
     StageRecord,
     TaskRecord,
     TaskState,
     WatchRecord,
+    WindowRecord,
 )
 from geneva.jobs.store.watches import Watches
+from geneva.model.result import WindowState
 from geneva.model.types import JobState
 from geneva.service.access import Operator, Viewer
 from geneva.service.logs import JobLog, logs_of
 from geneva.service.reads import read
-from geneva.service.schemas import PoolChange
+from geneva.service.schemas import PoolChange, WindowChoice
 from geneva.service.state import Lists, Places, Store
 
 router = APIRouter()
@@ -77,6 +80,31 @@ def tasks(
 ) -> Page[TaskRecord]:
     """List the fragments of a job, with their states and stage times."""
     return lists.tasks(job_id, state, limit, cursor)
+
+
+@router.get("/jobs/{job_id}/windows", tags=["jobs"], dependencies=[Viewer])
+@read
+def windows(
+    job_id: str,
+    lists: Lists,
+    state: WindowState | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = MAX_LIMIT,
+    cursor: _Cursor = None,
+) -> Page[WindowRecord]:
+    """List the windows of a job, in the order in which they open."""
+    return lists.windows(job_id, state, limit, cursor)
+
+
+@router.post(
+    "/jobs/{job_id}/windows/retry", tags=["jobs"], dependencies=[Operator], status_code=201
+)
+def retry_windows(
+    job_id: str, chosen: WindowChoice, places: Places, response: Response
+) -> RunRecord:
+    """Queue a run of some windows of a job that has ended, by default of those that failed."""
+    run = places.retry_windows(job_id, chosen.keys)
+    response.headers["Location"] = f"/api/v1/runs/{run.id}"
+    return run
 
 
 @router.get("/jobs/{job_id}/failures", tags=["jobs"], dependencies=[Viewer])

@@ -135,3 +135,9 @@ class PoolChange(_Strict):
     """The slots of a pool; null for no cap."""
 
     slots: Annotated[int, Field(ge=0, le=1_000_000)] | None
+
+
+class WindowChoice(_Strict):
+    """The windows to retry, by key; none for those that failed."""
+
+    keys: list[Annotated[_Name, Field(min_length=1)]] = []

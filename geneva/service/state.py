@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -52,6 +53,11 @@ class _Places:
             if group.key == key:
                 self.settings.databases.admit(group.db)
         return self.store.retry_failures(wish, key)
+
+    def retry_windows(self, job_id: str, keys: Sequence[str]) -> RunRecord:
+        """Queue a run of some windows of a job, of a table that this service would open."""
+        self.settings.databases.admit(self.store.job(job_id).db)
+        return self.store.retry_windows(job_id, keys)
 
     def delete_run(self, run_id: str) -> None:
         """Remove the records and logs of a run that has ended."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from geneva.errors import SettingError
 from geneva.model.steps import EPOCH, from_us, local_to_us, to_us
-from geneva.model.windows import MOST_WINDOWS, Axis, Known, Windows, resolve
+from geneva.model.windows import MOST_WINDOWS, Axis, Known, Windows, resolve, settled
 
 ZONES = [
     "UTC", "Europe/Berlin", "America/Sao_Paulo", "America/New_York", "Asia/Kathmandu",
@@ -251,3 +251,71 @@ def test_windows_of_a_configuration_are_those_it_was_made_from(
 def test_configuration_that_fits_no_windows_is_refused_with_what_would(config, message):
     with pytest.raises(SettingError, match=re.escape(message)):
         Windows.from_config(config)
+
+
+AXES = {
+    "date": Axis("date"),
+    **{f"timestamp {u}": Axis("timestamp", unit=u) for u in UNITS},
+    "timestamp Berlin": Axis("timestamp", unit="us", zone="Europe/Berlin"),
+    "integer": Axis("integer"),
+    "epoch": Axis("integer", unit="s"),
+}
+
+
+@given(
+    st.sampled_from(list(AXES)),
+    st.integers(-(10**4), 10**5),
+    st.integers(0, 3 * 10**4),
+    st.sampled_from(["1d", "2d", "1mo", "1w", "6h", None]),
+    st.sampled_from(["start", "end", "last", "none"]),
+    st.sampled_from(["forward", "backward"]),
+    st.sampled_from(["skip", "last"]),
+    st.sampled_from([None, "Australia/Lord_Howe", "America/New_York"]),
+)
+def test_settled_windows_are_cut_alike_at_any_later_moment(
+    name, least, span, step, bound, order, nulls, tz
+):
+    axis = AXES[name]
+    arguments = {"order": order, "nulls": nulls, "step": step}
+    if axis.kind == "timestamp":
+        arguments["tz"] = tz
+        day = 86_400 * UNITS[axis.unit]
+    else:
+        day = 1 if axis.kind == "date" else 86_400
+    if name == "integer":
+        arguments["step"] = None if step is None else 1 + span // 7
+    elif name == "epoch":
+        arguments |= {"unit": "s", "tz": tz}
+    if axis.kind == "date" and step == "6h":
+        arguments["step"] = None
+    if bound == "last":
+        assume(name != "integer")
+        arguments["last"] = "40d"
+    elif bound != "none":
+        arguments[bound] = least + span // 3 if name == "integer" else date(1999, 3, 28)
+    known = Known(NOW, least * day + 12_345 % day, (least + span) * day + 54_321 % day)
+    try:
+        asked = Windows("c", **arguments)
+        first = resolve(asked, axis, known)
+    except SettingError:
+        assume(False)
+    kept = settled(asked, axis, known)
+    later = Known(NOW + timedelta(days=400, hours=5), known.least - 40 * day, known.greatest * 2)
+    assume(first and not first[0].is_nulls)
+    assert resolve(Windows.from_config(json.loads(json.dumps(kept.config()))), axis, later) == first
+
+
+def test_keys_take_some_windows_in_their_order():
+    asked = Windows("c", start=0, end=50, step=10, order="backward")
+    some = Windows("c", start=0, end=50, step=10, order="backward", keys=["0", "30"])
+    every = resolve(asked, Axis("integer"), Known(NOW))
+    assert [w.key for w in every] == ["40", "30", "20", "10", "0"]
+    assert resolve(some, Axis("integer"), Known(NOW)) == (every[1], every[4])
+
+
+def test_a_key_of_no_window_is_refused_with_the_closest_one():
+    asked = Windows("c", start="2021-05-01", end="2021-05-08", step="1d", keys=["2021-05-8"])
+    with pytest.raises(SettingError, match="no window has the key '2021-05-8'; did you mean"):
+        resolve(asked, Axis("date"), Known(NOW))
+    with pytest.raises(SettingError, match="is no list of at least one key"):
+        Windows("c", keys="2021-05-01")

@@ -23,7 +23,7 @@ from geneva.column.binding import top_level
 from geneva.column.history.marks import supplier
 from geneva.errors import SettingError
 from geneva.model.rows import BoolArray, IntArray
-from geneva.model.windows import MOST_VALUES, Axis, Known, Window, Windows, resolve
+from geneva.model.windows import MOST_VALUES, Axis, Known, Window, Windows, resolve, settled
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.snapshot import FragmentInfo
 from geneva.storage.values import flags, integers
@@ -175,17 +175,22 @@ class OnColumn:
         SettingError
             The windows do not fit the column.
         """
+        return resolve(asked, self.path.axis, self._known(asked, now))
+
+    def settled(self, asked: Windows, now: datetime) -> Windows:
+        """Return windows that `windows` cuts alike at any later moment and version."""
+        return settled(asked, self.path.axis, self._known(asked, now))
+
+    def _known(self, asked: Windows, now: datetime) -> Known:
         if isinstance(asked.values, str):
-            known = Known(now, distinct=self.distinct())
-        elif asked.values is None and self.ordered and asked.nulls != "only":
-            known = Known(now)
-            if asked.last is None and (asked.start is None or asked.end is None):
-                self.learn(self._snapshot.fragments.values())
-                extent = self.bounds()
-                known = Known(now, extent.least, extent.greatest)
-        else:
-            known = Known(now)
-        return resolve(asked, self.path.axis, known)
+            return Known(now, distinct=self.distinct())
+        bounded = asked.start is not None and asked.end is not None
+        given = asked.values is not None or asked.nulls == "only"
+        if given or not self.ordered or asked.last is not None or bounded:
+            return Known(now)
+        self.learn(self._snapshot.fragments.values())
+        extent = self.bounds()
+        return Known(now, extent.least, extent.greatest)
 
 
 class Slices:

@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 from geneva.errors import JobStateError, NoSuchJobError
 from geneva.jobs.records import TaskState
 from geneva.jobs.states import ACTIVE, may_follow, run_state
-from geneva.jobs.store.models import Event, JobRow, Run, TaskRow
+from geneva.jobs.store.models import Event, JobRow, Run, TaskRow, WindowRow
+from geneva.model.result import WindowState
 from geneva.model.types import JobState
 
 
@@ -111,7 +112,13 @@ def move(
 
 
 def _stop_tasks(session: Session, job: JobRow) -> None:
-    """Note that nobody works any more on the fragments that a driver had begun."""
+    """Note that nobody works any more on the fragments and windows that a driver had begun."""
+    session.execute(
+        update(WindowRow)
+        .where(WindowRow.job_id == job.id, WindowRow.state == WindowState.RUNNING.value)
+        .values(state=WindowState.PLANNED.value)
+        .execution_options(synchronize_session=False)
+    )
     session.execute(
         update(TaskRow)
         .where(TaskRow.job_id == job.id, TaskRow.state == TaskState.RUNNING.value)

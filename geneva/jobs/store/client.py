@@ -6,7 +6,7 @@ import json
 import os
 import time
 import weakref
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any, TypeVar, cast
@@ -36,8 +36,10 @@ from geneva.jobs.records import (
     TaskRecord,
     TaskState,
     WatchRecord,
+    WindowRecord,
 )
 from geneva.jobs.store.local_service import token_for
+from geneva.model.result import WindowState
 
 T = TypeVar("T")
 _TRIES = 4
@@ -88,6 +90,10 @@ class Client:
     def retry_failures(self, wish: FailureWish, key: str) -> RunRecord:
         """Queue a run limited to the rows of a group of failures."""
         return self._run("POST", f"/failures/{quote(key, safe='')}/retry", params=_chosen(wish))
+
+    def retry_windows(self, job_id: str, keys: Sequence[str] = ()) -> RunRecord:
+        """Queue a run of windows of a job, by default of those that failed."""
+        return self._run("POST", f"/jobs/{job_id}/windows/retry", json={"keys": [*keys]})
 
     def change(
         self,
@@ -143,6 +149,17 @@ class Client:
         """Return a page of the fragments of a job."""
         asked = _given(state=state, limit=limit, cursor=cursor)
         return _read(Page[TaskRecord], self._ask("GET", f"/jobs/{job_id}/tasks", params=asked))
+
+    def windows(
+        self,
+        job_id: str,
+        state: WindowState | None = None,
+        limit: int = MAX_LIMIT,
+        cursor: str | None = None,
+    ) -> Page[WindowRecord]:
+        """Return a page of the windows of a job."""
+        asked = _given(state=state, limit=limit, cursor=cursor)
+        return _read(Page[WindowRecord], self._ask("GET", f"/jobs/{job_id}/windows", params=asked))
 
     def failures(
         self, job_id: str, limit: int = 100, cursor: str | None = None

@@ -22,11 +22,22 @@ from geneva.jobs.records import (
     StageRecord,
     TaskRecord,
     TaskState,
+    WindowRecord,
 )
 from geneva.jobs.states import ACTIVE
 from geneva.jobs.store.database import Database
-from geneva.jobs.store.mapping import EVENTS, FAILURES, JOBS, RUNS, TASKS, job_record, run_record
-from geneva.jobs.store.models import Base, Event, FailureRow, JobRow, Pool, Run, TaskRow
+from geneva.jobs.store.mapping import (
+    EVENTS,
+    FAILURES,
+    JOBS,
+    RUNS,
+    TASKS,
+    WINDOWS,
+    job_record,
+    run_record,
+)
+from geneva.jobs.store.models import Base, Event, FailureRow, JobRow, Pool, Run, TaskRow, WindowRow
+from geneva.model.result import WindowState
 from geneva.model.types import JobState
 
 _MOST = 2**31 - 1  # of a whole number in a column
@@ -84,6 +95,32 @@ class Lists:
         last = found[limit - 1]
         cursor = encode_cursor(last.column, last.fragment_id)
         return Page([TASKS.record(t) for t in found[:limit]], cursor)
+
+    def windows(
+        self,
+        job_id: str,
+        state: WindowState | None = None,
+        limit: int = MAX_LIMIT,
+        cursor: str | None = None,
+    ) -> Page[WindowRecord]:
+        """Return the windows of a job, in the order in which they open."""
+        _check_limit(limit, 10_000)
+        of = WindowRow.__table__.c
+        wanted = WINDOWS.select.where(of.job_id == job_id)
+        wanted = wanted.order_by(of.column, of.number).limit(limit + 1)
+        if state is not None:
+            wanted = wanted.where(of.state == state.value)
+        if cursor is not None:
+            after = decode_cursor(cursor, str, int)
+            wanted = wanted.where(tuple_(of.column, of.number) > tuple_(*after))
+        with self.database.read() as session:
+            _known(session, job_id)
+            rows = session.execute(wanted).all()
+        windows = [WINDOWS.record(w) for w in rows[:limit]]
+        more = len(rows) > limit
+        return Page(
+            windows, encode_cursor(windows[-1].column, windows[-1].number) if more else None
+        )
 
     def stages(self, job_id: str) -> list[StageRecord]:
         """Return the sums over the fragments of each column of a job."""

@@ -26,8 +26,18 @@ from geneva.jobs.records import (
     RunRecord,
     TaskRecord,
     WatchRecord,
+    WindowRecord,
 )
-from geneva.jobs.store.models import Base, Event, FailureRow, JobRow, Run, TaskRow, WatchRow
+from geneva.jobs.store.models import (
+    Base,
+    Event,
+    FailureRow,
+    JobRow,
+    Run,
+    TaskRow,
+    WatchRow,
+    WindowRow,
+)
 
 R = TypeVar("R")
 _Row = Any
@@ -95,6 +105,7 @@ def _conversion(hint: Any, stored: type) -> Callable[[Any], Any] | None:
 JOBS = Reading(JobRecord, JobRow, "rows_before", "advanced", "rate", "owner", "superseded")
 RUNS = Reading(RunRecord, Run)
 TASKS = Reading(TaskRecord, TaskRow)
+WINDOWS = Reading(WindowRecord, WindowRow)
 EVENTS = Reading(EventRecord, Event)
 FAILURES = Reading(FailureRecord, FailureRow)
 WATCHES = Reading(WatchRecord, WatchRow)

@@ -188,6 +188,35 @@ class TaskRow(Base):
     applier: Mapped[int | None]
 
 
+class WindowRow(Base):
+    """One window of one column of a job, or neighbours that were skipped for one reason.
+
+    Attributes
+    ----------
+    number
+        Its place in the order in which windows open.
+    windows
+        How many it stands for.
+    rows_before
+        Computed by earlier drivers; part of ``rows_computed``.
+    """
+
+    __tablename__ = "windows"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    column: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    key: Mapped[str]
+    state: Mapped[str]
+    reason: Mapped[str] = mapped_column(default="")
+    windows: Mapped[int] = mapped_column(default=1)
+    rows_planned: Mapped[int] = mapped_column(BigInteger, default=0)
+    rows_before: Mapped[int] = mapped_column(BigInteger, default=0)
+    rows_computed: Mapped[int] = mapped_column(BigInteger, default=0)
+    rows_failed: Mapped[int] = mapped_column(BigInteger, default=0)
+    seconds: Mapped[float] = mapped_column(default=0.0)
+
+
 class Event(Base):
     """Something that happened; numbered without gaps within its run."""
 

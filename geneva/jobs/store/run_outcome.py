@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from geneva.errors import JobCancelledError, RetryableError, SupersededError, TableChangedError
-from geneva.model.result import BackfillResult, WindowState
+from geneva.model.result import BackfillResult
 from geneva.model.types import JobState
 
 _COUNTED = ("computed", "replayed", "failed", "overwritten", "waiting", "foreign", "unverified")
 _MESSAGE_CHARS = 4000
-_WINDOWS = 1_000  # that a record keeps, of those with rows to compute
 
 
 def result_state(result: BackfillResult) -> tuple[JobState, str]:
@@ -34,9 +32,7 @@ def result_columns(result: BackfillResult, appliers: int) -> dict[str, Any]:
         "notes": list(result.notes),
     }
     if result.windows:
-        busy = [asdict(w) for w in result.windows if w.state is not WindowState.SKIPPED]
         outputs |= {"rows_outside": result.rows_outside, "rows_null": result.rows_null}
-        outputs |= {"windows": busy[:_WINDOWS]}
     rate = result.rows_computed / result.seconds if result.seconds else 0.0
     metrics = {f"seconds_{k}": v for k, v in result.stage_seconds.items()}
     metrics |= {

@@ -29,8 +29,9 @@ from geneva.jobs.store.change import jobs_of, locked_job, locked_run, move, note
 from geneva.jobs.store.failed_rows import Picked, groups_of, picked_of
 from geneva.jobs.store.lists import Lists
 from geneva.jobs.store.mapping import JOBS, RUNS, job_record, run_record
-from geneva.jobs.store.models import JobRow, Run
+from geneva.jobs.store.models import JobRow, Run, WindowRow
 from geneva.jobs.store.queue import QueueClaim
+from geneva.model.result import WindowState
 from geneva.model.types import JobState
 from geneva.storage.secrets import HIDDEN, without_secrets
 
@@ -241,26 +242,51 @@ class Store(Lists):
             now = self.database.now_s(session)
             parents = [_present(session.get(JobRow, p.job_id), p.job_id) for p in picked]
             children = [_limited(j, p, now) for j, p in zip(parents, picked, strict=True)]
-            first = parents[0]
-            columns = tuple(dict.fromkeys(c for child in children for c in child.columns))
-            asked = Submission(
-                first.db,
-                first.table,
-                columns,
-                name=name,
-                priority=first.priority,
-                cause="retry",
-            )
-            run = _new_run(asked, now, None, "")
-            session.add(run)
-            session.flush()
-            for child in children:
-                child.run_id = run.id
-                session.add(child)
-                session.flush()
-                note(session, run, child, now, "retry", f"of rows of job {child.parent_id}")
-                move(session, run, child, JobState.QUEUED, "waiting for the scheduler", now)
-            return run_record(run, children)
+            return _queue_apart(session, children, name, "rows", now)
+
+    def retry_windows(self, job_id: str, keys: Sequence[str] = ()) -> RunRecord:
+        """Queue a run of some windows of a job that has ended, which stays as it is.
+
+        Parameters
+        ----------
+        keys
+            The windows; by default those that failed.
+
+        Raises
+        ------
+        NoSuchJobError
+            There is no such job, or it has no window of such a key.
+        JobStateError
+            It has not ended, or no window of it failed.
+        """
+        with self.database.write() as session:
+            _, parent = locked_job(session, job_id)
+            if not JobState(parent.state).ended:
+                raise JobStateError(f"job {job_id} is {parent.state}; only what ended is retried")
+            states = self._window_states(session, job_id)
+            if unknown := [k for k in keys if k not in states]:
+                raise NoSuchJobError(f"job {job_id} has no window {unknown[0]!r}")
+            failed = [k for k, s in states.items() if s == WindowState.FAILED]
+            chosen = list(dict.fromkeys(keys)) or failed
+            if not chosen:
+                raise JobStateError(f"job {job_id} is {parent.state}: no window of it failed")
+            now = self.database.now_s(session)
+            child = _child(parent, now)
+            windows = {**parent.arguments["windows"], "keys": chosen}
+            child.arguments = {**child.arguments, "windows": windows, "retry_failed": True}
+            name = chosen[0] if len(chosen) == 1 else f"{len(chosen):,} windows"
+            return _queue_apart(session, [child], f"{name} again", "windows", now)
+
+    @staticmethod
+    def _window_states(session: Session, job_id: str) -> dict[str, str]:
+        """Return the states of a job's windows by key; of several columns, a failed one counts."""
+        wanted = select(WindowRow.key, WindowRow.state).where(WindowRow.job_id == job_id)
+        wanted = wanted.order_by(WindowRow.column, WindowRow.number)
+        states: dict[str, str] = {}
+        for key, state in session.execute(wanted):
+            if states.get(key) != WindowState.FAILED:
+                states[key] = state
+        return states
 
     # --- forget ------------------------------------------------------------------------
 
@@ -437,6 +463,27 @@ def _refuse_secrets(asked: Submission) -> None:
             f"{' and '.join(found)} would put a secret into the database of jobs: set it in the "
             "environment of the service and of Ray's nodes instead"
         )
+
+
+def _queue_apart(
+    session: Session, children: Sequence[JobRow], name: str, part: str, now_s: float
+) -> RunRecord:
+    """Queue retries of parts of jobs of one table in a run of their own."""
+    first = children[0]
+    columns = tuple(dict.fromkeys(c for child in children for c in child.columns))
+    asked = Submission(
+        first.db, first.table, columns, name=name, priority=first.priority, cause="retry"
+    )
+    run = _new_run(asked, now_s, None, "")
+    session.add(run)
+    session.flush()
+    for child in children:
+        child.run_id = run.id
+        session.add(child)
+        session.flush()
+        note(session, run, child, now_s, "retry", f"of {part} of job {child.parent_id}")
+        move(session, run, child, JobState.QUEUED, "waiting for the scheduler", now_s)
+    return run_record(run, children)
 
 
 def _limited(parent: JobRow, picked: Picked, now_s: float) -> JobRow:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, assert_never
 
@@ -14,9 +14,10 @@ from geneva.engine.recorder import PlannedFragment, Recorder
 from geneva.errors import LeaseLostError, ServiceError
 from geneva.jobs.records import STAGES, TaskState
 from geneva.jobs.store.leases import Leases
-from geneva.jobs.store.news import News, report
+from geneva.jobs.store.news import News, NewWindows, report
 from geneva.jobs.store.queue import QueueClaim
 from geneva.jobs.store.store import Store
+from geneva.model.result import WindowResult
 from geneva.model.types import (
     Counts,
     ExecutorEvent,
@@ -31,6 +32,7 @@ from geneva.model.types import (
     TaskReturned,
     TaskStopped,
 )
+from geneva.model.windows import Windows
 
 LEASE_S = 30.0
 BEAT_S = 0.5
@@ -73,6 +75,7 @@ class StoreRecorder(Recorder):
         self._changed: set[tuple[str, int]] = set()
         self._open: set[tuple[str, int]] = set()  # of which rows a filter selects nobody knows
         self._followed: dict[str, Counts] = {}  # by the key of work whose turn is to come
+        self._windows: dict[tuple[str, int], WindowResult] = {}  # that changed, by number
         self._column = ""
         self._wanted = Wanted.RUN
         self._ended = threading.Event()
@@ -118,6 +121,20 @@ class StoreRecorder(Recorder):
                     if not plan.exact:
                         self._open.add((self._column, plan.fragment_id))
                     self._changed.add((self._column, plan.fragment_id))
+
+    def cut(
+        self, columns: tuple[str, ...], asked: Windows, windows: Sequence[WindowResult]
+    ) -> None:
+        """Note the windows of a column, before a row of them is computed."""
+        self._column = ", ".join(columns)
+        with self._lock:
+            self._news.cuts.append(NewWindows(self._column, asked.config(), windows))
+        self._news_due.set()
+
+    def windows(self, changed: Mapping[int, WindowResult]) -> None:
+        """Note windows that changed; the next beat writes them."""
+        with self._lock:
+            self._windows |= {(self._column, number): w for number, w in changed.items()}
 
     def was_cancelled(self, job_id: str) -> bool:
         """Return whether somebody cancelled a job of this database."""
@@ -310,7 +327,9 @@ class StoreRecorder(Recorder):
         with self._lock:
             news, self._news = self._news, News()
             changed, self._changed = self._changed, set()
+            windows, self._windows = self._windows, {}
             news.tasks = [dict(self._tasks[key]) for key in sorted(changed)]
+            news.windows = [_window_facts(*at, w) for at, w in sorted(windows.items())]
             if news.first_plan:
                 news.mine = frozenset(k for k in self._tasks if k[0] == self._column)
         if not news:
@@ -320,13 +339,14 @@ class StoreRecorder(Recorder):
         except BaseException:
             with self._lock:
                 self._changed |= changed
+                self._windows = windows | self._windows
                 later = self._news
                 self._news = News(
-                    news.skipped + later.skipped,
-                    [],
-                    news.failures + later.failures,
-                    news.events + later.events,
-                    news.first_plan or later.first_plan,
+                    skipped=news.skipped + later.skipped,
+                    cuts=news.cuts + later.cuts,
+                    failures=news.failures + later.failures,
+                    events=news.events + later.events,
+                    first_plan=news.first_plan or later.first_plan,
                 )
             raise
 
@@ -351,3 +371,15 @@ class StoreRecorder(Recorder):
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(BEAT_S)
+
+
+def _window_facts(column: str, number: int, window: WindowResult) -> dict[str, Any]:
+    return {
+        "of": column,
+        "at": number,
+        "new_state": window.state.value,
+        "new_reason": window.reason,
+        "computed": window.rows_computed,
+        "failed": window.rows_failed,
+        "spent": window.seconds,
+    }

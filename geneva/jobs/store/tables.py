@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any, Protocol, get_type_hints
 
@@ -21,7 +21,9 @@ from geneva.jobs.records import (
     RunRecord,
     TaskRecord,
     TaskState,
+    WindowRecord,
 )
+from geneva.model.result import WindowState
 
 
 class Source(Protocol):
@@ -54,6 +56,15 @@ class Source(Protocol):
     ) -> Page[TaskRecord]:
         """Return a page of the fragments of a job."""
 
+    def windows(
+        self,
+        job_id: str,
+        state: WindowState | None = None,
+        limit: int = MAX_LIMIT,
+        cursor: str | None = None,
+    ) -> Page[WindowRecord]:
+        """Return a page of the windows of a job."""
+
     def failures(
         self, job_id: str, limit: int = 100, cursor: str | None = None
     ) -> Page[FailureRecord]:
@@ -64,6 +75,9 @@ class Source(Protocol):
 
     def retry_failures(self, wish: FailureWish, key: str) -> RunRecord:
         """Queue a run limited to the rows of a group."""
+
+    def retry_windows(self, job_id: str, keys: Sequence[str] = ()) -> RunRecord:
+        """Queue a run of windows of a job, by default of those that failed."""
 
     def events(self, run_id: str, after: int = 0, limit: int = MAX_LIMIT) -> Page[EventRecord]:
         """Return events of a run."""
@@ -130,7 +144,7 @@ def _value(value: Any) -> Any:
 
 
 def query(source: Source, sql: str) -> pa.Table:
-    """Run SQL over ``runs``, ``jobs``, ``tasks``, ``failures`` and ``events``."""
+    """Run SQL over ``runs``, ``jobs``, ``tasks``, ``windows``, ``failures`` and ``events``."""
     from datafusion import SessionContext
 
     context = SessionContext()
@@ -144,6 +158,9 @@ def query(source: Source, sql: str) -> pa.Table:
             ((t, {"job_id": j.id}) for j in jobs for t in _tasks(source, j)),
             job_id=text,
         )
+    if "windows" in words:
+        held = ((w, {"job_id": j.id}) for j in jobs for w in windows_of(source, j.id))
+        tables["windows"] = as_table(WindowRecord, held, job_id=text)
     if "failures" in words:
         rows = ((f, {"job_id": j.id}) for j in jobs for f in _failures(source, j))
         tables["failures"] = as_table(FailureRecord, rows, job_id=text)
@@ -160,6 +177,13 @@ def _no_rows(table: pa.Table) -> list[pa.RecordBatch]:
 
 def _tasks(source: Source, job: JobRecord) -> Iterator[TaskRecord]:
     return _all(lambda cursor: source.tasks(job.id, cursor=cursor))
+
+
+def windows_of(
+    source: Source, job_id: str, state: WindowState | None = None
+) -> Iterator[WindowRecord]:
+    """Yield the windows of a job, in the order in which they open."""
+    return _all(lambda cursor: source.windows(job_id, state, cursor=cursor))
 
 
 def _failures(source: Source, job: JobRecord) -> Iterator[FailureRecord]:

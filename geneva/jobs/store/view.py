@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
 from geneva.engine.control import Wanted
 from geneva.jobs.page import Wish
-from geneva.jobs.records import FailureGroups, FailureWish, JobRecord, RunRecord
-from geneva.jobs.store.tables import Source, all_jobs, all_runs, as_table
+from geneva.jobs.records import FailureGroups, FailureWish, JobRecord, RunRecord, WindowRecord
+from geneva.jobs.store.tables import Source, all_jobs, all_runs, as_table, windows_of
 from geneva.model.types import JobState
 
 _LOOK_S = 0.2
@@ -72,6 +72,23 @@ class RunHandle:
     def failures(self) -> FailureGroups:
         """Return the rows on which a UDF failed and that nobody computed since, by cause."""
         return self._source.failure_groups(FailureWish(run_id=self.id))
+
+    def windows(self) -> pa.Table:
+        """Return the windows of its jobs: job_id, key, state, reason, rows and seconds."""
+        jobs = self.record().jobs
+        records = ((w, {"job_id": j.id}) for j in jobs for w in windows_of(self._source, j.id))
+        return as_table(WindowRecord, records, job_id=pa.string())
+
+    def retry_windows(self, keys: Sequence[str] = ()) -> RunHandle:
+        """Queue a run of windows of its latest job, which stays as it is; return the new run.
+
+        Parameters
+        ----------
+        keys
+            The windows, as `windows` names them; by default those that failed.
+        """
+        job = self.record().jobs[-1]
+        return RunHandle(self._source, self._source.retry_windows(job.id, keys).id)
 
     def retry(self, group: str | None = None) -> RunHandle:
         """Queue the failed part of a run again; return the new run.
