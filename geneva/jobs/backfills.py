@@ -194,7 +194,7 @@ class RecordedBackfill:
     def run(self, observe: Observer) -> BackfillResult:
         """Carry it out under a lease, as a driver of the service does."""
         from geneva.jobs.store.leases import Leases
-        from geneva.jobs.store.run_outcome import (
+        from geneva.jobs.run_outcome import (
             error_columns,
             error_state,
             result_columns,

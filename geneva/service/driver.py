@@ -25,7 +25,7 @@ from geneva.jobs.store.leases import Leases
 from geneva.jobs.store.models import JobRow
 from geneva.jobs.store.place import open_store
 from geneva.jobs.store.queue import QueueClaim
-from geneva.jobs.store.run_outcome import (
+from geneva.jobs.run_outcome import (
     error_columns,
     error_state,
     passes,

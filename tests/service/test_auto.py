@@ -22,7 +22,7 @@ from geneva.jobs.records import RunRecord
 from geneva.jobs.store import watches
 from geneva.jobs.store.leases import Leases
 from geneva.jobs.store.queue import claim
-from geneva.jobs.store.run_outcome import result_columns
+from geneva.jobs.run_outcome import result_columns
 from geneva.jobs.store.store import Store
 from geneva.jobs.store.watches import Watches
 from geneva.model.types import JobState, Progress
