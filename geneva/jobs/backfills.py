@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import geneva.errors
 from geneva.appliers.executor import Executor
 from geneva.backfill import backfill
 from geneva.column.binding import groups_in
@@ -27,12 +26,12 @@ from geneva.errors import (
     ColumnError,
     GenevaError,
     JobCancelledError,
-    JobError,
     SettingError,
     TableChangedError,
 )
 from geneva.extras import installed
 from geneva.jobs.records import JobRecord, RunRecord, Submission
+from geneva.jobs.run_outcome import result_of
 from geneva.model.result import BackfillResult, WindowResult, combined
 from geneva.model.types import JobState, Options, Progress
 from geneva.storage.lance import Snapshot, TableStorage
@@ -193,43 +192,13 @@ class RecordedBackfill:
 
     def run(self, observe: Observer) -> BackfillResult:
         """Carry it out under a lease, as a driver of the service does."""
-        from geneva.jobs.store.leases import Leases
-        from geneva.jobs.run_outcome import (
-            error_columns,
-            error_state,
-            result_columns,
-            result_state,
-        )
         from geneva.jobs.store.store_recorder import LEASE_S, StoreRecorder
 
         call, control = self._call, self.control
         uri, me = absolute(call.storage.uri), this_process()
         submission = _kept(self._submission)
         claim = self._store.begin_direct(submission, uri, call.fills, me, LEASE_S, control.job_id)
-        recorder = StoreRecorder(self._store, claim, pause_ends=False)
-        control.recorder = recorder
-        leases = Leases(self._store.database)
-
-        def see(progress: Progress) -> None:
-            recorder.observe(progress)
-            observe(progress)
-
-        recorder.start(control)
-        try:
-            try:
-                result = call.run(see)
-            finally:
-                recorder.close()
-        except BaseException as error:
-            if not recorder.lost:
-                facts = error_columns(error)
-                reason = facts["error"].partition("\n")[0]
-                leases.finish(claim, control.progress, error_state(error), reason, facts)
-            raise
-        state, reason = result_state(result)
-        facts = result_columns(result, recorder.appliers)
-        leases.finish(claim, control.progress, state, reason, facts)
-        return result
+        return StoreRecorder(self._store, claim).carry_out(control, lambda: call, observe)
 
 
 def _kept(submission: Submission) -> Submission:
@@ -276,7 +245,7 @@ class SubmittedBackfill:
             self.control.report(progress)
             observe(progress)
             if run.state.ended:
-                return _result(job, run, self._windows(job))
+                return result_of(job, run.id, self._windows(job))
             time.sleep(_LOOK_S)
 
     def _windows(self, job: JobRecord) -> tuple[WindowResult, ...]:
@@ -295,30 +264,6 @@ def _progress(job: JobRecord, run: RunRecord) -> Progress:
     same = {f.name for f in fields(Progress)} & {f.name for f in fields(JobRecord)}
     facts = {name: getattr(job, name) for name in same}
     return Progress(job_id=run.id, rate=job.rows_per_s, **facts)
-
-
-def _result(job: JobRecord, run: RunRecord, windows: tuple[WindowResult, ...]) -> BackfillResult:
-    """Return the result of a service's job, or raise the error that ended it."""
-    match job.state:
-        case JobState.SUCCEEDED | JobState.PARTIAL:
-            known = BackfillResult.__dataclass_fields__
-            facts = {k: v for k, v in job.outputs.items() if k in known}
-            facts |= {k: tuple(facts.get(k) or ()) for k in ("columns", "versions", "notes")}
-            facts |= {"windows": windows}
-            stages = {
-                k.removeprefix("seconds_"): v
-                for k, v in job.metrics.items()
-                if k.startswith("seconds_")
-            }
-            seconds = job.metrics.get("seconds", job.seconds)
-            facts |= {"seconds": seconds, "stage_seconds": stages, "job_id": run.id}
-            return BackfillResult(**facts, state=job.state)
-        case JobState.CANCELLED:
-            raise JobCancelledError(f"run {run.id} was cancelled: {job.reason}")
-        case _:
-            kind = getattr(geneva.errors, job.error_type, None)
-            known_error = isinstance(kind, type) and issubclass(kind, GenevaError)
-            raise (kind if known_error and kind else JobError)(job.error or job.reason)
 
 
 class JobsPlace:

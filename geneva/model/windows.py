@@ -7,14 +7,13 @@ values are integers here (`Axis`), so that a bound is compared exactly whatever 
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields, replace
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Any, Literal, get_args
 
-from geneva.errors import SettingError
+from geneva.errors import SettingError, did_you_mean
 from geneva.model.ranges import MOST_WINDOWS, date_range, datetime_range
 from geneva.model.steps import (
     DAY_US,
@@ -231,8 +230,7 @@ class Windows:
         kind = arguments.pop("type", None)
         known = [f.name for f in fields(cls) if f.name != "_"]
         for key in sorted(arguments.keys() - set(known)):
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(key, known)
             raise SettingError(
                 f"windows: unknown key {key!r}.{hint} Keys: type, {', '.join(known)}"
             )
@@ -419,9 +417,8 @@ def _of_keys(made: tuple[Window, ...], keys: Sequence[str]) -> tuple[Window, ...
     """Return the windows of some keys, in their order."""
     known = {w.key for w in made}
     if missing := [k for k in keys if k not in known]:
-        close = difflib.get_close_matches(missing[0], known, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise SettingError(f"windows: no window has the key {missing[0]!r}{hint}")
+        hint = did_you_mean(missing[0], known)
+        raise SettingError(f"windows: no window has the key {missing[0]!r}.{hint}")
     return tuple(w for w in made if w.key in set(keys))
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from geneva.engine.plan.report import Plan
 from geneva.errors import SettingError
+from geneva.jobs.backfills import absolute
 from geneva.jobs.records import Submission
 from geneva.model.arguments import refuse_elsewhere
 from geneva.service.opened_tables import Databases
@@ -38,7 +38,7 @@ def admit(asked: Submission, databases: Databases) -> Admitted:
     fills = table.check_backfill(list(asked.columns), **asked.arguments)
     for name in asked.columns:
         check_resources(bindings[name].reserves, asked.arguments.get("executor"), asked.ray)
-    return Admitted(asked, canonical(table.storage.uri), fills)
+    return Admitted(asked, absolute(table.storage.uri), fills)
 
 
 def plan(asked: Submission, databases: Databases) -> Plan:
@@ -70,8 +70,3 @@ def check_arguments(asked: Submission) -> None:
             "limit the jobs of several runs"
         )
     refuse_elsewhere(asked.arguments)
-
-
-def canonical(uri: str) -> str:
-    """Return one name for a table, whatever path led to it."""
-    return uri if "://" in uri else str(Path(uri).resolve())

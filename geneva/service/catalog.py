@@ -18,10 +18,10 @@ from geneva.column.binding import Binding, as_called, bindings_of, computed, gro
 from geneva.column.history.ledger import Ledger
 from geneva.engine.coverage import Coverage, coverage
 from geneva.errors import GenevaError, SettingError, TableChangedError
+from geneva.jobs.backfills import absolute
 from geneva.jobs.page import Page, decode_cursor, encode_cursor
 from geneva.jobs.records import JobRecord
 from geneva.jobs.store.past import Past
-from geneva.service.admission import canonical
 from geneva.service.opened_tables import Databases, storage_options
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import storage_errors
@@ -192,7 +192,7 @@ class Catalog:
         storage, snapshot = self.open(self.database(db), name)
         binding = computed(as_called(snapshot), column)
         key = (storage.uri, binding.incarnation)
-        last = self._past.last_job(canonical(storage.uri), column)
+        last = self._past.last_job(absolute(storage.uri), column)
 
         def count() -> _Counted:
             before = self._covered.present(key)

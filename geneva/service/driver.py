@@ -15,24 +15,18 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from geneva.appliers.prints import keep_prints
 from geneva.engine.control import Control, Wanted
 from geneva.engine.process import end_marked, this_process
 from geneva.errors import GenevaError, LeaseLostError, ServiceError
+from geneva.jobs.backfills import Backfill
+from geneva.jobs.run_outcome import error_state
 from geneva.jobs.store.leases import Leases
 from geneva.jobs.store.models import JobRow
 from geneva.jobs.store.place import open_store
 from geneva.jobs.store.queue import QueueClaim
-from geneva.jobs.run_outcome import (
-    error_columns,
-    error_state,
-    passes,
-    result_columns,
-    result_state,
-)
-from geneva.jobs.store.store import Store
 from geneva.jobs.store.store_recorder import LEASE_S, StoreRecorder
 from geneva.model.types import JobState, Progress
 from geneva.service.handover import Orders
@@ -74,69 +68,34 @@ def main() -> int:
     if Wanted(job.wanted) is not Wanted.RUN:
         leave()
     keep = Printer(folder)
-    recorder = StoreRecorder(store, claim, pause_ends=True, keep=keep, leave=leave)
+    recorder = StoreRecorder(store, claim, scheduled=True, keep=keep, leave=leave)
+    with bounded(JobLog(folder, DRIVER)):
+        return _drive(recorder, job, Databases(tuple(orders.allowed)))
+
+
+def _drive(recorder: StoreRecorder, job: JobRow, databases: Databases) -> int:
+    control = Control(job.id, tuple(job.columns), None)
+    control.report(replace(control.progress, reason="loading the table and the UDF"))
+
+    def begin() -> Backfill:
+        table = databases.table(job.db, job.table, job.ray)
+        return table.prepare_backfill(job.columns, job.arguments, job.id)
+
     try:
-        with bounded(JobLog(folder, DRIVER)):
-            databases = Databases(tuple(orders.allowed))
-            return _drive(store, leases, claim, job, recorder, databases)
+        _LOG.info("%s", recorder.carry_out(control, begin))
     except LeaseLostError as error:
         _LOG.warning("%s", error)
         return 3
-
-
-def _drive(
-    store: Store,
-    leases: Leases,
-    claim: QueueClaim,
-    job: JobRow,
-    recorder: StoreRecorder,
-    databases: Databases,
-) -> int:
-    control = Control(job.id, tuple(job.columns), None)
-    control.report(replace(control.progress, reason="loading the table and the UDF"))
-    recorder.start(control)  # a UDF that imports much may take longer than a lease
-    try:
-        try:
-            table = databases.table(job.db, job.table, job.ray)
-            call = table.prepare_backfill(job.columns, job.arguments, job.id)
-            control = call.control
-            control.recorder = recorder
-            recorder.start(control)
-            result = call.run(recorder.observe)
-        finally:
-            recorder.close()
-    except LeaseLostError:
-        raise
     except BaseException as error:
-        return _failed(leases, claim, control.progress, error, recorder)
-    state, reason = result_state(result)
-    facts = result_columns(result, recorder.appliers)
-    leases.finish(claim, control.progress, state, reason, facts)
-    _LOG.info("%s", result)
-    return 0
-
-
-def _failed(
-    leases: Leases,
-    claim: QueueClaim,
-    progress: Progress,
-    error: BaseException,
-    recorder: StoreRecorder,
-) -> int:
-    if recorder.lost:
-        _LOG.warning("another driver has the job: %s", error)
-        return 3
-    if error_state(error) is JobState.CANCELLED:
-        _LOG.info("%s", error)
-        leases.stop(claim, progress)  # whoever sees this process gone says what it came to
-        return 0
-    _LOG.error("the backfill ended: %s", error, exc_info=not isinstance(error, GenevaError))
-    if passes(error):
-        leases.give_back(claim, progress, f"{type(error).__name__}: {error}")
+        if recorder.lost:
+            _LOG.warning("another driver has the job: %s", error)
+            return 3
+        if error_state(error) is JobState.CANCELLED:
+            _LOG.info("%s", error)
+            return 0
+        _LOG.error("the backfill ended: %s", error, exc_info=not isinstance(error, GenevaError))
         return 1
-    facts: dict[str, Any] = error_columns(error)
-    leases.finish(claim, progress, JobState.FAILED, facts["error"].partition("\n")[0], facts)
-    return 1
+    return 0
 
 
 def _exit(code: int) -> NoReturn:

@@ -26,10 +26,11 @@ from geneva.column.history.marks import group_subtree
 from geneva.engine.plan.decision import NOT_SELECTED, Action, FragmentPlan
 from geneva.engine.plan.report import Plan, plan_facts
 from geneva.engine.preview import plan
+from geneva.jobs.backfills import absolute
 from geneva.jobs.records import Submission
 from geneva.jobs.store.past import Past, PastPace
 from geneva.model.arguments import check_value, checked_options, with_defaults
-from geneva.service.admission import canonical, check_arguments
+from geneva.service.admission import check_arguments
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import storage_errors
 from geneva.table import Table
@@ -165,7 +166,7 @@ def forecast(
         each: list[dict[str, Any]] = []
         for name in _one_of_each_group(snapshot, bindings, asked.columns):
             planned = _planned(storage, name, asked, within_s / len(asked.columns))
-            pace = _pace(past, canonical(storage.uri), bindings, planned.columns, asked)
+            pace = _pace(past, absolute(storage.uri), bindings, planned.columns, asked)
             before = [f for f in found if f.rows_compute and _reads(snapshot, bindings, name, f)]
             found.append(_column(storage, planned, pace, before))
             if fragments:

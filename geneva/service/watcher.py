@@ -18,6 +18,7 @@ from geneva.connection import Connection, connect
 from geneva.engine.plan.causes import causes
 from geneva.engine.plan.report import Plan
 from geneva.errors import GenevaError
+from geneva.jobs.backfills import absolute
 from geneva.jobs.records import Submission
 from geneva.jobs.store.place import open_store
 from geneva.jobs.store.watches import Watched, Watches, WatchLook
@@ -152,7 +153,7 @@ class Watcher:
     def _read(self, name: str, known: _Known) -> None:
         """Take from the schema which columns are to be kept filled."""
         schema = known.snapshot.schema
-        uri = admission.canonical(known.table.storage.uri)
+        uri = absolute(known.table.storage.uri)
         known.columns = {}
         for column, binding in bindings_of(schema).items():
             auto = auto_of(schema.field(column))

@@ -19,10 +19,10 @@ from geneva.engine.process import this_process
 from geneva.errors import SettingError
 from geneva.jobs.page import Wish
 from geneva.jobs.records import RunRecord
+from geneva.jobs.run_outcome import result_columns
 from geneva.jobs.store import watches
 from geneva.jobs.store.leases import Leases
 from geneva.jobs.store.queue import claim
-from geneva.jobs.run_outcome import result_columns
 from geneva.jobs.store.store import Store
 from geneva.jobs.store.watches import Watches
 from geneva.model.types import JobState, Progress

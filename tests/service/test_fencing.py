@@ -78,7 +78,7 @@ def test_publication_waits_for_a_database_that_is_away_for_a_moment(
             if (fault := next(faults)) is not None:
                 raise fault
 
-    recorder = StoreRecorder(store, claim, pause_ends=True)
+    recorder = StoreRecorder(store, claim, scheduled=True)
     recorder._leases = Away(store.database)
     recorder.may_publish()
     assert next(faults, "none left") == "none left"
@@ -99,8 +99,8 @@ def test_lease_of_a_driver_that_loads_its_udf_for_long_is_renewed(
         raise SettingError("there is no such table")
 
     monkeypatch.setattr(Databases, "table", load)
-    recorder = StoreRecorder(store, claimed, pause_ends=True)
-    assert driver._drive(store, leases, claimed, job, recorder, Databases(())) == 1
+    recorder = StoreRecorder(store, claimed, scheduled=True)
+    assert driver._drive(recorder, job, Databases(())) == 1
     assert store.run(run.id).state is JobState.FAILED
 
 
@@ -111,7 +111,7 @@ def test_driver_leaves_at_once_only_before_its_first_task(tmp_path: Path):
         job_id = f"job-{first is None}"
         claim = store.begin_direct(ASKED, "t", ["y"], ELSEWHERE, 30, job_id)
         left = threading.Event()
-        recorder = StoreRecorder(store, claim, pause_ends=True, leave=left.set)
+        recorder = StoreRecorder(store, claim, scheduled=True, leave=left.set)
         control = Control(job_id, ("y",), None, recorder)
         if first is not None:
             recorder.began(first)
@@ -126,7 +126,7 @@ def test_lost_lease_stops_the_driver_at_its_next_beat(tmp_path: Path):
     url = f"sqlite:///{tmp_path / 'jobs.db'}"
     store = open_store(url)
     claim = store.begin_direct(ASKED, "t", ["y"], ELSEWHERE, 30, "job")
-    recorder = StoreRecorder(store, claim, pause_ends=True)
+    recorder = StoreRecorder(store, claim, scheduled=True)
     control = Control("job", ("y",), None, recorder)
     recorder.start(control)
     give_up_and_start_again(url)

@@ -313,7 +313,7 @@ def test_retry_is_a_child_limited_to_what_failed(jobs: Store):
 
 def test_plan_that_is_reported_after_its_commit_counts_no_row_twice(jobs: Store):
     run, claimed = running(jobs)
-    fresh = StoreRecorder(jobs, claimed, pause_ends=True)._fresh(
+    fresh = StoreRecorder(jobs, claimed, scheduled=True)._fresh(
         FragmentPlan(0, 9, Action.COMPUTE, "missing", 9), TaskState.COMMITTED
     )
     earlier = fresh | {"column": "y", "fragment_id": 1, "rows_computed": 5}
@@ -327,7 +327,7 @@ def test_plan_that_is_reported_after_its_commit_counts_no_row_twice(jobs: Store)
 
 def test_rows_of_a_job_that_ends_before_its_first_report_count_once(jobs: Store):
     run, claimed = running(jobs)
-    recorder = StoreRecorder(jobs, claimed, pause_ends=True)
+    recorder = StoreRecorder(jobs, claimed, scheduled=True)
     task = SimpleNamespace(key="k", fragment_id=0)
     for column in ("y", "z"):
         plan = SimpleNamespace(
@@ -346,7 +346,7 @@ def test_rows_of_a_job_that_ends_before_its_first_report_count_once(jobs: Store)
 
 def test_failed_rows_are_in_the_record_while_their_fragment_is_computed(jobs: Store):
     _, claimed = running(jobs)
-    recorder = StoreRecorder(jobs, claimed, pause_ends=True)
+    recorder = StoreRecorder(jobs, claimed, scheduled=True)
     task = SimpleNamespace(key="k", fragment_id=0)
     facts = {"rows": 10, "rows_compute": 10, "exact": True, "reason": ""}
     plans = [SimpleNamespace(fragment_id=i, task=task, **facts) for i in (0, 1)]
@@ -371,7 +371,7 @@ def test_failed_rows_are_in_the_record_while_their_fragment_is_computed(jobs: St
 
 def test_plan_of_a_filter_says_at_most_and_is_known_when_it_was_evaluated(jobs: Store):
     run, claimed = running(jobs)
-    recorder = StoreRecorder(jobs, claimed, pause_ends=True)
+    recorder = StoreRecorder(jobs, claimed, scheduled=True)
     task = SimpleNamespace(key="k", fragment_id=0)
     plan = FragmentPlan(0, 10, Action.FILTER, "missing", 10, task=task)  # type: ignore[arg-type]
     recorder.planned(("y",), 1, [plan])
@@ -395,7 +395,7 @@ def test_plan_of_a_limited_call_counts_what_that_call_fills(
     jobs: Store, action: Action, message: str
 ):
     run, claimed = running(jobs)
-    recorder = StoreRecorder(jobs, claimed, pause_ends=True)
+    recorder = StoreRecorder(jobs, claimed, scheduled=True)
     task = SimpleNamespace(key="k", fragment_id=0)
     plans = [
         FragmentPlan(i, rows, action, "missing", rows, task=task)  # type: ignore[arg-type]
@@ -431,7 +431,7 @@ def test_progress_of_a_job_that_is_taken_over_never_goes_backwards(jobs: Store):
         [job] = jobs.run(run.id).jobs
         return job.rows_computed, job.rows_total, job.fragments_done
 
-    recorder = StoreRecorder(jobs, claimed, pause_ends=True)
+    recorder = StoreRecorder(jobs, claimed, scheduled=True)
     fresh = recorder._fresh(FragmentPlan(0, 9, Action.COMPUTE, "missing", 9), TaskState.COMMITTED)
     done = fresh | {"column": "y", "rows_computed": 10}
     report(jobs.database, claimed, News(tasks=[done]))
@@ -493,7 +493,7 @@ def test_call_that_ends_before_it_said_that_it_was_resumed(jobs: Store):
 
 def test_text_that_no_database_takes_does_not_keep_a_driver_from_beating(jobs: Store):
     run, claimed = running(jobs)
-    recorder = StoreRecorder(jobs, claimed, pause_ends=True)
+    recorder = StoreRecorder(jobs, claimed, scheduled=True)
     text = "a file named \udcff holds a \0"
     recorder._failures([Failure(0, 1, 1, "OSError", text, text, 1, text)])
     recorder._control = Control(claimed.job_id, ("y",), None)

@@ -16,9 +16,8 @@ from uuid import uuid4
 import httpx
 from pydantic import TypeAdapter
 
-import geneva.errors
 from geneva.engine.control import VERBS, Wanted
-from geneva.errors import GenevaError, ServiceError, SettingError
+from geneva.errors import ServiceError, SettingError
 from geneva.jobs.page import MAX_LIMIT, Page, Wish
 from geneva.jobs.records import (
     EventRecord,
@@ -38,6 +37,7 @@ from geneva.jobs.records import (
     WatchRecord,
     WindowRecord,
 )
+from geneva.jobs.run_outcome import error_named
 from geneva.jobs.store.local_service import token_for
 from geneva.model.result import WindowState
 
@@ -316,11 +316,10 @@ def _check(answer: httpx.Response) -> None:
         problem = answer.json()
     except ValueError:
         problem = {"detail": answer.text}
-    found = getattr(geneva.errors, str(problem.get("type")), None)
-    known = isinstance(found, type) and issubclass(found, GenevaError)
+    kind = error_named(str(problem.get("type")))
     text = str(problem.get("detail", ""))
-    if known and found is not None:
-        raise found(text)
+    if kind is not None:
+        raise kind(text)
     raise ServiceError(f"the service answered {answer.status_code}: {text}")
 
 

@@ -7,17 +7,25 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, assert_never
+from typing import Any, Protocol, assert_never
 
 from geneva.engine.control import Control, Wanted
 from geneva.engine.recorder import PlannedFragment, Recorder
+from geneva.engine.reporter import Observer
 from geneva.errors import LeaseLostError, ServiceError
 from geneva.jobs.records import STAGES, TaskState
+from geneva.jobs.run_outcome import (
+    error_columns,
+    error_state,
+    passes,
+    result_columns,
+    result_state,
+)
 from geneva.jobs.store.leases import Leases
 from geneva.jobs.store.news import News, NewWindows, report
 from geneva.jobs.store.queue import QueueClaim
 from geneva.jobs.store.store import Store
-from geneva.model.result import WindowResult
+from geneva.model.result import BackfillResult, WindowResult
 from geneva.model.types import (
     Counts,
     ExecutorEvent,
@@ -41,13 +49,23 @@ _STAGES = STAGES[:-1]  # that an applier counts
 _LOG = logging.getLogger("geneva.jobs")
 
 
+class PreparedCall(Protocol):
+    """A backfill that was checked and not yet begun."""
+
+    control: Control
+
+    def run(self, observe: Observer) -> BackfillResult:
+        """Compute its columns."""
+
+
 class StoreRecorder(Recorder):
     """The record of one driver, kept by a thread that writes twice a second and looks more often.
 
     Parameters
     ----------
-    pause_ends
-        A pause ends the driver, as the scheduler starts another one; else it waits.
+    scheduled
+        A scheduler starts another driver after this one: a pause ends it, instead of letting it
+        wait, and after a fault that passes the job is queued again.
     keep
         Is given what UDFs print.
     leave
@@ -60,14 +78,14 @@ class StoreRecorder(Recorder):
         store: Store,
         claim: QueueClaim,
         *,
-        pause_ends: bool,
+        scheduled: bool = False,
         lease_s: float = LEASE_S,
         keep: Callable[[Printed], None] = lambda _: None,
         leave: Callable[[], None] = lambda: None,
     ) -> None:
         self._database = store.database
         self._leases = Leases(store.database)
-        self._claim, self._pause_ends, self._lease_s = claim, pause_ends, lease_s
+        self._claim, self._scheduled, self._lease_s = claim, scheduled, lease_s
         self._keep, self._leave = keep, leave
         self._lock = threading.Lock()
         self._news = News()
@@ -86,6 +104,73 @@ class StoreRecorder(Recorder):
         self._control: Control
         self.lost = False  # another driver has the job
         self.appliers = 0  # that worked at once, at most
+
+    # --- the way of a job --------------------------------------------------------------------
+
+    def carry_out(
+        self,
+        control: Control,
+        begin: Callable[[], PreparedCall],
+        observe: Observer = lambda _: None,
+    ) -> BackfillResult:
+        """Carry a job out under its lease, and record how it ended.
+
+        1. The lease is renewed from here on: a UDF that imports much may take longer than one.
+        2. ``begin`` loads the table and the UDF, and the call runs.
+        3. The thread that renews it has written the last news and ended, before
+        4. the end is recorded, which gives the job up: later news would be another driver's.
+
+        A driver that dies in between leaves a lease that runs out, and its checkpoints.
+
+        Parameters
+        ----------
+        begin
+            Returns the call, which may have a control of its own.
+
+        Raises
+        ------
+        LeaseLostError
+            Another driver has the job; nothing was recorded.
+        """
+
+        def see(progress: Progress) -> None:
+            self.observe(progress)
+            observe(progress)
+
+        self.start(control)
+        try:
+            try:
+                call = begin()
+                if call.control is not control:
+                    control = call.control
+                    self.start(control)
+                control.recorder = self
+                result = call.run(see)
+            finally:
+                self.close()
+        except LeaseLostError:
+            raise
+        except BaseException as error:
+            if not self.lost:
+                self._give_up(error, control.progress)
+            raise
+        state, reason = result_state(result)
+        facts = result_columns(result, self.appliers)
+        self._leases.finish(self._claim, control.progress, state, reason, facts)
+        return result
+
+    def _give_up(self, error: BaseException, progress: Progress) -> None:
+        """Record the error that ended the job, or leave the job to the next driver."""
+        state, facts = error_state(error), error_columns(error)
+        if self._scheduled and state is JobState.CANCELLED:
+            # Whoever sees this process gone says what it came to: the job may only be paused.
+            self._leases.stop(self._claim, progress)
+        elif self._scheduled and passes(error):
+            text = f"{type(error).__name__}: {error}"
+            self._leases.give_back(self._claim, progress, text)
+        else:
+            reason = facts["error"].partition("\n")[0]
+            self._leases.finish(self._claim, progress, state, reason, facts)
 
     # --- what the driver tells -----------------------------------------------------------
 
@@ -318,7 +403,7 @@ class StoreRecorder(Recorder):
             self._leave()
 
     def _pass_on(self, control: Control) -> None:
-        if self.lost or (self._wanted is Wanted.PAUSE and self._pause_ends):
+        if self.lost or (self._wanted is Wanted.PAUSE and self._scheduled):
             control.let_go()
         else:
             control.want(self._wanted)
