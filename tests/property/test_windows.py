@@ -315,7 +315,7 @@ def test_keys_take_some_windows_in_their_order():
 
 def test_a_key_of_no_window_is_refused_with_the_closest_one():
     asked = Windows("c", start="2021-05-01", end="2021-05-08", step="1d", keys=["2021-05-8"])
-    with pytest.raises(SettingError, match="no window has the key '2021-05-8'. Did you mean"):
+    with pytest.raises(SettingError, match=r"no window has the key '2021-05-8'\. Did you mean"):
         resolve(asked, Axis("date"), Known(NOW))
     with pytest.raises(SettingError, match="is no list of at least one key"):
         Windows("c", keys="2021-05-01")
