@@ -6,7 +6,7 @@ from sqlalchemy import insert, select
 
 from geneva.jobs.records import Submission
 from geneva.jobs.store.models import JobRow, Run, TaskRow
-from geneva.jobs.store.place import open_store
+from geneva.jobs.store.opening import open_store
 
 
 def fill_queue(url: str, jobs: int) -> None:

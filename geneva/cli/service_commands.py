@@ -166,7 +166,7 @@ def upgrade(
     """Bring the database of jobs to the version that this geneva needs, and print it."""
     with answering(as_json, debug) as answer:
         from geneva.jobs.store.database import Database
-        from geneva.jobs.store.migrate import upgrade as bring
+        from geneva.jobs.store.opening import upgrade as bring
 
         version = bring(Database(_settings(db, jobs, state).url))
         answer(version, {"version": version})

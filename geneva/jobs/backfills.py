@@ -296,7 +296,7 @@ class JobsPlace:
     def store(self) -> Store:
         """The database."""
         with installed():
-            from geneva.jobs.store.place import open_store
+            from geneva.jobs.store.opening import open_store
 
             return open_store(self.url)
 

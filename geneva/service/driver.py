@@ -25,7 +25,7 @@ from geneva.jobs.backfills import Backfill
 from geneva.jobs.run_outcome import error_state
 from geneva.jobs.store.leases import Leases
 from geneva.jobs.store.models import JobRow
-from geneva.jobs.store.place import open_store
+from geneva.jobs.store.opening import open_store
 from geneva.jobs.store.queue import QueueClaim
 from geneva.jobs.store.store_recorder import LEASE_S, StoreRecorder
 from geneva.model.types import JobState, Progress

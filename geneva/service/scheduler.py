@@ -22,7 +22,7 @@ from geneva.errors import GenevaError, ServiceError
 from geneva.jobs.records import Mode
 from geneva.jobs.store.health import BEAT_S, beat
 from geneva.jobs.store.leases import Held, Leases
-from geneva.jobs.store.place import open_store
+from geneva.jobs.store.opening import open_store
 from geneva.jobs.store.queue import QueueClaim, claim, outlook
 from geneva.jobs.store.store import Store
 from geneva.service.handover import Orders, for_drivers

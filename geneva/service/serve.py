@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from geneva.connection import import_lancedb
 from geneva.errors import SettingError
 from geneva.jobs.store.local_service import forget_token, keep_token
-from geneva.jobs.store.place import open_store
+from geneva.jobs.store.opening import open_store
 from geneva.service.app import create_app
 from geneva.service.opened_tables import storage_options
 from geneva.service.scheduler import Scheduler

@@ -20,7 +20,7 @@ from geneva.engine.plan.report import Plan
 from geneva.errors import GenevaError
 from geneva.jobs.backfills import absolute
 from geneva.jobs.records import Submission
-from geneva.jobs.store.place import open_store
+from geneva.jobs.store.opening import open_store
 from geneva.jobs.store.watches import Watched, Watches, WatchLook
 from geneva.service import admission
 from geneva.service.opened_tables import storage_options

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 
 import geneva
 from geneva.jobs.store.database import Database
-from geneva.jobs.store.migrate import upgrade
+from geneva.jobs.store.opening import upgrade
 from geneva.jobs.store.store import Store
 from tests.support.backfills import Gate
 from tests.support.browser import Visitor, browser, program

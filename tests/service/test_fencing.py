@@ -18,7 +18,7 @@ from geneva.jobs.records import Submission
 from geneva.jobs.store import store_recorder as recording
 from geneva.jobs.store.database import Database
 from geneva.jobs.store.leases import Leases
-from geneva.jobs.store.place import open_store
+from geneva.jobs.store.opening import open_store
 from geneva.jobs.store.queue import claim
 from geneva.jobs.store.store_recorder import StoreRecorder
 from geneva.model.rows import RowClass, RowStatus

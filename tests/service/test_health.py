@@ -14,10 +14,11 @@ from fastapi.testclient import TestClient
 from sqlalchemy import text
 
 from geneva.errors import CorruptFileError, OperatorError, ServiceError
+from geneva.jobs.records import Submission
 from geneva.jobs.store import health as health_of
-from geneva.jobs.store import place
+from geneva.jobs.store import opening
 from geneva.jobs.store.health import beat, health
-from geneva.jobs.store.place import open_store
+from geneva.jobs.store.opening import open_store
 from geneva.jobs.store.store import Store
 from geneva.service.scheduler import Scheduler
 from geneva.service.service_settings import Settings
@@ -107,6 +108,25 @@ def test_database_of_a_newer_geneva_is_named(tmp_path: Path):
     assert "9999" in health(store.database).reason
 
 
+@pytest.mark.parametrize("version", ["0001", "0005", "0006"])
+def test_database_of_a_development_version_is_named_and_left_as_it_is(tmp_path: Path, version: str):
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    store = open_store(url)
+    with store.database.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = :v"), {"v": version})
+    with pytest.raises(OperatorError, match=f"{version}, of a geneva from before .* move it away"):
+        open_store(url)
+    assert version in health(store.database).reason
+    with store.database.read() as session:
+        assert session.execute(text("SELECT version_num FROM alembic_version")).scalar() == version
+
+
+def test_database_of_this_version_is_opened_as_it_is(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'jobs.db'}"
+    run = open_store(url).submit(Submission("/db", "t", ("y",)), "/db/t.lance", ["y"])
+    assert open_store(url).run(run.id).table == "t"
+
+
 @pytest.mark.parametrize(
     "content", [b"no database at all, but text\n" * 100, b"SQLite format 3\0" * 90]
 )
@@ -124,7 +144,7 @@ def test_folder_in_the_place_of_the_database_is_named(tmp_path: Path):
 
 
 def test_locked_database_is_named_after_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(place, "_OPENING_S", 0.2)
+    monkeypatch.setattr(opening, "_OPENING_S", 0.2)
     file = tmp_path / "jobs.db"
     open_store(f"sqlite:///{file}")
     with closing(sqlite3.connect(file, isolation_level=None)) as other:

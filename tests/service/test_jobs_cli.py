@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from geneva.cli.commands import app
 from geneva.jobs.store.client import Client
-from geneva.jobs.store.migrate import needed
+from geneva.jobs.store.opening import needed
 from tests.service.conftest import Scene
 from tests.service.test_deaths import SLOWLY, assert_done_once, until_row_25
 from tests.support.backfills import until

@@ -18,7 +18,7 @@ import geneva
 from geneva.engine.control import Wanted
 from geneva.errors import NotServedError, SettingError
 from geneva.jobs.records import Submission
-from geneva.jobs.store.place import open_store
+from geneva.jobs.store.opening import open_store
 from geneva.jobs.store.store import Store
 from geneva.service.opened_tables import Databases, place_of
 from tests.service.conftest import Scene

@@ -22,7 +22,7 @@ from geneva.jobs.page import encode_cursor
 from geneva.jobs.store.database import Database
 from geneva.jobs.store.health import beat
 from geneva.jobs.store.leases import Leases
-from geneva.jobs.store.migrate import upgrade
+from geneva.jobs.store.opening import upgrade
 from geneva.jobs.store.queue import claim
 from geneva.jobs.store.store import Store
 from geneva.model.types import JobState, Progress

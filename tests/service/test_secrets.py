@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 import geneva
 from geneva.jobs.store.database import Database, with_password
-from geneva.jobs.store.place import open_store
+from geneva.jobs.store.opening import open_store
 from geneva.service.handover import for_drivers
 from geneva.service.logs import JobLog
 from tests.support.services import Service

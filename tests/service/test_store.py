@@ -28,9 +28,9 @@ from geneva.jobs.records import RunRecord, Submission, TaskState
 from geneva.jobs.store.database import Database
 from geneva.jobs.store.leases import CRASHES, Leases
 from geneva.jobs.store.lists import Lists
-from geneva.jobs.store.migrate import check, upgrade
 from geneva.jobs.store.models import Base
 from geneva.jobs.store.news import News, report
+from geneva.jobs.store.opening import check, upgrade
 from geneva.jobs.store.queue import QueueClaim, claim, outlook
 from geneva.jobs.store.store import Store
 from geneva.jobs.store.store_recorder import StoreRecorder

@@ -12,7 +12,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from geneva.cli.commands import app as cli
-from geneva.jobs.store.place import open_store
+from geneva.jobs.store.opening import open_store
 from geneva.model.arguments import ARGUMENTS, Argument, Doors
 from geneva.service.app import create_app
 from geneva.service.limits import MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_URL_BYTES

@@ -8,8 +8,8 @@ from sqlalchemy import delete, select
 
 from geneva.errors import GenevaError, ServiceError
 from geneva.jobs.store.database import Database
-from geneva.jobs.store.migrate import check
 from geneva.jobs.store.models import SchedulerBeat
+from geneva.jobs.store.opening import check
 
 BEAT_S = 5.0
 """Seconds between two signs of life of a scheduler."""

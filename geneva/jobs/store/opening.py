@@ -1,4 +1,4 @@
-"""Bring the database of jobs to the version that this code needs."""
+"""Open the database of jobs, at the version that this code needs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,34 @@ from sqlalchemy import text
 
 from geneva.errors import OperatorError, ServiceError
 from geneva.jobs.store.database import Database
+from geneva.jobs.store.store import Store
 
 _HERE = Path(__file__).parent
+_DEVELOPMENT = frozenset(f"000{n}" for n in range(1, 7))
 _UPGRADES = 0x67656E66  # advisory lock of PostgreSQL: one process upgrades
+_OPENING_S = 5.0  # whoever begins is told soon that somebody else holds the file
+
+
+def open_store(url: str, busy_s: float = 60.0) -> Store:
+    """Open a database of jobs, brought up to date first if it is SQLite.
+
+    That of a file is its user's; one that hosts share is upgraded when somebody decides to.
+
+    Raises
+    ------
+    ServiceError
+        It does not answer, or has been locked for five seconds.
+    OperatorError
+        It is no database of jobs, or one of another geneva that this one cannot upgrade.
+    """
+    first = Database(url, min(busy_s, _OPENING_S))
+    try:
+        if first.is_sqlite:
+            upgrade(first)
+        check(first)
+    finally:
+        first.close()
+    return Store(Database(url, busy_s))
 
 
 def upgrade(database: Database) -> str:
@@ -59,6 +84,13 @@ def _version(database: Database) -> str | None:
 
 
 def _check_known(version: str | None) -> None:
+    if version in _DEVELOPMENT:
+        raise OperatorError(
+            f"the database of jobs has version {version}, of a geneva from before the first "
+            "release, which this one cannot upgrade: move it away, or name another database, and "
+            "begin anew; it holds the history of jobs, while values and checkpoints are with the "
+            "tables"
+        )
     if version is not None and version not in _known():
         raise OperatorError(
             f"the database of jobs has version {version}, of a newer geneva; this one knows those "
