@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Generic, Literal, TypeVar
 
 from geneva.errors import SettingError, did_you_mean
@@ -47,10 +48,35 @@ class Wish:
     db: str | None = None
     table: str | None = None
     name: str | None = None
-    sort: Sort = "-created"
+    sort: str = "-created"
     limit: int = 100
     cursor: str | None = None
     pool: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunQuery(Wish):
+    """The runs that a person looks for, by pages with numbers instead of cursors.
+
+    Attributes
+    ----------
+    text
+        Is found in the id, name, table, columns or reason, whatever its case.
+    since, until
+        Moments of the submission, half-open.
+    sort
+        ``created``, ``ended``, ``priority``, ``state`` or ``table``; with ``-`` before it, down.
+    page
+        From 1.
+    """
+
+    limit: int = 50
+    column: str = ""
+    cause: str = ""
+    text: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
+    page: int = 1
 
 
 def states_named(names: Sequence[str]) -> tuple[JobState, ...]:

@@ -10,7 +10,6 @@ from fastapi import Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from geneva.jobs.records import TaskState
-from geneva.pages.places import Browser
 from geneva.pages.render import render
 from geneva.pages.routes import pages
 from geneva.service.state import Store
@@ -24,7 +23,7 @@ _ROWS = 200
 
 
 @router.get("/jobs/{job_id}/grid")
-def grid(job_id: str, column: _Column, store: Store, browser: Browser) -> Response:
+def grid(job_id: str, column: _Column, store: Store) -> Response:
     """Return all fragments and their states, run-length encoded.
 
     ``ids`` are ``[first, length]`` of consecutive numbers; ``states`` are ``[name's place in
@@ -32,7 +31,7 @@ def grid(job_id: str, column: _Column, store: Store, browser: Browser) -> Respon
     bytes, or some 150 KB where rows failed in each.
     """
     ended = store.job(job_id).state.ended  # before the states, so that the last look sees the end
-    found = browser.fragments(job_id, column)
+    found = store.fragments(job_id, column)
     places = {state: i for i, state in enumerate(_STATES)}
     answer = {
         "names": [s.value for s in _STATES],
@@ -50,10 +49,10 @@ def fragment(
     job_id: str,
     column: _Column,
     number: Annotated[int, Query(alias="id", ge=0, le=2**31 - 1)],
-    browser: Browser,
+    store: Store,
 ) -> Response:
     """Show one fragment, beside the grid."""
-    return render(request, "_fragment.html", task=browser.fragment(job_id, column, number))
+    return render(request, "_fragment.html", task=store.fragment(job_id, column, number))
 
 
 @router.get("/jobs/{job_id}/fragments")

@@ -17,7 +17,7 @@ from geneva.pages.forms import checked
 from geneva.pages.render import is_piece, render
 from geneva.pages.routes import Form, Operator, pages
 from geneva.service.schemas import PoolChange
-from geneva.service.state import Lists
+from geneva.service.state import Store
 
 router = pages()
 
@@ -26,45 +26,45 @@ _JOBS = 20  # shown of a pool
 
 @router.get("/pools")
 def pools(
-    request: Request, lists: Lists, pool: Annotated[str, Query(max_length=500)] = ""
+    request: Request, store: Store, pool: Annotated[str, Query(max_length=500)] = ""
 ) -> Response:
     """List the pools with their jobs."""
-    found = lists.pools()
+    found = store.pools()
     return render(
         request,
         "_pools.html" if is_piece(request) else "pools.html",
         pools=found,
-        active=_jobs(lists, found, *ACTIVE),
-        queued=_jobs(lists, found, JobState.QUEUED),
+        active=_jobs(store, found, *ACTIVE),
+        queued=_jobs(store, found, JobState.QUEUED),
         shown=_JOBS,
         chosen=pool,
     )
 
 
 @router.post("/pools/delete", dependencies=[Operator])
-def delete(lists: Lists, form: Form) -> Response:
+def delete(store: Store, form: Form) -> Response:
     """Remove a pool that no live job is in."""
-    lists.delete_pool(form.get("pool", ""))
+    store.delete_pool(form.get("pool", ""))
     return RedirectResponse("/pools", 303)
 
 
 @router.post("/pools", dependencies=[Operator])
-def change(lists: Lists, form: Form) -> Response:
+def change(store: Store, form: Form) -> Response:
     """Set the slots of a pool."""
     text = form.get("slots", "").strip()
     if text and not text.isdecimal():
         raise SettingError(f"slots={text!r} must be 0 or more, or nothing for no cap")
     changed = checked(PoolChange, slots=int(text) if text else None)
-    lists.set_pool(form.get("pool", "").strip(), changed.slots)
+    store.set_pool(form.get("pool", "").strip(), changed.slots)
     return RedirectResponse("/pools", 303)
 
 
 def _jobs(
-    lists: Lists, pools: Sequence[PoolRecord], *states: JobState
+    store: Store, pools: Sequence[PoolRecord], *states: JobState
 ) -> dict[str, Sequence[JobRecord]]:
     """Return the first jobs of each pool, those that were submitted first at the top."""
     busy = [p.name for p in pools if p.name and (p.active or p.queued)]
     return {
-        name: lists.jobs(Wish(states, pool=name, sort="created", limit=_JOBS)).items
+        name: store.jobs(Wish(states, pool=name, sort="created", limit=_JOBS)).items
         for name in busy
     }

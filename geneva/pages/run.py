@@ -13,7 +13,6 @@ from geneva.engine.control import VERBS, Wanted
 from geneva.errors import NoSuchJobError, SettingError
 from geneva.jobs.records import JobRecord, RunRecord, StageRecord
 from geneva.model.types import JobState
-from geneva.pages.places import Browser
 from geneva.pages.render import is_piece, render
 from geneva.pages.routes import Form, Operator, pages
 from geneva.service.schemas import RunChange
@@ -35,11 +34,9 @@ _RunId = Annotated[str, Path(max_length=100)]
 
 
 @router.get("/runs/{run_id}")
-def show(
-    request: Request, run_id: _RunId, store: Store, browser: Browser, job_id: _JobId = ""
-) -> Response:
+def show(request: Request, run_id: _RunId, store: Store, job_id: _JobId = "") -> Response:
     """Show a run."""
-    return _page(request, store, browser, run_id, job_id)
+    return _page(request, store, run_id, job_id)
 
 
 @router.post("/runs/{run_id}/{verb}", dependencies=[Operator])
@@ -48,7 +45,6 @@ def steer(
     run_id: _RunId,
     verb: Literal["pause", "resume", "cancel", "retry", "change", "delete"],
     places: Places,
-    browser: Browser,
     form: Form,
 ) -> Response:
     """Do what a button says."""
@@ -63,7 +59,7 @@ def steer(
     else:
         store.want(run_id, VERBS[verb])
     if is_piece(request):
-        return _page(request, store, browser, run_id, "")
+        return _page(request, store, run_id, "")
     return _go(request, f"/runs/{run_id}")
 
 
@@ -88,7 +84,7 @@ def _go(request: Request, url: str) -> Response:
     return RedirectResponse(url, 303)
 
 
-def _page(request: Request, store: Store, browser: Browser, run_id: str, job_id: str) -> Response:
+def _page(request: Request, store: Store, run_id: str, job_id: str) -> Response:
     run = store.run(run_id)
     job = _chosen(run, job_id)
     stages = store.stages(job.id)
@@ -103,7 +99,7 @@ def _page(request: Request, store: Store, browser: Browser, run_id: str, job_id:
         capped=run.max_active is not None or _several(run),
         stages=[(s, _shares(s)) for s in stages],
         fragments=sum(sum(s.fragments.values()) for s in stages),
-        events=browser.latest_events(run.id, _EVENTS),
+        events=store.latest_events(run.id, _EVENTS),
     )
 
 

@@ -12,11 +12,11 @@ from fastapi import Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from geneva.errors import SettingError
-from geneva.jobs.store.browse import RunQuery
+from geneva.jobs.page import RunQuery
 from geneva.model.types import JobState
-from geneva.pages.places import Browser
 from geneva.pages.render import is_piece, render
 from geneva.pages.routes import pages
+from geneva.service.state import Store
 
 router = pages()
 
@@ -58,7 +58,7 @@ class Filters(BaseModel):
         until = _day(self.until)
         return RunQuery(
             states=GROUPS[self.state],
-            table=self.table,
+            table=self.table or None,
             column=self.column.strip(),
             cause=self.cause,
             text=self.text.strip(),
@@ -100,10 +100,10 @@ def _day(text: str) -> datetime | None:
 
 
 @router.get("/runs")
-def runs(request: Request, browser: Browser, filters: _Filters) -> Response:
+def runs(request: Request, store: Store, filters: _Filters) -> Response:
     """List runs."""
     asked = filters.query()
-    found = browser.runs(asked)
+    found = store.counted_runs(asked)
     facts: dict[str, Any] = {
         "filters": filters,
         "runs": found.runs,
@@ -114,7 +114,7 @@ def runs(request: Request, browser: Browser, filters: _Filters) -> Response:
     }
     if is_piece(request):
         return render(request, "_runs.html", **facts)
-    tables, causes = browser.tables(), browser.causes()
+    tables, causes = store.tables(), store.causes()
     return render(request, "runs.html", tables=tables, causes=causes, **facts)
 
 

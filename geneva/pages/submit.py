@@ -148,7 +148,7 @@ def _page(
         filled=filled,
         facts=facts,
         names=names,
-        pools=[p.name for p in places.lists.pools() if p.name],
+        pools=[p.name for p in places.store.pools() if p.name],
         key=uuid4().hex,
         wrong=wrong or wrong_db,
         wrong_table=wrong_table,

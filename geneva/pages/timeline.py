@@ -11,13 +11,13 @@ from fastapi import Query, Request, Response
 
 from geneva.errors import SettingError
 from geneva.jobs.records import JobRecord
-from geneva.jobs.store.browse import MAX_JOBS, JobSpan
+from geneva.jobs.store.store import MAX_JOBS, JobSpan
 from geneva.model.types import JobState
 from geneva.pages.looks import look_of
-from geneva.pages.places import Browser
 from geneva.pages.render import is_piece, render
 from geneva.pages.routes import pages
 from geneva.pages.texts import duration
+from geneva.service.state import Store
 
 router = pages()
 
@@ -85,13 +85,13 @@ class TimeAxis:
 
 @router.get("/timeline")
 def timeline(
-    request: Request, browser: Browser, reach: Annotated[str, Query(alias="range")] = "24h"
+    request: Request, store: Store, reach: Annotated[str, Query(alias="range")] = "24h"
 ) -> Response:
     """Show when jobs ran."""
     if reach not in RANGES:
         raise SettingError(f"range={reach!r} must be one of {', '.join(RANGES)}")
     now = datetime.now(UTC)
-    spans = browser.spans(now - RANGES[reach], now)
+    spans = store.spans(now - RANGES[reach], now)
     axis = _axis(spans, now - RANGES[reach], now)
     return render(
         request,

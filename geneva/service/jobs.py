@@ -30,7 +30,7 @@ from geneva.service.access import Operator, Viewer
 from geneva.service.logs import JobLog, logs_of
 from geneva.service.reads import read
 from geneva.service.schemas import PoolChange, WindowChoice
-from geneva.service.state import Lists, Places, Store
+from geneva.service.state import Places, Store
 
 router = APIRouter()
 
@@ -44,7 +44,7 @@ _LogName = Annotated[str, InPath(pattern=r"^(driver|applier-[0-9]{1,6})$")]
 @router.get("/jobs", tags=["jobs"], dependencies=[Viewer])
 @read
 def jobs(
-    lists: Lists,
+    store: Store,
     state: Annotated[list[JobState] | None, Query()] = None,
     db: str | None = None,
     table: str | None = None,
@@ -53,7 +53,7 @@ def jobs(
     cursor: _Cursor = None,
 ) -> Page[JobRecord]:
     """List jobs, the newest first."""
-    return lists.jobs(Wish(tuple(state or ()), db, table, None, sort, limit, cursor))
+    return store.jobs(Wish(tuple(state or ()), db, table, None, sort, limit, cursor))
 
 
 @router.get("/jobs/{job_id}", tags=["jobs"], dependencies=[Viewer])
@@ -73,26 +73,26 @@ def steer(job_id: str, verb: Literal["pause", "resume", "cancel"], store: Store)
 @read
 def tasks(
     job_id: str,
-    lists: Lists,
+    store: Store,
     state: TaskState | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = MAX_LIMIT,
     cursor: _Cursor = None,
 ) -> Page[TaskRecord]:
     """List the fragments of a job, with their states and stage times."""
-    return lists.tasks(job_id, state, limit, cursor)
+    return store.tasks(job_id, state, limit, cursor)
 
 
 @router.get("/jobs/{job_id}/windows", tags=["jobs"], dependencies=[Viewer])
 @read
 def windows(
     job_id: str,
-    lists: Lists,
+    store: Store,
     state: WindowState | None = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = MAX_LIMIT,
     cursor: _Cursor = None,
 ) -> Page[WindowRecord]:
     """List the windows of a job, in the order in which they open."""
-    return lists.windows(job_id, state, limit, cursor)
+    return store.windows(job_id, state, limit, cursor)
 
 
 @router.post(
@@ -110,17 +110,17 @@ def retry_windows(
 @router.get("/jobs/{job_id}/failures", tags=["jobs"], dependencies=[Viewer])
 @read
 def failures(
-    job_id: str, lists: Lists, limit: _Limit = 100, cursor: _Cursor = None
+    job_id: str, store: Store, limit: _Limit = 100, cursor: _Cursor = None
 ) -> Page[FailureRecord]:
     """List the rows on which the UDF failed."""
-    return lists.failures(job_id, limit, cursor)
+    return store.failures(job_id, limit, cursor)
 
 
 @router.get("/jobs/{job_id}/stages", tags=["jobs"], dependencies=[Viewer])
 @read
-def stages(job_id: str, lists: Lists) -> list[StageRecord]:
+def stages(job_id: str, store: Store) -> list[StageRecord]:
     """Add up the fragments of each column of a job: how many in each state, and stage times."""
-    return lists.stages(job_id)
+    return store.stages(job_id)
 
 
 @router.get("/jobs/{job_id}/logs", tags=["logs"], dependencies=[Viewer])
@@ -167,29 +167,29 @@ def _log(places: Places, store: Store, job_id: str, name: str) -> JobLog:
 
 @router.get("/pools", tags=["pools"], dependencies=[Viewer])
 @read
-def pools(lists: Lists) -> list[PoolRecord]:
+def pools(store: Store) -> list[PoolRecord]:
     """List the pools; the one with the empty name counts all jobs."""
-    return lists.pools()
+    return store.pools()
 
 
 @router.put("/pools/{name:path}", tags=["pools"], dependencies=[Operator], status_code=204)
 def set_pool(
-    name: Annotated[str, InPath(max_length=500)], changed: PoolChange, lists: Lists
+    name: Annotated[str, InPath(max_length=500)], changed: PoolChange, store: Store
 ) -> None:
     """Set the slots of a pool."""
-    lists.set_pool(name, changed.slots)
+    store.set_pool(name, changed.slots)
 
 
 @router.delete("/pools/{name:path}", tags=["pools"], dependencies=[Operator], status_code=204)
-def delete_pool(name: Annotated[str, InPath(max_length=500)], lists: Lists) -> None:
+def delete_pool(name: Annotated[str, InPath(max_length=500)], store: Store) -> None:
     """Remove a pool that no live job is in."""
-    lists.delete_pool(name)
+    store.delete_pool(name)
 
 
 @router.put("/pools", tags=["pools"], dependencies=[Operator], status_code=204)
-def set_total(changed: PoolChange, lists: Lists) -> None:
+def set_total(changed: PoolChange, store: Store) -> None:
     """Set how many jobs may be active at once in all."""
-    lists.set_pool("", changed.slots)
+    store.set_pool("", changed.slots)
 
 
 @router.get("/auto", tags=["tables"], dependencies=[Viewer])

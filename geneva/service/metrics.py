@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from geneva.errors import GenevaError
 from geneva.jobs.store.health import health
-from geneva.jobs.store.lists import Lists
+from geneva.jobs.store.store import Store
 from geneva.model.types import JobState
 
 API = "/api/v1"
@@ -21,9 +21,9 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 class Metrics:
     """The metrics of one service."""
 
-    def __init__(self, lists: Lists) -> None:
+    def __init__(self, store: Store) -> None:
         self.registry = CollectorRegistry()
-        self.registry.register(_Counts(lists))
+        self.registry.register(_Counts(store))
         self.requests = Counter(
             "geneva_http_requests",
             "Requests answered.",
@@ -82,8 +82,8 @@ def route_of(scope: Scope) -> str:
 class _Counts(Collector):
     """Counts the records in the store."""
 
-    def __init__(self, lists: Lists) -> None:
-        self._lists = lists
+    def __init__(self, store: Store) -> None:
+        self._store = store
 
     def describe(self) -> list[GaugeMetricFamily]:
         """Name the metrics without asking the database."""
@@ -91,7 +91,7 @@ class _Counts(Collector):
 
     def collect(self) -> list[GaugeMetricFamily]:
         """Count."""
-        found = health(self._lists.database)
+        found = health(self._store.database)
         ready = GaugeMetricFamily("geneva_ready", "1 if /readyz says so, else 0.")
         ready.add_metric([], 0 if found.reason else 1)
         silence = GaugeMetricFamily(
@@ -105,7 +105,7 @@ class _Counts(Collector):
             return [ready, silence]
 
     def _counted(self) -> list[GaugeMetricFamily]:
-        counts, pools = self._lists.counts()
+        counts, pools = self._store.counts()
         states = GaugeMetricFamily("geneva_jobs", "Jobs by state.", labels=["state"])
         for state in JobState:
             states.add_metric([state.value], counts.get(state, 0))

@@ -20,7 +20,7 @@ from geneva.service.access import Operator, Viewer
 from geneva.service.live import Stream
 from geneva.service.reads import read
 from geneva.service.schemas import NewRun, RunChange
-from geneva.service.state import Lists, Places, Store
+from geneva.service.state import Places, Store
 
 router = APIRouter(prefix="/runs", tags=["runs"])
 
@@ -54,7 +54,7 @@ def submit(
 @router.get("", dependencies=[Viewer])
 @read
 def runs(
-    lists: Lists,
+    store: Store,
     state: Annotated[list[JobState] | None, Query()] = None,
     db: str | None = None,
     table: str | None = None,
@@ -64,7 +64,7 @@ def runs(
     cursor: _Cursor = None,
 ) -> Page[RunRecord]:
     """List runs, the newest first."""
-    return lists.runs(Wish(tuple(state or ()), db, table, name, sort, limit, cursor))
+    return store.runs(Wish(tuple(state or ()), db, table, name, sort, limit, cursor))
 
 
 @router.get("/{run_id}", dependencies=[Viewer])
@@ -114,12 +114,12 @@ def delete(run_id: str, places: Places) -> None:
 @read
 def events(
     run_id: str,
-    lists: Lists,
+    store: Store,
     after: Annotated[int, Query(ge=0, le=2**53)] = 0,
     limit: _Limit = MAX_LIMIT,
 ) -> Page[EventRecord]:
     """List the events of a run."""
-    return lists.events(run_id, after, limit)
+    return store.events(run_id, after, limit)
 
 
 @router.get(
@@ -147,7 +147,7 @@ async def _follow(
     shown = ""
     while not await request.is_disconnected():
         now = await places.streams.look(places.store.run, run_id)
-        page = await places.streams.look(places.lists.events, run_id, seq)
+        page = await places.streams.look(places.store.events, run_id, seq)
         for event in page.items:
             seq = event.seq
             yield ServerSentEvent(_text(event), event=event.kind, id=str(seq))

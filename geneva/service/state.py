@@ -12,7 +12,6 @@ from fastapi import Depends, Request
 
 from geneva.jobs.records import FailureWish, RunRecord
 from geneva.jobs.store.health import Health, health
-from geneva.jobs.store.lists import Lists as _Lists
 from geneva.jobs.store.past import Past
 from geneva.jobs.store.store import Store as _Store
 from geneva.service.catalog import Catalog as _Catalog
@@ -27,7 +26,6 @@ _HEALTH_S = 2.0  # for how long an answer is good: every page shows it
 class _Places:
     settings: Settings
     store: _Store
-    lists: _Lists
     catalog: _Catalog
     past: Past
     streams: Streams
@@ -72,7 +70,7 @@ def places(settings: Settings, store: _Store) -> _Places:
     past = Past(store.database)
     catalog = _Catalog(settings.db, settings.databases, past)
     streams = Streams(settings.max_streams)
-    return _Places(settings, store, _Lists(store.database), catalog, past, streams)
+    return _Places(settings, store, catalog, past, streams)
 
 
 def _of(request: Request) -> _Places:
@@ -91,15 +89,10 @@ async def _get_store(request: Request) -> _Store:
     return _of(request).store
 
 
-async def _get_lists(request: Request) -> _Lists:
-    return _of(request).lists
-
-
 async def _get_catalog(request: Request) -> _Catalog:
     return _of(request).catalog
 
 
 Places = Annotated[_Places, Depends(_get)]
 Store = Annotated[_Store, Depends(_get_store)]
-Lists = Annotated[_Lists, Depends(_get_lists)]
 Catalog = Annotated[_Catalog, Depends(_get_catalog)]

@@ -12,8 +12,8 @@ from fastapi.testclient import TestClient
 from sqlalchemy import insert, update
 
 from geneva.engine.control import Wanted
+from geneva.jobs.page import RunQuery
 from geneva.jobs.records import Submission
-from geneva.jobs.store.browse import Browser, RunQuery
 from geneva.jobs.store.health import beat
 from geneva.jobs.store.models import Run, TaskRow
 from geneva.jobs.store.store import Store
@@ -95,8 +95,7 @@ def test_runs_are_found_by_each_filter(web: TestClient, jobs: Store):
 
 def test_pages_of_the_list_show_each_run_once(jobs: Store):
     ids = {submit(jobs, f"t{i}") for i in range(7)}
-    browser = Browser(jobs.database)
-    pages = [browser.runs(RunQuery(limit=3, page=n)) for n in (1, 2, 3)]
+    pages = [jobs.counted_runs(RunQuery(limit=3, page=n)) for n in (1, 2, 3)]
     assert [len(p.runs) for p in pages] == [3, 3, 1]
     assert {r.id for p in pages for r in p.runs} == ids
     assert {p.total for p in pages} == {7}

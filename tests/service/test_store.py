@@ -27,7 +27,6 @@ from geneva.jobs.page import Wish
 from geneva.jobs.records import RunRecord, Submission, TaskState
 from geneva.jobs.store.database import Database
 from geneva.jobs.store.leases import CRASHES, Leases
-from geneva.jobs.store.lists import Lists
 from geneva.jobs.store.models import Base
 from geneva.jobs.store.news import News, report
 from geneva.jobs.store.opening import check, upgrade
@@ -101,7 +100,7 @@ def test_request_that_is_sent_twice_is_one_run(jobs: Store):
     assert jobs.submit(ASKED, "db/t.lance", ["y"], key="k").id == first.id
     with pytest.raises(JobStateError, match="another request"):
         jobs.submit(replace(ASKED, priority=1), "db/t.lance", ["y"], key="k")
-    assert [r.id for r in Lists(jobs.database).runs(Wish()).items] == [first.id]
+    assert [r.id for r in jobs.runs(Wish()).items] == [first.id]
 
 
 def test_record_that_forgets_what_was_asked(jobs: Store):
@@ -134,7 +133,7 @@ def test_second_job_on_a_column_waits_and_says_for_whom(jobs: Store):
 
 
 def test_cap_that_is_changed_while_jobs_run(jobs: Store):
-    lists = Lists(jobs.database)
+    lists = jobs
     for k in range(4):
         submit(jobs, column=f"c{k}", pool="gpu")
     lists.set_pool("gpu", 1)
@@ -150,7 +149,7 @@ def test_cap_that_is_changed_while_jobs_run(jobs: Store):
 
 def test_outlook_changes_with_all_that_lets_a_job_start(jobs: Store):
     """A scheduler reads the queue again only when it does."""
-    lists, leases = Lists(jobs.database), Leases(jobs.database)
+    lists, leases = jobs, Leases(jobs.database)
 
     def started_and_seen() -> tuple[list[QueueClaim], object]:
         return claim(jobs.database, this_process()), outlook(jobs.database)
@@ -207,7 +206,7 @@ def test_stale_driver_can_neither_report_nor_publish(jobs: Store):
     report(jobs.database, old, News(events=[("late", "", {})]))
     leases.check(new)
     assert jobs.run(run.id).jobs[0].rows_computed == 0
-    kinds = [e.kind for e in Lists(jobs.database).events(run.id).items]
+    kinds = [e.kind for e in jobs.events(run.id).items]
     assert "late" not in kinds
     assert kinds.count("driver_died") == 1
 
@@ -340,7 +339,7 @@ def test_rows_of_a_job_that_ends_before_its_first_report_count_once(jobs: Store)
     recorder.close()
     Leases(jobs.database).finish(claimed, progress(rows_computed=10), JobState.SUCCEEDED)
     assert jobs.run(run.id).jobs[0].rows_computed == 20
-    seconds = [t.seconds_commit for t in Lists(jobs.database).tasks(claimed.job_id).items]
+    seconds = [t.seconds_commit for t in jobs.tasks(claimed.job_id).items]
     assert seconds == [0.1, 0.1]
 
 
@@ -354,7 +353,7 @@ def test_failed_rows_are_in_the_record_while_their_fragment_is_computed(jobs: St
 
     def failed() -> tuple[list[int], int, int]:
         recorder._flush()
-        found = Lists(jobs.database)
+        found = jobs
         [stage] = found.stages(claimed.job_id)
         tasks = [t.rows_failed for t in found.tasks(claimed.job_id).items]
         return tasks, stage.rows_failed, stage.fragments_with_failures
@@ -380,7 +379,7 @@ def test_plan_of_a_filter_says_at_most_and_is_known_when_it_was_evaluated(jobs: 
     [event] = [e for e in jobs.events(run.id).items if e.kind == "planned"]
     assert event.message == "at most 10 rows in at most 1 of 1 fragments"
     assert event.data["exact"] is False
-    [found] = Lists(jobs.database).tasks(claimed.job_id).items
+    [found] = jobs.tasks(claimed.job_id).items
     assert (found.rows_planned, found.rows_computed) == (3, 3)
 
 
@@ -498,7 +497,7 @@ def test_text_that_no_database_takes_does_not_keep_a_driver_from_beating(jobs: S
     recorder._failures([Failure(0, 1, 1, "OSError", text, text, 1, text)])
     recorder._control = Control(claimed.job_id, ("y",), None)
     assert recorder._beat() is Wanted.RUN
-    [failure] = Lists(jobs.database).failures(claimed.job_id).items
+    [failure] = jobs.failures(claimed.job_id).items
     assert failure.message == "a file named \ufffd holds a \ufffd"
     facts = {"error": text, "error_type": "OSError"}
     Leases(jobs.database).finish(claimed, progress(), JobState.FAILED, text, facts)
@@ -517,7 +516,7 @@ def test_only_what_ended_is_forgotten(jobs: Store):
     assert jobs.unknown([run.jobs[0].id]) == []
     jobs.forget(-1)
     assert jobs.unknown([run.jobs[0].id, other.jobs[0].id]) == [run.jobs[0].id]
-    assert [r.id for r in Lists(jobs.database).runs(Wish()).items] == [other.id]
+    assert [r.id for r in jobs.runs(Wish()).items] == [other.id]
     with jobs.database.read() as session:
         for table in ("jobs", "events"):
             found = session.execute(text(f"SELECT DISTINCT run_id FROM {table}"))
@@ -526,7 +525,7 @@ def test_only_what_ended_is_forgotten(jobs: Store):
 
 def test_pages_hold_every_run_once(jobs: Store):
     runs = [submit(jobs, column=f"c{k}", priority=k % 3 - 1, name="ab"[k % 2]) for k in range(7)]
-    lists = Lists(jobs.database)
+    lists = jobs
     keys = {
         "created": [r.id for r in runs],
         "priority": [r.id for r in sorted(runs, key=lambda r: (r.priority, r.id))],
@@ -554,8 +553,8 @@ def test_events_of_a_run_have_no_gaps(jobs: Store):
     run, claimed = running(jobs)
     Leases(jobs.database).beat(claimed, progress(), 30)
     jobs.change(run.id, priority=9)
-    events = Lists(jobs.database).events(run.id).items
+    events = jobs.events(run.id).items
     assert [e.seq for e in events] == list(range(1, len(events) + 1))
-    later = Lists(jobs.database).events(run.id, after=2).items
+    later = jobs.events(run.id, after=2).items
     assert later == events[2:]
     assert jobs.run(run.id).jobs[0].priority == 9

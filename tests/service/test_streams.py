@@ -18,7 +18,6 @@ from geneva.engine.control import Wanted
 from geneva.errors import ServiceError
 from geneva.jobs.records import RunRecord, Submission
 from geneva.jobs.store.client import Client
-from geneva.jobs.store.lists import Lists
 from geneva.jobs.store.store import Store
 from geneva.model.types import JobState
 from geneva.service.app import create_app
@@ -116,13 +115,13 @@ def test_requests_are_answered_while_streams_wait_for_a_slow_database(
     jobs: Store, tmp_path: Path, stream_of: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ):
     quick = threading.Event()
-    events = Lists.events
+    events = Store.events
 
     def slow(*given: Any) -> Any:
         quick.wait(_WAIT_S)
         return events(*given)
 
-    monkeypatch.setattr(Lists, "events", slow)
+    monkeypatch.setattr(Store, "events", slow)
 
     async def story() -> None:
         app, path = app_for(jobs, tmp_path, 400), stream_of()

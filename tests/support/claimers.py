@@ -11,7 +11,6 @@ from geneva.jobs.page import Wish
 from geneva.jobs.records import Submission
 from geneva.jobs.store.database import Database
 from geneva.jobs.store.leases import Leases
-from geneva.jobs.store.lists import Lists
 from geneva.jobs.store.queue import claim
 from geneva.jobs.store.store import Store
 from geneva.model.types import JobState, Progress
@@ -33,11 +32,11 @@ def _claimer(url: str, limit: int, out: Any) -> None:
     try:
         while True:
             found = claim(database, this_process(), limit)
-            active = sum(p.active for p in Lists(database).pools() if p.name == "")
+            active = sum(p.active for p in Store(database).pools() if p.name == "")
             most = max(most, active)
             if (
                 not found
-                and not Lists(database).jobs(Wish(states=(JobState.QUEUED,), limit=1)).items
+                and not Store(database).jobs(Wish(states=(JobState.QUEUED,), limit=1)).items
             ):
                 break
             for one in found:

@@ -64,6 +64,7 @@ class Reading(Generic[R]):
         names = [*self.columns.values(), *also]
         self.select = select(*(columns[n] for n in names))
         self._record, self._values = record, attrgetter(*names)
+        self.model = model
         hints = get_type_hints(record)
         conversions = (
             (k, _conversion(hints[name], columns[column].type.python_type))

@@ -2,43 +2,111 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import Any
-from uuid import uuid4
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, TypeVar
 
-from sqlalchemy import delete, select
+from sqlalchemy import Row, Select, case, delete, func, or_, select, tuple_
 from sqlalchemy.orm import Session
 
 from geneva.engine.control import Wanted
 from geneva.engine.process import ProcessId
 from geneva.errors import JobStateError, NoSuchJobError, SettingError
+from geneva.jobs.page import MAX_LIMIT, Page, RunQuery, Wish, decode_cursor, encode_cursor
 from geneva.jobs.records import (
+    DEFAULT_POOL,
+    STAGES,
+    EventRecord,
     FailureGroups,
+    FailureRecord,
     FailureWish,
     JobRecord,
     Keep,
     Mode,
+    PoolRecord,
     RunRecord,
+    StageRecord,
     Submission,
+    TaskRecord,
+    TaskState,
+    WindowRecord,
 )
-from geneva.jobs.states import when_asked
+from geneva.jobs.states import ACTIVE, when_asked
 from geneva.jobs.store.change import jobs_of, locked_job, locked_run, move, note, settle
-from geneva.jobs.store.failed_rows import Picked, groups_of, picked_of
-from geneva.jobs.store.lists import Lists
-from geneva.jobs.store.mapping import JOBS, RUNS, job_record, run_record
-from geneva.jobs.store.models import JobRow, Run, WindowRow
+from geneva.jobs.store.database import Database
+from geneva.jobs.store.failed_rows import groups_of, picked_of
+from geneva.jobs.store.mapping import (
+    EVENTS,
+    FAILURES,
+    JOBS,
+    RUNS,
+    TASKS,
+    WINDOWS,
+    Reading,
+    job_record,
+    moment,
+    run_record,
+)
+from geneva.jobs.store.models import Event, JobRow, Pool, Run, TaskRow, WindowRow
+from geneva.jobs.store.new_rows import (
+    add_rows,
+    fingerprint_of,
+    new_job,
+    new_run,
+    queue_apart,
+    queue_run,
+    refuse_secrets,
+    retry_of,
+    retry_of_rows,
+)
 from geneva.jobs.store.queue import QueueClaim
+from geneva.jobs.store.wishes import check_limit, counted_by_state, next_cursor, paged, wished
 from geneva.model.result import WindowState
 from geneva.model.types import JobState
-from geneva.storage.secrets import HIDDEN, without_secrets
 
 _RUN, _JOB = Run.__table__.c, JobRow.__table__.c
+MAX_JOBS = 300
+"""Jobs of one timeline."""
+_MOST = 2**31 - 1  # of a whole number in a column
+_SLOTS = select(Pool.name, Pool.slots)
+_COUNTED: Select[Any] = select(_JOB.state, _JOB.pool, func.count()).group_by(_JOB.state, _JOB.pool)
+_RUN_ID, _JOB_ID = select(_RUN.id), select(_JOB.id)
+_OF_TASK: Mapping[str, type] = {"column": str, "fragment_id": int}
+_OF_WINDOW: Mapping[str, type] = {"column": str, "number": int}
+_OF_FAILURE: Mapping[str, type] = {"column": str, "fragment_id": int, "row": int}
+R = TypeVar("R")
 
 
-class Store(Lists):
+@dataclass(frozen=True, slots=True)
+class CountedRuns:
+    """One page of runs; ``counts`` are of all states, whichever are wanted."""
+
+    runs: Sequence[RunRecord]
+    counts: Counter[JobState]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpan:
+    """A job on a timeline, and since when it was in which state, in order."""
+
+    job: JobRecord
+    changes: Sequence[tuple[datetime, JobState]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fragments:
+    """The fragments of one column of a job in order, with their states and their failed rows."""
+
+    ids: Sequence[int]
+    states: Sequence[TaskState]
+    failed: Sequence[int]
+
+
+class Store:
     """Runs and jobs in an SQL database.
 
     Parameters
@@ -46,6 +114,9 @@ class Store(Lists):
     database
         One that was brought up to date.
     """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
 
     # --- submit ------------------------------------------------------------------------
 
@@ -72,8 +143,8 @@ class Store(Lists):
         SettingError
             It holds a secret, which everybody who reads the database could read.
         """
-        fingerprint = _fingerprint(asked)
-        _refuse_secrets(asked)
+        fingerprint = fingerprint_of(asked)
+        refuse_secrets(asked)
         with self.database.write(alone=key is not None) as session:
             if key is not None:
                 run = session.scalar(select(Run).where(Run.idempotency_key == key))
@@ -100,11 +171,11 @@ class Store(Lists):
         """Record a backfill that the calling process carries out itself."""
         with self.database.write() as session:
             now = self.database.now_s(session)
-            run = _new_run(asked, now, None, "")
-            job = _new_job(run, asked, table_uri, fills, now)
+            run = new_run(asked, now, None, "")
+            job = new_job(run, asked, table_uri, fills, now)
             job.id, job.mode, job.epoch = job_id, Mode.DIRECT.value, 1
             job.owner, job.lease_until_s = asdict(owner), now + lease_s
-            _add(session, run, job)
+            add_rows(session, run, job)
             move(session, run, job, JobState.STARTING, f"called in {owner}", now)
             return QueueClaim(job.id, job.epoch)
 
@@ -202,7 +273,7 @@ class Store(Lists):
             if not failed:
                 raise JobStateError(f"run {run_id} is {run.state}: there is nothing to retry")
             for parent in failed:
-                child = _child(parent, now)
+                child = retry_of(parent, now)
                 parent.superseded = True
                 session.add(child)
                 session.flush()
@@ -234,15 +305,11 @@ class Store(Lists):
         """
         with self.database.read() as session:
             error, picked = picked_of(session, wish, key)
-        return self._retry_rows(picked, f"{error} again")
-
-    def _retry_rows(self, picked: Sequence[Picked], name: str) -> RunRecord:
-        """Queue a run of one child for each job, all of one table."""
         with self.database.write() as session:
             now = self.database.now_s(session)
             parents = [_present(session.get(JobRow, p.job_id), p.job_id) for p in picked]
-            children = [_limited(j, p, now) for j, p in zip(parents, picked, strict=True)]
-            return _queue_apart(session, children, name, "rows", now)
+            children = [retry_of_rows(j, p, now) for j, p in zip(parents, picked, strict=True)]
+            return queue_apart(session, children, f"{error} again", "rows", now)
 
     def retry_windows(self, job_id: str, keys: Sequence[str] = ()) -> RunRecord:
         """Queue a run of some windows of a job that has ended, which stays as it is.
@@ -271,11 +338,11 @@ class Store(Lists):
             if not chosen:
                 raise JobStateError(f"job {job_id} is {parent.state}: no window of it failed")
             now = self.database.now_s(session)
-            child = _child(parent, now)
+            child = retry_of(parent, now)
             windows = {**parent.arguments["windows"], "keys": chosen}
             child.arguments = {**child.arguments, "windows": windows, "retry_failed": True}
             name = chosen[0] if len(chosen) == 1 else f"{len(chosen):,} windows"
-            return _queue_apart(session, [child], f"{name} again", "windows", now)
+            return queue_apart(session, [child], f"{name} again", "windows", now)
 
     @staticmethod
     def _window_states(session: Session, job_id: str) -> dict[str, str]:
@@ -336,6 +403,229 @@ class Store(Lists):
                 raise NoSuchJobError(f"there is no job {job_id!r}")
             return job_record(job)
 
+    # --- lists -------------------------------------------------------------------------
+
+    def runs(self, wish: Wish) -> Page[RunRecord]:
+        """Return runs, the newest first unless asked otherwise."""
+        with self.database.read() as session:
+            found = session.execute(wished(Run, RUNS.select, wish)).all()
+            shown = _with_jobs(session, found[: wish.limit])
+        return Page(shown, next_cursor(Run, found, wish))
+
+    def counted_runs(self, wish: RunQuery) -> CountedRuns:
+        """Return a page of runs by its number, and how many there are in each state."""
+        per_state = counted_by_state(wish)
+        with self.database.read() as session:
+            counts = Counter({JobState(s): n for s, n in session.execute(per_state)})
+            shown = _with_jobs(session, session.execute(paged(RUNS.select, wish)).all())
+        total = sum(n for s, n in counts.items() if not wish.states or s in wish.states)
+        return CountedRuns(shown, counts, total)
+
+    def tables(self) -> list[str]:
+        """Return the tables of all runs."""
+        return self._distinct(Run.table)
+
+    def causes(self) -> list[str]:
+        """Return the causes of all runs."""
+        return self._distinct(Run.cause)
+
+    def _distinct(self, column: Any) -> list[str]:
+        with self.database.read() as session:
+            return list(session.scalars(select(column).distinct().order_by(column)))
+
+    def jobs(self, wish: Wish) -> Page[JobRecord]:
+        """Return jobs, the newest first unless asked otherwise."""
+        with self.database.read() as session:
+            found = session.execute(wished(JobRow, JOBS.select, wish)).all()
+        jobs = [job_record(j) for j in found[: wish.limit]]
+        return Page(jobs, next_cursor(JobRow, found, wish))
+
+    def spans(self, since: datetime, until: datetime) -> list[JobSpan]:
+        """Return the jobs that existed in a stretch of time, the newest `MAX_JOBS`, oldest first.
+
+        Those that ended before it are left out, as are those that were made after it.
+        """
+        alive = or_(JobRow.ended_s.is_(None), JobRow.ended_s >= since.timestamp())
+        wanted = select(JobRow).where(JobRow.created_s <= until.timestamp(), alive)
+        wanted = wanted.order_by(JobRow.created_s.desc(), JobRow.id).limit(MAX_JOBS)
+        with self.database.read() as session:
+            jobs = list(session.scalars(wanted))[::-1]
+            moved = select(Event).where(
+                Event.run_id.in_({j.run_id for j in jobs}), Event.kind == "state"
+            )
+            changes: dict[str | None, list[tuple[datetime, JobState]]] = defaultdict(list)
+            for event in session.scalars(moved.order_by(Event.run_id, Event.seq)):
+                changes[event.job_id].append((moment(event.at_s), JobState(event.data["to"])))
+            return [JobSpan(job_record(j), changes[j.id]) for j in jobs]
+
+    # --- parts of a run ----------------------------------------------------------------
+
+    def tasks(
+        self,
+        job_id: str,
+        state: TaskState | None = None,
+        limit: int = MAX_LIMIT,
+        cursor: str | None = None,
+    ) -> Page[TaskRecord]:
+        """Return the fragments of a job in order."""
+        check_limit(limit, 10_000)
+        return self._parts(TASKS, job_id, _OF_TASK, state, limit, cursor)
+
+    def windows(
+        self,
+        job_id: str,
+        state: WindowState | None = None,
+        limit: int = MAX_LIMIT,
+        cursor: str | None = None,
+    ) -> Page[WindowRecord]:
+        """Return the windows of a job, in the order in which they open."""
+        check_limit(limit, 10_000)
+        return self._parts(WINDOWS, job_id, _OF_WINDOW, state, limit, cursor)
+
+    def failures(
+        self, job_id: str, limit: int = 100, cursor: str | None = None
+    ) -> Page[FailureRecord]:
+        """Return the rows on which a job's UDF failed."""
+        check_limit(limit)
+        return self._parts(FAILURES, job_id, _OF_FAILURE, None, limit, cursor)
+
+    def _parts(
+        self,
+        reading: Reading[R],
+        job_id: str,
+        key: Mapping[str, type],
+        state: StrEnum | None,
+        limit: int,
+        cursor: str | None,
+    ) -> Page[R]:
+        """Return a page of the parts of a job, in the order of their key."""
+        of = reading.model.__table__.c
+        place = [of[name] for name in key]
+        selected = reading.select.where(of.job_id == job_id).order_by(*place).limit(limit + 1)
+        if state is not None:
+            selected = selected.where(of.state == state.value)
+        if cursor is not None:
+            after = decode_cursor(cursor, *key.values())
+            selected = selected.where(tuple_(*place) > tuple_(*after))
+        with self.database.read() as session:
+            _check_known(session, job_id)
+            rows = session.execute(selected).all()
+        records = [reading.record(row) for row in rows[:limit]]
+        if len(rows) <= limit:
+            return Page(records)
+        last = rows[limit - 1]
+        return Page(records, encode_cursor(*(getattr(last, name) for name in key)))
+
+    def stages(self, job_id: str) -> list[StageRecord]:
+        """Return the sums over the fragments of each column of a job."""
+        sums = [func.sum(getattr(TaskRow, f"seconds_{s}")) for s in STAGES]
+        holding = func.sum(case((TaskRow.rows_failed > 0, 1), else_=0))
+        sums = [func.sum(TaskRow.rows_failed), holding, *sums]
+        wanted = select(TaskRow.column, TaskRow.state, func.count(), *sums)
+        wanted = wanted.where(TaskRow.job_id == job_id).group_by(TaskRow.column, TaskRow.state)
+        fragments: dict[str, dict[TaskState, int]] = defaultdict(dict)
+        seconds: dict[str, dict[str, float]] = defaultdict(lambda: dict.fromkeys(STAGES, 0.0))
+        failures: dict[str, tuple[int, int]] = defaultdict(lambda: (0, 0))
+        with self.database.read() as session:
+            _check_known(session, job_id)
+            for column, state, number, failed, held, *spent in session.execute(
+                wanted.order_by(TaskRow.column)
+            ):
+                fragments[column][TaskState(state)] = number
+                rows, holders = failures[column]
+                failures[column] = (rows + int(failed), holders + int(held))
+                for stage, sum_s in zip(STAGES, spent, strict=True):
+                    seconds[column][stage] += sum_s
+        return [StageRecord(c, fragments[c], seconds[c], *failures[c]) for c in fragments]
+
+    def events(self, run_id: str, after: int = 0, limit: int = MAX_LIMIT) -> Page[EventRecord]:
+        """Return the events of a run that came after its n-th."""
+        check_limit(limit)
+        after = min(after, _MOST)
+        of = Event.__table__.c
+        wanted = EVENTS.select.where(of.run_id == run_id, of.seq > after)
+        with self.database.read() as session:
+            if session.execute(_RUN_ID.where(_RUN.id == run_id)).first() is None:
+                raise NoSuchJobError(f"there is no run {run_id!r}")
+            found = session.execute(wanted.order_by(of.seq).limit(limit)).all()
+        return Page([EVENTS.record(e) for e in found])
+
+    def latest_events(self, run_id: str, limit: int) -> list[EventRecord]:
+        """Return the latest events of a run, the newest first."""
+        wanted = select(Event).where(Event.run_id == run_id).order_by(Event.seq.desc())
+        with self.database.read() as session:
+            return [EVENTS.record(e) for e in session.scalars(wanted.limit(limit))]
+
+    def fragments(self, job_id: str, column: str) -> Fragments:
+        """Return the fragments of one column of a job."""
+        wanted = select(TaskRow.fragment_id, TaskRow.state, TaskRow.rows_failed)
+        wanted = wanted.where(TaskRow.job_id == job_id, TaskRow.column == column)
+        with self.database.read() as session:
+            found = session.execute(wanted.order_by(TaskRow.fragment_id)).all()
+        names = {s.value: s for s in TaskState}
+        ids, states, failed = zip(*found, strict=True) if found else ((), (), ())
+        return Fragments(ids, [names[state] for state in states], failed)
+
+    def fragment(self, job_id: str, column: str, fragment_id: int) -> TaskRecord:
+        """Return one fragment of a job.
+
+        Raises
+        ------
+        NoSuchJobError
+            The job has none such.
+        """
+        with self.database.read() as session:
+            found = session.get(TaskRow, (job_id, column, fragment_id))
+            if found is None:
+                raise NoSuchJobError(f"job {job_id!r} has no fragment {fragment_id} of {column!r}")
+            return TASKS.record(found)
+
+    # --- pools -------------------------------------------------------------------------
+
+    def pools(self) -> list[PoolRecord]:
+        """Return the pools; the one with the empty name stands for all jobs."""
+        going_on = [*(s.value for s in ACTIVE), JobState.QUEUED.value]
+        with self.database.read() as session:
+            slots = _slots(session)
+            counted = session.execute(_COUNTED.where(_JOB.state.in_(going_on))).all()
+        return _pools(slots, counted)
+
+    def set_pool(self, name: str, slots: int | None) -> None:
+        """Set how many jobs of a pool may be active at once; running ones go on."""
+        if slots is not None and slots < 0:
+            raise SettingError(f"slots={slots} must be 0, more, or null for no cap")
+        with self.database.write() as session:
+            session.merge(Pool(name=name, slots=slots))
+
+    def delete_pool(self, name: str) -> None:
+        """Remove a pool that no live job is in.
+
+        Raises
+        ------
+        NoSuchJobError
+            There is none of that name.
+        JobStateError
+            Jobs that have not ended are in it.
+        """
+        with self.database.write() as session:
+            found = session.get(Pool, name) if name else None
+            if found is None:
+                raise NoSuchJobError(f"there is no pool {name!r}")
+            live = select(func.count()).where(_JOB.pool == name, _JOB.ended_s.is_(None))
+            if number := session.execute(live).scalar_one():
+                raise JobStateError(f"{number:,} jobs of pool {name!r} have not ended")
+            session.delete(found)
+
+    def counts(self) -> tuple[dict[JobState, int], list[PoolRecord]]:
+        """Return the number of jobs in each state, and the pools."""
+        with self.database.read() as session:
+            slots = _slots(session)
+            counted = session.execute(_COUNTED).all()
+        by_state: Counter[JobState] = Counter()
+        for state, _, number in counted:
+            by_state[JobState(state)] += number
+        return dict(by_state), _pools(slots, counted)
+
 
 _RETRIED = {JobState.FAILED, JobState.PARTIAL, JobState.CANCELLED, JobState.UPSTREAM_FAILED}
 _WHY = {
@@ -345,159 +635,30 @@ _WHY = {
 }
 
 
-def queue_run(
-    session: Session,
-    asked: Submission,
-    table_uri: str,
-    fills: Sequence[str],
-    now_s: float,
-    key: str | None = None,
-    fingerprint: str = "",
-) -> tuple[Run, JobRow]:
-    """Add a run of one job, queued."""
-    run = _new_run(asked, now_s, key, fingerprint)
-    job = _new_job(run, asked, table_uri, fills, now_s)
-    _add(session, run, job)
-    note(session, run, job, now_s, "submitted", asked.cause)
-    move(session, run, job, JobState.QUEUED, "waiting for the scheduler", now_s)
-    return run, job
+def _with_jobs(session: Session, runs: Sequence[Row[Any]]) -> list[RunRecord]:
+    """Return runs with the jobs that no retry has taken the place of."""
+    jobs: dict[str, list[Row[Any]]] = {run.id: [] for run in runs}
+    present = JOBS.select.where(_JOB.run_id.in_(jobs), _JOB.superseded.is_(False))
+    for job in session.execute(present.order_by(_JOB.created_s, _JOB.id)):
+        jobs[job.run_id].append(job)
+    return [run_record(r, jobs[r.id]) for r in runs]
 
 
-def _add(session: Session, run: Run, job: JobRow) -> None:
-    for row in (run, job):  # without a relationship, one flush inserts in any order
-        session.add(row)
-        session.flush()
+def _slots(session: Session) -> dict[str, int | None]:
+    return {name: slots for name, slots in session.execute(_SLOTS)}
 
 
-def _new_id() -> str:
-    return uuid4().hex[:12]
-
-
-def _new_run(asked: Submission, now_s: float, key: str | None, fingerprint: str) -> Run:
-    return Run(
-        id=_new_id(),
-        name=asked.name,
-        cause=asked.cause,
-        state=JobState.PENDING.value,
-        db=asked.db,
-        table=asked.table,
-        columns=list(asked.columns),
-        priority=asked.priority,
-        max_active=asked.max_active,
-        idempotency_key=key,
-        fingerprint=fingerprint,
-        created_s=now_s,
-        event_seq=0,
-        sealed=True,
-    )
-
-
-def _new_job(
-    run: Run, asked: Submission, table_uri: str, fills: Sequence[str], now_s: float
-) -> JobRow:
-    return JobRow(
-        id=_new_id(),
-        run_id=run.id,
-        mode=Mode.SERVICE.value,
-        db=asked.db,
-        table=asked.table,
-        table_uri=table_uri,
-        columns=list(asked.columns),
-        fills=sorted(fills),
-        fragments=asked.arguments.get("fragments"),
-        arguments=dict(asked.arguments),
-        ray=dict(asked.ray),
-        params=dict(asked.arguments.get("params") or {}),
-        pool=asked.pool,
-        priority=asked.priority,
-        cause=asked.cause,
-        state=JobState.PENDING.value,
-        created_s=now_s,
-        queued_s=now_s,
-    )
-
-
-def _child(parent: JobRow, now_s: float) -> JobRow:
-    """Return the retry of a job: its missing rows and its failed ones."""
-    if HIDDEN in json.dumps([parent.arguments, parent.ray]):
-        raise JobStateError(
-            f"job {parent.id} was recorded without its secrets, so only its caller can repeat it"
-        )
-    arguments = dict(parent.arguments)
-    if parent.state == JobState.PARTIAL:
-        # All else is done, so a forced run is not forced again.
-        arguments |= {"retry_failed": True, "force": False}
-    elif parent.rows_failed:
-        arguments["retry_failed"] = True
-    copied: tuple[str, ...] = (
-        "run_id",
-        "mode",
-        "db",
-        "table",
-        "table_uri",
-        "columns",
-        "fills",
-        "fragments",
-        "ray",
-    )
-    copied += ("params", "pool", "priority")
-    return JobRow(
-        **{n: getattr(parent, n) for n in copied} | {"mode": Mode.SERVICE.value},
-        id=_new_id(),
-        parent_id=parent.id,
-        arguments=arguments,
-        cause="retry",
-        state=JobState.PENDING.value,
-        created_s=now_s,
-        queued_s=now_s,
-    )
-
-
-def _refuse_secrets(asked: Submission) -> None:
-    given = dict(asked.arguments) | {"ray": dict(asked.ray)}
-    kept = without_secrets(asked.arguments)
-    kept["ray"] = without_secrets(asked.ray, by_name=True)
-    found = [name for name in given if given[name] != kept[name]]
-    if found:
-        raise SettingError(
-            f"{' and '.join(found)} would put a secret into the database of jobs: set it in the "
-            "environment of the service and of Ray's nodes instead"
-        )
-
-
-def _queue_apart(
-    session: Session, children: Sequence[JobRow], name: str, part: str, now_s: float
-) -> RunRecord:
-    """Queue retries of parts of jobs of one table in a run of their own."""
-    first = children[0]
-    columns = tuple(dict.fromkeys(c for child in children for c in child.columns))
-    asked = Submission(
-        first.db, first.table, columns, name=name, priority=first.priority, cause="retry"
-    )
-    run = _new_run(asked, now_s, None, "")
-    session.add(run)
-    session.flush()
-    for child in children:
-        child.run_id = run.id
-        session.add(child)
-        session.flush()
-        note(session, run, child, now_s, "retry", f"of {part} of job {child.parent_id}")
-        move(session, run, child, JobState.QUEUED, "waiting for the scheduler", now_s)
-    return run_record(run, children)
-
-
-def _limited(parent: JobRow, picked: Picked, now_s: float) -> JobRow:
-    """Return a retry of some rows of a job, which stays as it is.
-
-    A job that stopped at the first failure is continued as a whole.
-    """
-    child = _child(parent, now_s)
-    child.columns = [c for c in parent.columns if c in picked.columns] or parent.columns
-    child.fills = [c for c in parent.fills if c in picked.columns] or parent.fills
-    if parent.arguments.get("on_error") == "null":
-        only = {"only": [list(span) for span in picked.only], "retry_failed": True, "force": False}
-        child.arguments = {k: v for k, v in child.arguments.items() if k != "num_frags"} | only
-    return child
+def _pools(slots: dict[str, int | None], counted: Sequence[Any]) -> list[PoolRecord]:
+    taken: Counter[str] = Counter()
+    waiting: Counter[str] = Counter()
+    for state, pool, number in counted:
+        if state in ACTIVE:
+            taken[pool] += number
+        elif state == JobState.QUEUED:
+            waiting[pool] += number
+    names = sorted({"", DEFAULT_POOL, *slots, *taken, *waiting})
+    taken[""], waiting[""] = taken.total(), waiting.total()
+    return [PoolRecord(n, slots.get(n), taken[n], waiting[n]) for n in names]
 
 
 def _present(job: JobRow | None, job_id: str) -> JobRow:
@@ -506,9 +667,6 @@ def _present(job: JobRow | None, job_id: str) -> JobRow:
     return job
 
 
-def _fingerprint(asked: Submission) -> str:
-    try:
-        text = json.dumps(asdict(replace(asked, cause="")), sort_keys=True)
-    except TypeError as error:
-        raise SettingError(f"the arguments of a job that is kept must be JSON: {error}") from error
-    return hashlib.sha256(text.encode()).hexdigest()
+def _check_known(session: Session, job_id: str) -> None:
+    if session.execute(_JOB_ID.where(_JOB.id == job_id)).first() is None:
+        raise NoSuchJobError(f"there is no job {job_id!r}")

@@ -17,7 +17,7 @@ from geneva.jobs.records import Submission, WatchRecord
 from geneva.jobs.store.database import Database
 from geneva.jobs.store.mapping import WATCHES
 from geneva.jobs.store.models import JobRow, Run, TaskRow, WatchRow
-from geneva.jobs.store.store import queue_run
+from geneva.jobs.store.new_rows import queue_run
 from geneva.model.types import JobState
 
 _FIRST_WAIT_S, _MAX_WAIT_S = 60.0, 3600.0
