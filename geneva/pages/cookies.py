@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 from fastapi import HTTPException, Request, Response
 
-from geneva.jobs.store.sessions import end_session, is_ended
 from geneva.service.access import Role, check_origin, parts_of
 from geneva.service.service_settings import Settings
 
@@ -93,7 +92,7 @@ def log_in(request: Request, response: Response, role: Role) -> None:
 def log_out(request: Request, response: Response) -> None:
     """End the session of a browser, wherever its cookie was copied to."""
     if (held := _session(request)) is not None:
-        end_session(request.app.state.places.store.database, held.id, held.until_s)
+        request.app.state.places.store.end_session(held.id, held.until_s)
     response.delete_cookie(_cookie(request.app.state.settings))
 
 
@@ -110,7 +109,7 @@ def _session(request: Request) -> Session | None:
     """Return the session of a request, if it has one that is neither over nor ended."""
     settings: Settings = request.app.state.settings
     found = _read(settings, request.cookies.get(_cookie(settings), ""))
-    if found is None or is_ended(request.app.state.places.store.database, found.id):
+    if found is None or request.app.state.places.store.is_ended(found.id):
         return None
     return found
 

@@ -13,9 +13,8 @@ from geneva.jobs.page import Wish
 from geneva.jobs.records import JobRecord, PoolRecord
 from geneva.jobs.states import ACTIVE
 from geneva.model.types import JobState
-from geneva.pages.forms import checked
 from geneva.pages.render import is_piece, render
-from geneva.pages.routes import Form, Operator, pages
+from geneva.pages.routes import Form, Operator, checked, pages
 from geneva.service.schemas import PoolChange
 from geneva.service.state import Store
 

@@ -17,7 +17,7 @@ from starlette.types import Scope
 
 from geneva.jobs.records import STAGES
 from geneva.pages import texts
-from geneva.pages.looks import look_of
+from geneva.pages.texts import look_of
 from geneva.service.access import Role
 from geneva.service.service_settings import Settings
 

@@ -6,16 +6,17 @@ import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 from urllib.parse import parse_qsl, urlencode
 
 from fastapi import APIRouter, Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from geneva.errors import GenevaError
+from geneva.errors import GenevaError, SettingError
 from geneva.pages.cookies import LoginNeededError, check
 from geneva.pages.render import is_piece, render
 from geneva.service.access import Role
@@ -128,3 +129,22 @@ async def _form(request: Request) -> dict[str, str]:
 
 Form = Annotated[dict[str, str], Depends(_form)]
 """The fields of a form; of several with one name the last."""
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def checked(model: type[M], **fields: Any) -> M:
+    """Return fields as REST takes them.
+
+    Raises
+    ------
+    SettingError
+        One does not hold what it should.
+    """
+    try:
+        return model(**fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise SettingError(f"{name}={first['input']!r}: {first['msg']}") from None

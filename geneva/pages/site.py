@@ -6,9 +6,8 @@ from fastapi import FastAPI, Request, Response
 
 from geneva.pages import (
     failures_page,
-    grid,
+    job_page,
     login,
-    logs_page,
     pools,
     run,
     runs_page,
@@ -24,8 +23,7 @@ _ROUTERS = (
     login.router,
     runs_page.router,
     run.router,
-    grid.router,
-    logs_page.router,
+    job_page.router,
     timeline.router,
     tables_page.router,
     submit.router,

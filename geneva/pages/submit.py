@@ -16,9 +16,8 @@ from fastapi.responses import RedirectResponse
 from geneva.errors import GenevaError, RequestError, SettingError, WhereError
 from geneva.jobs.records import DEFAULT_POOL, Submission
 from geneva.model.arguments import ARGUMENTS, Argument, Doors, ValueKind, arguments_of
-from geneva.pages.forms import checked
 from geneva.pages.render import render
-from geneva.pages.routes import Form, Operator, pages
+from geneva.pages.routes import Form, Operator, checked, pages
 from geneva.pages.tables_page import Db
 from geneva.service import admission
 from geneva.service.catalog import TableFacts

@@ -13,10 +13,9 @@ from geneva.errors import SettingError
 from geneva.jobs.records import JobRecord
 from geneva.jobs.store.store import MAX_JOBS, JobSpan
 from geneva.model.types import JobState
-from geneva.pages.looks import look_of
 from geneva.pages.render import is_piece, render
 from geneva.pages.routes import pages
-from geneva.pages.texts import duration
+from geneva.pages.texts import duration, look_of
 from geneva.service.state import Store
 
 router = pages()

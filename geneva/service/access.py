@@ -20,9 +20,10 @@ from urllib.parse import SplitResult, urlsplit
 from fastapi import Depends, HTTPException, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from geneva.errors import SettingError
 from geneva.jobs.store.local_service import LOOPBACK
 from geneva.service.limits import Guesses
-from geneva.service.queries import check_query
+from geneva.service.metrics import route_of
 from geneva.service.service_settings import Settings
 
 _BEARER = HTTPBearer(auto_error=False, description="GENEVA_TOKEN or GENEVA_VIEWER_TOKEN")
@@ -164,3 +165,21 @@ def parts_of(url: str) -> SplitResult:
 
 Viewer = Depends(needs(Role.VIEWER))
 Operator = Depends(needs(Role.OPERATOR))
+
+
+def check_query(request: Request) -> None:
+    """Refuse query parameters that the operation of a request does not have.
+
+    Raises
+    ------
+    SettingError
+        The message names those that it has.
+    """
+    if not request.query_params:
+        return
+    verbs = request.app.openapi()["paths"].get(route_of(request.scope), {})
+    operation = verbs.get(request.method.lower(), {})
+    known = [p["name"] for p in operation.get("parameters", ()) if p["in"] == "query"]
+    if unknown := [name for name in request.query_params if name not in known]:
+        told = ", ".join(known) or "none"
+        raise SettingError(f"unknown query parameter {unknown[0]!r}; known: {told}")

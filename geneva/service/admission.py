@@ -1,16 +1,30 @@
-"""The checks of a request before it is queued, without running anybody's code."""
+"""The checks of a request before it is queued, without running anybody's code.
+
+One of them is whether any node can ever give the resources of an applier.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+from geneva.appliers.executor import lacking
 from geneva.engine.plan.report import Plan
-from geneva.errors import SettingError
+from geneva.errors import ResourceError, SettingError
 from geneva.jobs.backfills import absolute
 from geneva.jobs.records import Submission
 from geneva.model.arguments import refuse_elsewhere
 from geneva.service.opened_tables import Databases
-from geneva.service.resources import check_resources
 from geneva.table import Table
 
 
@@ -70,3 +84,80 @@ def check_arguments(asked: Submission) -> None:
             "limit the jobs of several runs"
         )
     refuse_elsewhere(asked.arguments)
+
+
+_LOG = logging.getLogger("geneva.service")
+_KNOWN_S = 60.0  # for how long an answer is good
+_ANSWER_S = 60.0
+_TELLING = ("address", "num_cpus", "num_gpus", "resources", "_memory")  # no secrets among them
+_CLUSTERS = 64  # of which answers are kept
+
+
+@dataclass(slots=True)
+class _Asked:
+    """The answer to a question, and its moment."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    at_s: float = -math.inf
+    answer: dict[str, Any] | None = None
+
+
+_lock = threading.Lock()
+_known: OrderedDict[str, _Asked] = OrderedDict()
+
+
+def check_resources(
+    reserves: Mapping[str, float], executor: str | None, ray: Mapping[str, Any]
+) -> None:
+    """Refuse a job whose appliers could never start.
+
+    What cannot be found out is left to the driver, which says so within seconds.
+
+    Parameters
+    ----------
+    reserves
+        Of one applier, as Ray names them.
+    ray
+        Options for ``ray.init``.
+
+    Raises
+    ------
+    ResourceError
+        No node has so much of a resource, and the cluster does not grow.
+    """
+    ordinary = set(reserves) <= {"CPU"} and reserves.get("CPU", 0) <= 1
+    if executor == "local" or ordinary:
+        return  # threads reserve nothing, and any node has a processor
+    found = _nodes(ray)
+    if found is None or found["grows"] or not found["nodes"]:
+        return
+    if why := lacking(found["nodes"], reserves):
+        raise ResourceError(why)
+
+
+def _nodes(ray: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Ask in another process, at most once a minute."""
+    question = json.dumps({k: ray[k] for k in _TELLING if k in ray}, sort_keys=True)
+    with _lock:
+        known = _known.setdefault(question, _Asked())
+        _known.move_to_end(question)
+        while len(_known) > _CLUSTERS:
+            _known.popitem(last=False)
+    with known.lock:  # those who ask for another cluster do not wait for this one
+        if time.monotonic() - known.at_s >= _KNOWN_S:
+            known.answer = _ask(question)
+            known.at_s = time.monotonic()
+        return known.answer
+
+
+def _ask(question: str) -> dict[str, Any] | None:
+    command = [sys.executable, "-m", "geneva.appliers.ray.nodes", question]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=_ANSWER_S, env=os.environ
+        )
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return answer
+    except (subprocess.SubprocessError, OSError, ValueError, IndexError) as error:
+        _LOG.warning("cannot find out what the nodes have: %s", error)
+        return None

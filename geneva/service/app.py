@@ -13,7 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from geneva.jobs.store.health import check_health, health
 from geneva.jobs.store.store import Store
-from geneva.service import failure_routes, jobs, run_routes, table_routes
+from geneva.service import jobs, run_routes, table_routes
 from geneva.service.access import Door, Viewer
 from geneva.service.limits import Guesses, Limits
 from geneva.service.metrics import Measured, Metrics
@@ -84,7 +84,6 @@ def create_app(settings: Settings, store: Store) -> FastAPI:
     app.include_router(run_routes.router, prefix="/api/v1")
     app.include_router(jobs.router, prefix="/api/v1")
     app.include_router(table_routes.router, prefix="/api/v1")
-    app.include_router(failure_routes.router, prefix="/api/v1")
     counted = Metrics(store)
     app.state.door = Door(settings, Guesses(counted.wrong_tokens.inc))
     app.add_middleware(Limits, per_s=settings.requests_per_s)

@@ -1,17 +1,19 @@
-"""``/api/v1/jobs``, ``/pools`` and ``/auto``: look, steer one job, set caps."""
+"""``/api/v1/jobs``, ``/pools``, ``/auto`` and ``/failures``: look, steer one job, set caps."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Depends, Query, Response
 from fastapi import Path as InPath
 from fastapi.responses import PlainTextResponse
 
 from geneva.engine.control import VERBS
 from geneva.jobs.page import MAX_LIMIT, Page, Wish
 from geneva.jobs.records import (
+    FailureGroups,
     FailureRecord,
+    FailureWish,
     JobRecord,
     LogPart,
     LogRecord,
@@ -197,3 +199,34 @@ def set_total(changed: PoolChange, store: Store) -> None:
 def auto(store: Store) -> list[WatchRecord]:
     """List the columns that are kept filled, with the latest run of each and why it was made."""
     return Watches(store.database).all()
+
+
+_Text = Annotated[str | None, Query(max_length=2000)]
+
+
+def _wish(
+    run: _Text = None, db: _Text = None, table: _Text = None, column: _Text = None
+) -> FailureWish:
+    return FailureWish(run, db, table, column)
+
+
+_Wish = Annotated[FailureWish, Depends(_wish)]
+
+
+@router.get("/failures", tags=["failures"], dependencies=[Viewer])
+def failure_groups(store: Store, wish: _Wish) -> FailureGroups:
+    """List failed rows that nobody computed since, grouped by column, exception and message."""
+    return store.failure_groups(wish)
+
+
+@router.post("/failures/{key}/retry", tags=["failures"], status_code=201, dependencies=[Operator])
+def retry_failures(
+    key: Annotated[str, InPath(max_length=100)],
+    places: Places,
+    wish: _Wish,
+    response: Response,
+) -> RunRecord:
+    """Queue a run that tries the rows of one group again, and no others."""
+    run = places.retry_failures(wish, key)
+    response.headers["Location"] = f"/api/v1/runs/{run.id}"
+    return run

@@ -12,7 +12,7 @@ import pytest
 import geneva
 from geneva.errors import ResourceError
 from geneva.jobs.records import Submission
-from geneva.service import resources
+from geneva.service import admission
 from geneva.service.admission import Admitted
 from geneva.service.admission import admit as admit_to
 from geneva.service.opened_tables import Databases
@@ -27,7 +27,7 @@ def admit(asked: Submission) -> Admitted:
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_known", OrderedDict())
+    monkeypatch.setattr(admission, "_known", OrderedDict())
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
@@ -56,7 +56,7 @@ def submission(tmp_path: Path, executor: str | None = None, **asks: Any) -> Subm
 def test_resource_that_no_node_has_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asks: dict[str, Any], said: str
 ):
-    monkeypatch.setattr(resources, "_ask", lambda _: NODES)
+    monkeypatch.setattr(admission, "_ask", lambda _: NODES)
     with pytest.raises(ResourceError) as raised:
         admit(submission(tmp_path, **asks))
     assert said in str(raised.value)
@@ -78,18 +78,18 @@ def test_job_that_may_run_is_let_in(
     executor: str | None,
     answer: Any,
 ):
-    monkeypatch.setattr(resources, "_ask", lambda _: answer)
+    monkeypatch.setattr(admission, "_ask", lambda _: answer)
     assert admit(submission(tmp_path, executor, **asks)).fills == ("y",)
 
 
 def test_ordinary_job_asks_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(resources, "_ask", lambda _: pytest.fail("asked"))
+    monkeypatch.setattr(admission, "_ask", lambda _: pytest.fail("asked"))
     admit(submission(tmp_path))
 
 
 def test_nodes_are_asked_for_once_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     questions: list[str] = []
-    monkeypatch.setattr(resources, "_ask", lambda q: questions.append(q) or NODES)
+    monkeypatch.setattr(admission, "_ask", lambda q: questions.append(q) or NODES)
     asked = submission(tmp_path, num_gpus=1)
     admit(asked)
     admit(asked)
@@ -110,8 +110,8 @@ def test_cluster_that_does_not_answer_keeps_others_waiting(monkeypatch: pytest.M
             gate.wait(60)
         return NODES
 
-    monkeypatch.setattr(resources, "_ask", ask)
-    check = resources.check_resources
+    monkeypatch.setattr(admission, "_ask", ask)
+    check = admission.check_resources
     slow = threading.Thread(target=check, args=({"GPU": 1}, None, {"address": "slow"}))
     quick = threading.Thread(target=check, args=({"GPU": 1}, None, {}))
     slow.start()
@@ -125,7 +125,7 @@ def test_cluster_that_does_not_answer_keeps_others_waiting(monkeypatch: pytest.M
 
 
 def test_answers_of_clusters_are_kept_without_bound(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(resources, "_ask", lambda _: NODES)
+    monkeypatch.setattr(admission, "_ask", lambda _: NODES)
     for k in range(200):
-        resources.check_resources({"GPU": 1}, None, {"num_cpus": k})
-    assert len(resources._known) < 100
+        admission.check_resources({"GPU": 1}, None, {"num_cpus": k})
+    assert len(admission._known) < 100

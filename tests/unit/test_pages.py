@@ -12,9 +12,9 @@ import pytest
 from geneva.jobs.records import TaskState
 from geneva.model.types import JobState
 from geneva.pages import texts
-from geneva.pages.grid import consecutive, encoded
-from geneva.pages.looks import look_of
+from geneva.pages.job_page import consecutive, encoded
 from geneva.pages.render import STATIC
+from geneva.pages.texts import look_of
 from geneva.pages.timeline import RANGES, TimeAxis
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)

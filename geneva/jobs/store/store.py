@@ -50,7 +50,7 @@ from geneva.jobs.store.mapping import (
     moment,
     run_record,
 )
-from geneva.jobs.store.models import Event, JobRow, Pool, Run, TaskRow, WindowRow
+from geneva.jobs.store.models import EndedSession, Event, JobRow, Pool, Run, TaskRow, WindowRow
 from geneva.jobs.store.new_rows import (
     add_rows,
     fingerprint_of,
@@ -625,6 +625,26 @@ class Store:
         for state, _, number in counted:
             by_state[JobState(state)] += number
         return dict(by_state), _pools(slots, counted)
+
+    # --- sessions of browsers ----------------------------------------------------------
+
+    def end_session(self, session_id: str, until_s: float) -> None:
+        """Take note that a session was ended: a copy of its cookie opens nothing from then on.
+
+        Parameters
+        ----------
+        until_s
+            When it would be over by itself, after which nobody needs to know.
+        """
+        with self.database.write() as session:
+            now = self.database.now_s(session)
+            session.execute(delete(EndedSession).where(EndedSession.until_s < now))
+            session.merge(EndedSession(id=session_id, until_s=until_s))
+
+    def is_ended(self, session_id: str) -> bool:
+        """Whether somebody ended a session."""
+        with self.database.read() as session:
+            return session.get(EndedSession, session_id) is not None
 
 
 _RETRIED = {JobState.FAILED, JobState.PARTIAL, JobState.CANCELLED, JobState.UPSTREAM_FAILED}

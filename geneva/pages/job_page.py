@@ -1,4 +1,4 @@
-"""The fragments of a job: as one small payload that a canvas draws, one by one, and as a list."""
+"""The pages of one job: its fragments, as a grid, one by one and as a list, and its logs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from fastapi import Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from geneva.jobs.records import TaskState
-from geneva.pages.render import render
+from geneva.pages.render import is_piece, render
 from geneva.pages.routes import pages
-from geneva.service.state import Store
+from geneva.service.logs import DRIVER, logs_of
+from geneva.service.state import Places, Store
 
 router = pages()
 
@@ -89,3 +90,24 @@ def consecutive(numbers: Sequence[int]) -> list[tuple[int, int]]:
         run = [number for _, number in same]
         found.append((run[0], len(run)))
     return found
+
+
+_SHOWN_BYTES = 200_000
+
+
+@router.get("/jobs/{job_id}/logs")
+def logs(
+    request: Request, job_id: str, store: Store, places: Places, name: str = DRIVER
+) -> Response:
+    """Show the end of one log, which follows while the job runs."""
+    job = store.job(job_id)
+    found = {log.name: log for log in logs_of(places.settings.logs / job.id)}
+    part = found[name].read(None, _SHOWN_BYTES) if name in found else None
+    return render(
+        request,
+        "_logs.html" if is_piece(request) else "logs.html",
+        job=job,
+        name=name,
+        records=[log.record() for log in found.values()],
+        part=part,
+    )
