@@ -22,6 +22,9 @@ _S = JobState
 ACTIVE = frozenset({_S.STARTING, _S.RUNNING, _S.PAUSING, _S.CANCELLING, _S.RECOVERING})
 """States in which a job takes a slot and its columns."""
 
+RETRIED = frozenset({_S.FAILED, _S.PARTIAL, _S.CANCELLED, _S.UPSTREAM_FAILED})
+"""States of a job of which a part can be tried again."""
+
 _ENDS = frozenset({_S.SUCCEEDED, _S.PARTIAL, _S.FAILED, _S.CANCELLED})
 _STOPPING = frozenset({_S.PAUSING, _S.PAUSED, _S.CANCELLING, _S.RECOVERING, _S.QUEUED})
 _NEXT: dict[JobState, frozenset[JobState]] = {

@@ -12,7 +12,7 @@ from fastapi.responses import RedirectResponse
 from geneva.engine.control import VERBS, Wanted
 from geneva.errors import NoSuchJobError, SettingError
 from geneva.jobs.records import JobRecord, RunRecord, StageRecord
-from geneva.model.types import JobState
+from geneva.jobs.states import RETRIED
 from geneva.pages.render import is_piece, render
 from geneva.pages.routes import Form, Operator, pages
 from geneva.service.schemas import RunChange
@@ -28,7 +28,6 @@ _TONES = {
     "write": "green",
     "commit": "orange",
 }
-_RETRIED = {JobState.FAILED, JobState.PARTIAL, JobState.CANCELLED, JobState.UPSTREAM_FAILED}
 _JobId = Annotated[str, Query(alias="job", max_length=100)]
 _RunId = Annotated[str, Path(max_length=100)]
 
@@ -119,7 +118,7 @@ def _several(run: RunRecord) -> bool:
 def _allowed(run: RunRecord) -> frozenset[str]:
     """Return the verbs that make sense of a run as it stands."""
     if run.state.ended:
-        return frozenset({"delete"} | ({"retry"} if run.state in _RETRIED else set()))
+        return frozenset({"delete"} | ({"retry"} if run.state in RETRIED else set()))
     live = [j for j in run.jobs if not j.state.ended]
     may = {"change"}
     if any(j.wanted is not Wanted.CANCEL for j in live):

@@ -104,8 +104,8 @@ def plan(request: Request, places: Places, form: Form) -> Response:
     asked: Submission | None = None
     try:
         asked = _asked(places.catalog, form)
-        opened = places.settings.databases.table(asked.db, asked.table)
-        found = forecast(opened, asked, places.past, _PLAN_S)
+        table = admission.opened(asked, places.settings.databases)
+        found = forecast(table, asked, places.past, _PLAN_S)
     except GenevaError as error:
         wrong = Wrong.of(error)
     return render(

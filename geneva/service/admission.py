@@ -30,11 +30,20 @@ from geneva.table import Table
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request that can be carried out, as the table stands now."""
+    """A request that can be carried out, as the table stands now; it fills some columns."""
 
     asked: Submission
-    table_uri: str
+    table: Table
     fills: tuple[str, ...]
+
+    @property
+    def table_uri(self) -> str:
+        """The table as records name it."""
+        return absolute(self.table.storage.uri)
+
+    def plan(self) -> Plan:
+        """Return the plan of a run of the request at this moment."""
+        return self.table.plan_backfill(list(self.asked.columns), **self.asked.arguments)
 
 
 def admit(asked: Submission, databases: Databases) -> Admitted:
@@ -47,20 +56,22 @@ def admit(asked: Submission, databases: Databases) -> Admitted:
     ResourceError
         No node can ever hold an applier.
     """
-    table = _open(asked, databases)
+    table = opened(asked, databases)
     bindings = table.computed_columns()
     fills = table.check_backfill(list(asked.columns), **asked.arguments)
     for name in asked.columns:
         check_resources(bindings[name].reserves, asked.arguments.get("executor"), asked.ray)
-    return Admitted(asked, absolute(table.storage.uri), fills)
+    return Admitted(asked, table, fills)
 
 
-def plan(asked: Submission, databases: Databases) -> Plan:
-    """Return the plan of a run of the request at this moment."""
-    return _open(asked, databases).plan_backfill(list(asked.columns), **asked.arguments)
+def opened(asked: Submission, databases: Databases) -> Table:
+    """Open the table of a request, whose arguments are checked first.
 
-
-def _open(asked: Submission, databases: Databases) -> Table:
+    Raises
+    ------
+    RequestError
+        Whatever is wrong with an argument that needs no table; or there is no such table here.
+    """
     check_arguments(asked)
     return databases.table(asked.db, asked.table, asked.ray)
 

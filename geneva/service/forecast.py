@@ -30,7 +30,6 @@ from geneva.jobs.backfills import absolute
 from geneva.jobs.records import Submission
 from geneva.jobs.store.past import Past, PastPace
 from geneva.model.arguments import check_value, checked_options, with_defaults
-from geneva.service.admission import check_arguments
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.objects import storage_errors
 from geneva.table import Table
@@ -146,6 +145,8 @@ def forecast(
 
     Parameters
     ----------
+    table
+        As `geneva.service.admission.opened` returns it.
     within_s
         How long filters may be evaluated; what is left then is estimated.
     fragments
@@ -156,7 +157,6 @@ def forecast(
     RequestError
         Whatever is wrong with the request.
     """
-    check_arguments(asked)
     table.check_backfill(list(asked.columns), **asked.arguments)
     storage = table.storage
     with storage_errors(storage.uri):

@@ -1,8 +1,17 @@
 """The scheduler: looks at the store again and again, and makes its wishes true.
 
-A tick buries the drivers that are gone, stops those that do not stop by themselves, and starts
-what may start. It keeps nothing that the store does not have, so it may be killed at any moment,
-and several may run.
+It keeps nothing that the store does not have, so it may be killed at any moment, and several may
+run. A tick:
+
+1. buries drivers that are gone, and stops those that do not stop by themselves. What a driver of
+   this host left behind (its Ray, appliers) is killed before it is buried: nobody else takes the
+   job up while something of it still writes.
+2. claims the jobs that may start, in one transaction that only one scheduler has at a time. Killed
+   here, it leaves claims whose owner is gone: whoever ticks next buries them.
+3. starts a driver for each claim, and tells it by a pipe what it may not read in its environment.
+   Killed before that, the driver reads nothing and ends.
+4. writes down which process has the claim; the driver may have attached by then. Killed before
+   that, the driver attaches and owns the job itself, or finds its claim buried and leaves.
 """
 
 from __future__ import annotations

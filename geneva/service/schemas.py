@@ -106,17 +106,8 @@ class NewRun(_Strict):
         chosen = self.db or db
         if chosen is None:
             raise SettingError("db is needed: this service was started without --db")
-        return Submission(
-            db=chosen,
-            table=self.table,
-            columns=tuple(self.columns),
-            arguments=self.arguments,
-            ray=self.ray,
-            name=self.name,
-            pool=self.pool,
-            priority=self.priority,
-            max_active=self.max_active,
-        )
+        facts = {name: getattr(self, name) for name in type(self).model_fields}
+        return Submission(**facts | {"db": chosen, "columns": tuple(self.columns)})
 
 
 class RunChange(_Strict):

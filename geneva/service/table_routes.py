@@ -10,6 +10,7 @@ from fastapi import Path as InPath
 
 from geneva.jobs.page import MAX_LIMIT, Page
 from geneva.service.access import Role, Viewer
+from geneva.service.admission import opened
 from geneva.service.catalog import Covered, TableFacts
 from geneva.service.forecast import Forecast, forecast
 from geneva.service.schemas import NewRun
@@ -69,6 +70,6 @@ def plan(
     asked = new.submission(places.settings.db)
     if asked.arguments.get("params") and request.state.role < Role.OPERATOR:
         raise HTTPException(403, "a plan with params loads the UDF, which this token may not")
-    opened = places.settings.databases.table(asked.db, asked.table, asked.ray)
+    table = opened(asked, places.settings.databases)
     within = math.inf if within_s is None else within_s
-    return forecast(opened, asked, places.past, within, fragments=fragments)
+    return forecast(table, asked, places.past, within, fragments=fragments)

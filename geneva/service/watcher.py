@@ -215,7 +215,7 @@ class Watcher:
     def _decide(self, known: _Known, column: _Column, look: WatchLook) -> None:
         asked = self._submission(column)
         admitted = admission.admit(asked, self._settings.databases)
-        plan = admission.plan(asked, self._settings.databases)
+        plan = admitted.plan()
         if not plan.rows_compute:
             self._settle(column, look, plan.version)
             return

@@ -158,7 +158,7 @@ def test_table_that_did_not_change_is_not_planned_and_not_opened(
     jobs: Store, table: Table, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
 ):
     filled(jobs, table, watcher)
-    monkeypatch.setattr("geneva.service.admission.plan", lambda *_: pytest.fail("planned"))
+    monkeypatch.setattr("geneva.service.admission.Admitted.plan", lambda *_: pytest.fail("planned"))
     monkeypatch.setattr("geneva.storage.lance.TableStorage.open", lambda *_: pytest.fail("opened"))
     monkeypatch.setattr(Watches, "look", lambda *_: pytest.fail("asked the database"))
     for _ in range(5):
@@ -169,7 +169,7 @@ def test_restart_does_not_plan_what_was_settled(jobs: Store, table: Table, watch
     filled(jobs, table, watcher)
     again = Watcher(settings(jobs, Path(table.storage.uri).parent))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("geneva.service.admission.plan", lambda *_: pytest.fail("planned"))
+        patch.setattr("geneva.service.admission.Admitted.plan", lambda *_: pytest.fail("planned"))
         again.look()
         again.look()
     assert len(runs(jobs)) == 1

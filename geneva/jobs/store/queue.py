@@ -60,6 +60,12 @@ def outlook(database: Database) -> Hashable:
 def claim(database: Database, owner: ProcessId, limit: int | None = None) -> list[QueueClaim]:
     """Take the queued jobs that may start now, in the order in which they should.
 
+    1. No other scheduler is in here (`alone`), so slots are counted once.
+    2. Runs are locked in the order of their ids, then jobs: as everywhere, so that nobody waits in
+       a circle with those who steer a run.
+    3. A job that was cancelled between the reading and the lock is left out.
+    4. The epoch that each claimed job gets shuts out its driver before.
+
     Parameters
     ----------
     owner

@@ -34,7 +34,7 @@ from geneva.jobs.records import (
     TaskState,
     WindowRecord,
 )
-from geneva.jobs.states import ACTIVE, when_asked
+from geneva.jobs.states import ACTIVE, RETRIED, when_asked
 from geneva.jobs.store.change import jobs_of, locked_job, locked_run, move, note, settle
 from geneva.jobs.store.database import Database
 from geneva.jobs.store.failed_rows import groups_of, picked_of
@@ -269,7 +269,7 @@ class Store:
             now = self.database.now_s(session)
             if not JobState(run.state).ended:
                 raise JobStateError(f"run {run_id} is {run.state}; only what ended is retried")
-            failed = [j for j in jobs_of(session, run) if j.state in _RETRIED]
+            failed = [j for j in jobs_of(session, run) if j.state in RETRIED]
             if not failed:
                 raise JobStateError(f"run {run_id} is {run.state}: there is nothing to retry")
             for parent in failed:
@@ -647,7 +647,6 @@ class Store:
             return session.get(EndedSession, session_id) is not None
 
 
-_RETRIED = {JobState.FAILED, JobState.PARTIAL, JobState.CANCELLED, JobState.UPSTREAM_FAILED}
 _WHY = {
     Wanted.CANCEL: "cancelled before it was started",
     Wanted.PAUSE: "paused while it waited",
