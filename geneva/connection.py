@@ -27,6 +27,9 @@ from geneva.storage.remote import check_uri
 from geneva.table import Table
 
 if TYPE_CHECKING:
+    from geneva.jobs.flows.flow_tables import FlowDatabase
+    from geneva.jobs.flows.reading import Source
+    from geneva.jobs.flows.runner import FlowResult
     from geneva.jobs.store.view import Jobs, Runs
 
 _STABLE_ROW_IDS = "new_table_enable_stable_row_ids"
@@ -263,6 +266,62 @@ class Connection:
         from geneva.jobs.store.tables import query as run
 
         return run(self._record.source, query)
+
+    def run(
+        self,
+        *sources: Source,
+        params: Mapping[str, Any] | None = None,
+        image: str | None = None,
+        new: bool = False,
+        observe: Callable[[str], None] | None = None,
+    ) -> FlowResult:
+        """Run a flow: operations, matrices and DAGs of backfills and jobs.
+
+        With ``connect(jobs="sqlite:///...")`` every operation is a recorded job. The same call
+        continues a run of the same flow that did not end: what succeeded is not run again. Without
+        a database of jobs only values are remembered: backfills find nothing to do, jobs run again.
+
+        Parameters
+        ----------
+        sources
+            Paths of YAML files, mappings, or values of `geneva.flow`.
+        params
+            Values of the flow's inputs.
+        image
+            ``"host"`` runs commands of containers as processes of this host.
+        new
+            Begin a new run, although one of the same flow did not end.
+        observe
+            Is given a line of text for each start and end.
+
+        Returns
+        -------
+        FlowResult
+            The state of the run and the result of each operation; a failed operation is no
+            exception.
+
+        Raises
+        ------
+        FlowError
+            The description is wrong, or its parts do not fit together; nothing was run.
+        JobStateError
+            Another process carries the same flow out at this moment.
+        """
+        from geneva.jobs.flows.reading import read_flow
+
+        flows, spec = self._flows(), read_flow(*sources)
+        see = observe or (lambda _: None)
+        return flows.run(spec, params or {}, image=image, new=new, observe=see)
+
+    def _flows(self) -> FlowDatabase:
+        from geneva.jobs.flows.flow_tables import FlowDatabase
+
+        def opened(name: str, place: JobsPlace | None) -> Table:
+            options = self._storage_options
+            within = Connection(lambda: self._inner, self._folder, options, self._ray, place)
+            return within.open_table(name)
+
+        return FlowDatabase(self.uri, opened, self._jobs)
 
     @property
     def _record(self) -> JobsPlace:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from geneva.cli import run_commands
+from geneva.cli import flow_commands, run_commands
 from geneva.cli.answers import answering
 from geneva.cli.options import AsJson, Debug, absolute
 
@@ -88,6 +88,7 @@ def install(app: typer.Typer) -> None:
     database.command("upgrade")(upgrade)
     app.add_typer(database, name="db")
     app.add_typer(run_commands.app, name="runs")
+    app.add_typer(flow_commands.app, name="flow")
 
 
 def serve(

@@ -178,12 +178,29 @@ class _Many(Model):
     early_stopping: tuple[EarlyStopping, ...] = ()
 
 
+def _named(model: type[BaseModel], data: Any) -> Any:
+    """Move values that stand beside the keys of a matrix into its parameters."""
+    if not isinstance(data, Mapping):
+        return data
+    loose = {name: value for name, value in data.items() if isinstance(value, Values)}
+    if not loose:
+        return data
+    params = {**(data.get("params") or {}), **loose}
+    return {name: value for name, value in data.items() if name not in loose} | {"params": params}
+
+
 class Grid(_Many):
     """Every combination of the values of its parameters, the first parameter the slowest."""
 
     kind: Literal["grid"] = "grid"
     params: dict[str, Values]
     num_runs: Count | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, data: Any) -> Any:
+        """Take parameters by their names, as Python writes them: ``Grid(k=Choice(1, 2))``."""
+        return _named(cls, data)
 
     @model_validator(mode="after")
     def _some(self) -> Grid:
@@ -220,6 +237,12 @@ class Random(_Many):
     params: dict[str, Values]
     num_runs: Count
     seed: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_form(cls, data: Any) -> Any:
+        """Take parameters by their names, as Python writes them."""
+        return _named(cls, data)
 
     def combinations(self) -> list[Combination]:
         """Return the chosen combinations, in the order in which they were drawn."""
@@ -348,6 +371,10 @@ class JobRun(Model):
 class DagRun(Model):
     """A graph of operations."""
 
+    def __init__(self, operations: Any = None, /, **data: Any) -> None:
+        """Take the operations, as Python writes them."""
+        super().__init__(**({"operations": operations} if operations is not None else {}), **data)
+
     kind: Literal["dag"] = "dag"
     operations: tuple[Operation, ...]
     components: tuple[Component, ...] = ()
@@ -422,6 +449,9 @@ class Component(_Common):
     run: Run
 
 
+_OPERATION = ("kind", "params", "environment", "connections")  # an operation's own
+
+
 class Operation(_Common):
     """One use of a component: its values, its upstream and its conditions."""
 
@@ -444,6 +474,18 @@ class Operation(_Common):
     environment: Environment | None = None
     connections: tuple[str, ...] = ()
     metrics: dict[str, str] = Field(default_factory=dict)
+
+    def __init__(self, name: str | None = None, /, **data: Any) -> None:
+        """Take a name and, as Python writes it, the arguments of a backfill or a job."""
+        if name is not None:
+            data["name"] = name
+        if "run" not in data:
+            for kind, key, model in (("backfill", "table", BackfillRun), ("job", "call", JobRun)):
+                if key in data:
+                    names = [n for n in model.model_fields if n in data and n not in _OPERATION]
+                    data["run"] = {"kind": kind} | {n: data.pop(n) for n in names}
+                    break
+        super().__init__(**data)
 
     @property
     def references(self) -> list[str]:

@@ -30,7 +30,7 @@ from geneva.errors import (
     TableChangedError,
 )
 from geneva.extras import installed
-from geneva.jobs.records import JobRecord, RunRecord, Submission
+from geneva.jobs.records import JobRecord, Membership, RunRecord, Submission
 from geneva.jobs.run_outcome import result_of
 from geneva.model.result import BackfillResult, WindowResult, combined
 from geneva.model.types import JobState, Options, Progress
@@ -186,8 +186,10 @@ class Backfill:
 class RecordedBackfill:
     """A call that is carried out here and written down in a database."""
 
-    def __init__(self, store: Store, submission: Submission, call: Backfill) -> None:
-        self._store, self._submission, self._call = store, submission, call
+    def __init__(
+        self, store: Store, submission: Submission, call: Backfill, member: Membership | None
+    ) -> None:
+        self._store, self._submission, self._call, self._member = store, submission, call, member
         self.names, self.control = call.names, call.control
 
     def run(self, observe: Observer) -> BackfillResult:
@@ -197,7 +199,9 @@ class RecordedBackfill:
         call, control = self._call, self.control
         uri, me = absolute(call.storage.uri), this_process()
         submission = _kept(self._submission)
-        claim = self._store.begin_direct(submission, uri, call.fills, me, LEASE_S, control.job_id)
+        claim = self._store.begin_direct(
+            submission, uri, call.fills, me, LEASE_S, control.job_id, self._member
+        )
         return StoreRecorder(self._store, claim).carry_out(control, lambda: call, observe)
 
 
@@ -276,8 +280,14 @@ class JobsPlace:
         ``postgresql://...``, and the calling process does.
     """
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, member: Membership | None = None) -> None:
+        self.url, self._member = url, member
+
+    def within(self, member: Membership) -> JobsPlace:
+        """Return the same place for a call that is an operation of a flow."""
+        place = JobsPlace(self.url, member)
+        place.__dict__["store"] = self.store
+        return place
 
     @property
     def remote(self) -> bool:
@@ -325,7 +335,7 @@ class JobsPlace:
         )
         if self.remote:
             return SubmittedBackfill(self.client, submission)
-        return RecordedBackfill(self.store, submission, call())
+        return RecordedBackfill(self.store, submission, call(), self._member)
 
 
 def absolute(uri: str) -> str:

@@ -55,7 +55,7 @@ class Caps:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Ranked:
     """The jobs to start, in order, and for each of the others why it waits."""
 
     start: tuple[Candidate, ...]
@@ -84,7 +84,7 @@ def choose(
     caps: Caps,
     now_s: float,
     limit: int | None = None,
-) -> Choice:
+) -> Ranked:
     """Choose the jobs that start now.
 
     Parameters
@@ -121,7 +121,7 @@ def choose(
             in_pool[c.pool] += 1
             in_run[c.run_id] += 1
             _own(owners, c)
-    return Choice(tuple(start), waiting)
+    return Ranked(tuple(start), waiting)
 
 
 _Owners = dict[tuple[str, str], list[Candidate]]

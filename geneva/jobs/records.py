@@ -74,6 +74,23 @@ class Submission:
 
 
 @dataclass(frozen=True, slots=True)
+class Membership:
+    """The place of a job in the run of a flow.
+
+    Attributes
+    ----------
+    operation
+        Its path in the flow.
+    inputs
+        Its inputs, as values of JSON.
+    """
+
+    run_id: str
+    operation: str
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class JobRecord:
     """One table x columns x filter, with its state and its progress.
 
@@ -89,6 +106,8 @@ class JobRecord:
         Whether ``rows_total`` is by what a filter selected of the rows that were looked at so far.
     params, outputs, metrics, artifacts
         What went in and what came out, for queries over past jobs.
+    operation
+        Its path in a flow.
     """
 
     id: str
@@ -129,6 +148,7 @@ class JobRecord:
     error: str
     error_type: str
     total_estimated: bool = False
+    operation: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ MOST_WINDOWS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class DateRange:
+class DateSpan:
     """Every ``days``-th date from ``start`` to before ``stop``."""
 
     start: date
@@ -53,7 +53,7 @@ class DatetimeRange:
         return made if zone else [moment.replace(tzinfo=None) for moment in made]
 
 
-def date_range(value: object) -> DateRange:
+def date_range(value: object) -> DateSpan:
     """Read a range of dates, whose step is a count of days.
 
     Raises
@@ -67,7 +67,7 @@ def date_range(value: object) -> DateRange:
         raise SettingError(f"start must be before stop: {start} is not before {stop}")
     if (count := -(-(stop - start).days // days)) > MOST_WINDOWS:
         refuse_count(count, MOST_WINDOWS)
-    return DateRange(start, stop, days)
+    return DateSpan(start, stop, days)
 
 
 def datetime_range(value: object) -> DatetimeRange:

@@ -38,6 +38,7 @@ def _runs() -> None:
         *_columns(sa.Text(), "id name kind cause state reason db table fingerprint"),
         *_columns(sa.Text(), "idempotency_key", nullable=True),
         *_columns(sa.JSON(), "columns"),
+        *_columns(sa.JSON(), "document", nullable=True),
         *_columns(sa.Integer(), "priority event_seq"),
         *_columns(sa.Integer(), "max_active", nullable=True),
         *_columns(sa.Boolean(), "sealed"),
@@ -63,7 +64,9 @@ def _runs() -> None:
 def _jobs() -> None:
     op.create_table(
         "jobs",
-        *_columns(sa.Text(), "id run_id mode db table table_uri pool cause state reason wanted"),
+        *_columns(
+            sa.Text(), "id run_id mode db table table_uri pool cause operation state reason wanted"
+        ),
         *_columns(sa.Text(), "error error_type"),
         *_columns(sa.Text(), "parent_id", nullable=True),
         *_columns(sa.JSON(), "columns fills arguments ray params outputs metrics artifacts"),

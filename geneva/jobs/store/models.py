@@ -45,6 +45,8 @@ class Run(Base):
         Of the request; the same key with another request is refused.
     event_seq
         Number of its latest event.
+    document
+        Of a flow: its description, the process that carries it out, and what is wanted of it.
     """
 
     __tablename__ = "runs"
@@ -64,6 +66,7 @@ class Run(Base):
     idempotency_key: Mapped[str | None] = mapped_column(unique=True)
     fingerprint: Mapped[str] = mapped_column(default="")
     event_seq: Mapped[int] = mapped_column(default=0)
+    document: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     created_s: Mapped[float]
     ended_s: Mapped[float | None]
 
@@ -82,6 +85,8 @@ class JobRow(Base):
         All columns that it writes: those that share a UDF's struct with ``columns`` too.
     fragments
         Ids of those that it is limited to; null for all.
+    operation
+        Its path in a flow.
     owner
         The process that has it, as JSON; null when none has. Only the owner of the latest
         ``epoch`` may write progress or publish.
@@ -119,6 +124,7 @@ class JobRow(Base):
     pool: Mapped[str]
     priority: Mapped[int] = mapped_column(default=0)
     cause: Mapped[str] = mapped_column(default="")
+    operation: Mapped[str] = mapped_column(default="")
     state: Mapped[str]
     reason: Mapped[str] = mapped_column(default="")
     wanted: Mapped[str] = mapped_column(default="run")

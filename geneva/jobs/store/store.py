@@ -25,6 +25,7 @@ from geneva.jobs.records import (
     FailureWish,
     JobRecord,
     Keep,
+    Membership,
     Mode,
     PoolRecord,
     RunRecord,
@@ -167,14 +168,20 @@ class Store:
         owner: ProcessId,
         lease_s: float,
         job_id: str,
+        member: Membership | None = None,
     ) -> QueueClaim:
-        """Record a backfill that the calling process carries out itself."""
+        """Record a job that the calling process carries out itself, perhaps as one of a flow."""
         with self.database.write() as session:
             now = self.database.now_s(session)
-            run = new_run(asked, now, None, "")
+            if member is None:
+                run = new_run(asked, now, None, "")
+            else:
+                run = locked_run(session, member.run_id)
             job = new_job(run, asked, table_uri, fills, now)
             job.id, job.mode, job.epoch = job_id, Mode.DIRECT.value, 1
             job.owner, job.lease_until_s = asdict(owner), now + lease_s
+            if member is not None:
+                job.operation, job.params = member.operation, dict(member.inputs)
             add_rows(session, run, job)
             move(session, run, job, JobState.STARTING, f"called in {owner}", now)
             return QueueClaim(job.id, job.epoch)
@@ -194,6 +201,9 @@ class Store:
             now = self.database.now_s(session)
             jobs = jobs_of(session, run)
             live = [j for j in jobs if not JobState(j.state).ended] or jobs
+            if run.document is not None and not run.sealed:  # also of operations to come
+                run.document = {**run.document, "wanted": wanted.value}
+                live = [j for j in live if not JobState(j.state).ended]
             for job in live:
                 self._want(session, run, job, wanted, now)
             return run_record(run, jobs)

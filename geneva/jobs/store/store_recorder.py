@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol, assert_never
+from typing import Any, Protocol, TypeVar, assert_never
 
 from geneva.engine.control import Control, Wanted
 from geneva.engine.recorder import PlannedFragment, Recorder
@@ -49,13 +49,21 @@ _STAGES = STAGES[:-1]  # that an applier counts
 _LOG = logging.getLogger("geneva.jobs")
 
 
-class PreparedCall(Protocol):
-    """A backfill that was checked and not yet begun."""
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+Ended = tuple[JobState, str, dict[str, Any]]
+"""The state in which a job ended, the reason, and what its record keeps of the result."""
 
-    control: Control
 
-    def run(self, observe: Observer) -> BackfillResult:
-        """Compute its columns."""
+class PreparedCall(Protocol[T_co]):
+    """A call that was checked and not yet begun."""
+
+    @property
+    def control(self) -> Control:
+        """The door through which it is steered."""
+
+    def run(self, observe: Observer) -> T_co:
+        """Do its work."""
 
 
 class StoreRecorder(Recorder):
@@ -110,9 +118,23 @@ class StoreRecorder(Recorder):
     def carry_out(
         self,
         control: Control,
-        begin: Callable[[], PreparedCall],
+        begin: Callable[[], PreparedCall[BackfillResult]],
         observe: Observer = lambda _: None,
     ) -> BackfillResult:
+        """Carry a backfill out; see `carry_out_as`."""
+
+        def ended(result: BackfillResult) -> Ended:
+            return *result_state(result), result_columns(result, self.appliers)
+
+        return self.carry_out_as(ended, control, begin, observe)
+
+    def carry_out_as(
+        self,
+        ended: Callable[[T], Ended],
+        control: Control,
+        begin: Callable[[], PreparedCall[T]],
+        observe: Observer = lambda _: None,
+    ) -> T:
         """Carry a job out under its lease, and record how it ended.
 
         1. The lease is renewed from here on: a UDF that imports much may take longer than one.
@@ -124,6 +146,8 @@ class StoreRecorder(Recorder):
 
         Parameters
         ----------
+        ended
+            Returns what is recorded of a result.
         begin
             Returns the call, which may have a control of its own.
 
@@ -154,9 +178,7 @@ class StoreRecorder(Recorder):
             if not self.lost:
                 self._give_up(error, control.progress)
             raise
-        state, reason = result_state(result)
-        facts = result_columns(result, self.appliers)
-        self._leases.finish(self._claim, control.progress, state, reason, facts)
+        self._leases.finish(self._claim, control.progress, *ended(result))
         return result
 
     def _give_up(self, error: BaseException, progress: Progress) -> None:

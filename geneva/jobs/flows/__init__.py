@@ -1,0 +1,1 @@
+"""Flows without a service: read a description, carry its operations out, keep their record."""
