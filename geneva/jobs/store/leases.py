@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import case, select, update
+from sqlalchemy import ColumnElement, case, select, update
 from sqlalchemy.orm import Session
 
 from geneva.engine.control import Wanted
@@ -69,8 +69,7 @@ class Leases:
         with self._database.write() as session:
             session.execute(
                 update(JobRow)
-                .where(JobRow.id == claim.job_id, JobRow.epoch == claim.epoch)
-                .where(JobRow.state == JobState.STARTING, JobRow.owner.is_not(None))
+                .where(*_of(claim), JobRow.state == JobState.STARTING)
                 .values(owner=asdict(driver))
             )
 
@@ -129,8 +128,8 @@ class Leases:
             The claim is no longer valid; leave at once.
         """
         with self._database.write() as session:
-            _, job = locked_job(session, claim.job_id)
-            if job.epoch != claim.epoch or job.owner is None or job.state != JobState.STARTING:
+            _, job = _locked(session, claim)
+            if job.state != JobState.STARTING:
                 raise _lost(claim)
             now = self._database.now_s(session)
             job.owner, job.lease_until_s = asdict(driver), now + lease_s
@@ -148,11 +147,7 @@ class Leases:
             now = self._database.now_s(session)
             found = session.execute(
                 update(JobRow)
-                .where(
-                    JobRow.id == claim.job_id,
-                    JobRow.epoch == claim.epoch,
-                    JobRow.owner.is_not(None),
-                )
+                .where(*_of(claim))
                 .values(lease_until_s=now + lease_s, **_progress(progress))
                 .returning(JobRow.wanted, JobRow.state, JobRow.reason, JobRow.mode)
             ).first()
@@ -166,9 +161,7 @@ class Leases:
 
     def _report(self, claim: QueueClaim, state: JobState, reason: str) -> None:
         with self._database.write() as session:
-            run, job = locked_job(session, claim.job_id)
-            if job.epoch != claim.epoch or job.owner is None:
-                raise _lost(claim)
+            run, job = _locked(session, claim)
             now = self._database.now_s(session)
             if may_follow(JobState(job.state), state):
                 move(session, run, job, state, reason, now)
@@ -184,13 +177,7 @@ class Leases:
             The job was given to another driver.
         """
         with self._database.read() as session:
-            wanted = session.scalar(
-                select(JobRow.wanted).where(
-                    JobRow.id == claim.job_id,
-                    JobRow.epoch == claim.epoch,
-                    JobRow.owner.is_not(None),
-                )
-            )
+            wanted = session.scalar(select(JobRow.wanted).where(*_of(claim)))
         if wanted is None:
             raise _lost(claim)
         return Wanted(wanted)
@@ -206,11 +193,7 @@ class Leases:
         with self._database.write() as session:
             session.execute(
                 update(JobRow)
-                .where(
-                    JobRow.id == claim.job_id,
-                    JobRow.epoch == claim.epoch,
-                    JobRow.owner.is_not(None),
-                )
+                .where(*_of(claim))
                 .values(stopped=True, crashes=0, **_progress(progress))
             )
 
@@ -230,9 +213,7 @@ class Leases:
             The job was given to another driver.
         """
         with self._database.write() as session:
-            run, job = locked_job(session, claim.job_id)
-            if job.epoch != claim.epoch or job.owner is None:
-                raise _lost(claim)
+            run, job = _locked(session, claim)
             counts = _progress(progress, exact=state in (JobState.SUCCEEDED, JobState.PARTIAL))
             for name, value in {**counts, **(facts or {})}.items():
                 setattr(job, name, value)
@@ -241,9 +222,7 @@ class Leases:
     def give_back(self, claim: QueueClaim, progress: Progress, error: str) -> None:
         """Queue a job again whose driver met a passing fault."""
         with self._database.write() as session:
-            run, job = locked_job(session, claim.job_id)
-            if job.epoch != claim.epoch or job.owner is None:
-                raise _lost(claim)
+            run, job = _locked(session, claim)
             if job.wanted != Wanted.RUN:
                 job.stopped = True
                 return
@@ -273,6 +252,20 @@ def _recover(session: Session, run: Run, job: JobRow, how: str, now_s: float) ->
     job.not_before_s = now_s + wait_s
     why = f"to be continued from its checkpoints ({how})"
     move(session, run, job, JobState.QUEUED, why, now_s)
+
+
+def _of(claim: QueueClaim) -> tuple[ColumnElement[bool], ...]:
+    """Return the conditions under which a job is still that of a claim's driver."""
+    owned = JobRow.owner.is_not(None)
+    return JobRow.id == claim.job_id, JobRow.epoch == claim.epoch, owned
+
+
+def _locked(session: Session, claim: QueueClaim) -> tuple[Run, JobRow]:
+    """Return the job of a claim and its run, locked; raise if it is another driver's."""
+    run, job = locked_job(session, claim.job_id)
+    if job.epoch != claim.epoch or job.owner is None:
+        raise _lost(claim)
+    return run, job
 
 
 def _lost(claim: QueueClaim) -> LeaseLostError:

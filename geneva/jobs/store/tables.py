@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, fields, replace
-from typing import Any, Protocol, get_type_hints
+from dataclasses import asdict, replace
+from datetime import datetime
+from types import UnionType
+from typing import Any, Protocol, get_args, get_type_hints
 
 import pyarrow as pa
 
@@ -83,11 +85,12 @@ class Source(Protocol):
         """Return events of a run."""
 
 
-_TYPES = {
-    "int": pa.int64(),
-    "float": pa.float64(),
-    "bool": pa.bool_(),
-    "datetime": pa.timestamp("us", tz="UTC"),
+_TYPES: dict[Any, pa.DataType] = {
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    datetime: pa.timestamp("us", tz="UTC"),
+    tuple[str, ...]: pa.list_(pa.string()),
 }
 
 
@@ -117,10 +120,8 @@ def as_table(kind: type, records: Iterable[Any], **extra: pa.DataType) -> pa.Tab
     extra
         Further columns; ``records`` are then pairs of a record and their values.
     """
-    schema = pa.schema(
-        [(n, t) for n, t in extra.items()]
-        + [(f.name, _type(get_type_hints(kind)[f.name])) for f in fields(kind) if f.name != "jobs"]
-    )
+    hints = get_type_hints(kind)
+    schema = pa.schema(extra | {n: _type(h) for n, h in hints.items() if n != "jobs"})
     rows = []
     for found in records:
         record, more = found if extra else (found, {})
@@ -130,11 +131,8 @@ def as_table(kind: type, records: Iterable[Any], **extra: pa.DataType) -> pa.Tab
 
 
 def _type(hint: Any) -> pa.DataType:
-    text = getattr(hint, "__name__", str(hint))
-    if "tuple[str" in str(hint):
-        return pa.list_(pa.string())
-    name = str(hint).removesuffix(" | None").rpartition(".")[2] if "|" in str(hint) else text
-    return _TYPES.get(name, pa.string())
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    return next((_TYPES[k] for k in kinds if k in _TYPES), pa.string())
 
 
 def _value(value: Any) -> Any:
