@@ -108,21 +108,21 @@ def has_session(request: Request) -> bool:
 def _session(request: Request) -> Session | None:
     """Return the session of a request, if it has one that is neither over nor ended."""
     settings: Settings = request.app.state.settings
-    found = _read(settings, request.cookies.get(_cookie(settings), ""))
-    if found is None or request.app.state.places.store.is_ended(found.id):
+    held = _read(settings, request.cookies.get(_cookie(settings), ""))
+    if held is None or request.app.state.places.store.is_ended(held.id):
         return None
-    return found
+    return held
 
 
 def _read(settings: Settings, text: str) -> Session | None:
     try:
         role, until, name, signature = text.split(".")
-        found = Session(Role(int(role)), int(until), name)
+        content = Session(Role(int(role)), int(until), name)
     except ValueError:
         return None
-    if not hmac.compare_digest(signature.encode(), _sign(settings, found).encode()):
+    if not hmac.compare_digest(signature.encode(), _sign(settings, content).encode()):
         return None
-    return found if found.until_s > time.time() else None
+    return content if content.until_s > time.time() else None
 
 
 def _sign(settings: Settings, session: Session) -> str:

@@ -29,9 +29,9 @@ def failures(
 ) -> Response:
     """List groups of failures."""
     chosen = dict(zip(_NAMES, (run, db, table, column), strict=True))
-    found = store.failure_groups(_wish(chosen))
+    groups = store.failure_groups(_wish(chosen))
     given = {k: v for k, v in chosen.items() if v}
-    return render(request, "failures.html", found=found, given=given)
+    return render(request, "failures.html", found=groups, given=given)
 
 
 @router.post("/failures/{key}/retry", dependencies=[Operator])

@@ -32,13 +32,13 @@ def grid(job_id: str, column: _Column, store: Store) -> Response:
     bytes, or some 150 KB where rows failed in each.
     """
     ended = store.job(job_id).state.ended  # before the states, so that the last look sees the end
-    found = store.fragments(job_id, column)
+    drawn = store.fragments(job_id, column)
     places = {state: i for i, state in enumerate(_STATES)}
     answer = {
         "names": [s.value for s in _STATES],
-        "ids": consecutive(found.ids),
-        "states": encoded(places[s] for s in found.states),
-        "failed": encoded(found.failed),
+        "ids": consecutive(drawn.ids),
+        "states": encoded(places[s] for s in drawn.states),
+        "failed": encoded(drawn.failed),
         "ended": ended,
     }
     return JSONResponse(answer)
@@ -85,11 +85,11 @@ def encoded(values: Iterable[int]) -> list[tuple[int, int]]:
 
 def consecutive(numbers: Sequence[int]) -> list[tuple[int, int]]:
     """Return runs of consecutive numbers as (first, length)."""
-    found = []
+    runs = []
     for _, same in groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
         run = [number for _, number in same]
-        found.append((run[0], len(run)))
-    return found
+        runs.append((run[0], len(run)))
+    return runs
 
 
 _SHOWN_BYTES = 200_000
@@ -101,13 +101,13 @@ def logs(
 ) -> Response:
     """Show the end of one log, which follows while the job runs."""
     job = store.job(job_id)
-    found = {log.name: log for log in logs_of(places.settings.logs / job.id)}
-    part = found[name].read(None, _SHOWN_BYTES) if name in found else None
+    by_name = {log.name: log for log in logs_of(places.settings.logs / job.id)}
+    part = by_name[name].read(None, _SHOWN_BYTES) if name in by_name else None
     return render(
         request,
         "_logs.html" if is_piece(request) else "logs.html",
         job=job,
         name=name,
-        records=[log.record() for log in found.values()],
+        records=[log.record() for log in by_name.values()],
         part=part,
     )

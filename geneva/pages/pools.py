@@ -28,13 +28,13 @@ def pools(
     request: Request, store: Store, pool: Annotated[str, Query(max_length=500)] = ""
 ) -> Response:
     """List the pools with their jobs."""
-    found = store.pools()
+    records = store.pools()
     return render(
         request,
         "_pools.html" if is_piece(request) else "pools.html",
-        pools=found,
-        active=_jobs(store, found, *ACTIVE),
-        queued=_jobs(store, found, JobState.QUEUED),
+        pools=records,
+        active=_jobs(store, records, *ACTIVE),
+        queued=_jobs(store, records, JobState.QUEUED),
         shown=_JOBS,
         chosen=pool,
     )

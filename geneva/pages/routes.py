@@ -61,8 +61,8 @@ def install_missing(app: FastAPI) -> None:
             return cast(Response, otherwise(request, error))
         with contextlib.suppress(LoginNeededError, HTTPException):  # who may see no other pages?
             request.state.role = check(request)
-        told = HTTPException(404, f"there is no page {request.url.path}")
-        response = _explain(request, told)
+        missing_page = HTTPException(404, f"there is no page {request.url.path}")
+        response = _explain(request, missing_page)
         response.headers.update(_SAFETY)
         return response
 

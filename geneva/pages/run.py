@@ -69,12 +69,12 @@ def _change(store: Store, run_id: str, form: Mapping[str, str]) -> None:
             given["priority"] = int(form["priority"])
         if "max_active" in form:  # a field that is empty lifts the cap
             given["max_active"] = int(form["max_active"]) if form["max_active"].strip() else None
-        asked = RunChange.model_validate(given)
+        changes = RunChange.model_validate(given)
     except ValueError as error:
         raise SettingError(
             "priority is a whole number from -1000 to 1000, and the cap one from 1 on"
         ) from error
-    store.change(run_id, priority=asked.priority, max_active=asked.cap)
+    store.change(run_id, priority=changes.priority, max_active=changes.cap)
 
 
 def _go(request: Request, url: str) -> Response:
@@ -104,10 +104,10 @@ def _page(request: Request, store: Store, run_id: str, job_id: str) -> Response:
 
 def _chosen(run: RunRecord, job_id: str) -> JobRecord:
     """Return the job that is asked for, or the latest."""
-    found = [j for j in run.jobs if job_id in ("", j.id)]
-    if not found:
+    jobs = [j for j in run.jobs if job_id in ("", j.id)]
+    if not jobs:
         raise NoSuchJobError(f"run {run.id!r} has no job {job_id!r}")
-    return found[-1]
+    return jobs[-1]
 
 
 def _several(run: RunRecord) -> bool:

@@ -102,14 +102,14 @@ def _day(text: str) -> datetime | None:
 @router.get("/runs")
 def runs(request: Request, store: Store, filters: _Filters) -> Response:
     """List runs."""
-    asked = filters.query()
-    found = store.counted_runs(asked)
+    query = filters.query()
+    page = store.counted_runs(query)
     facts: dict[str, Any] = {
         "filters": filters,
-        "runs": found.runs,
-        "total": found.total,
-        "groups": _group(found.counts),
-        "last_page": max(-(-found.total // asked.limit), 1),
+        "runs": page.runs,
+        "total": page.total,
+        "groups": _group(page.counts),
+        "last_page": max(-(-page.total // query.limit), 1),
         "url": filters.url(page=filters.page),
     }
     if is_piece(request):

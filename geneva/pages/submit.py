@@ -92,8 +92,8 @@ def columns(
     db: Db = None,
 ) -> Response:
     """Offer the columns of another table."""
-    found, wrong = _table(catalog, db, table)
-    return render(request, "_columns.html", facts=found, filled={}, wrong_table=wrong)
+    facts, wrong = _table(catalog, db, table)
+    return render(request, "_columns.html", facts=facts, filled={}, wrong_table=wrong)
 
 
 @router.post("/submit/plan")
@@ -101,11 +101,11 @@ def plan(request: Request, places: Places, form: Form) -> Response:
     """Return the plan of the form, or its fault."""
     found: Forecast | None = None
     wrong: Wrong | None = None
-    asked: Submission | None = None
+    submission: Submission | None = None
     try:
-        asked = _asked(places.catalog, form)
-        table = admission.opened(asked, places.settings.databases)
-        found = forecast(table, asked, places.past, _PLAN_S)
+        submission = _asked(places.catalog, form)
+        table = admission.opened(submission, places.settings.databases)
+        found = forecast(table, submission, places.past, _PLAN_S)
     except GenevaError as error:
         wrong = Wrong.of(error)
     return render(
@@ -115,7 +115,7 @@ def plan(request: Request, places: Places, form: Form) -> Response:
         wrong=wrong,
         where=form.get("where", ""),
         redo=form.get("redo", ""),
-        command="" if asked is None else _command(asked),
+        command="" if submission is None else _command(submission),
     )
 
 
@@ -123,8 +123,8 @@ def plan(request: Request, places: Places, form: Form) -> Response:
 def submit(request: Request, places: Places, form: Form) -> Response:
     """Queue the backfill of the form, and go to its run; sent twice, it is still one run."""
     try:
-        asked = _asked(places.catalog, form)
-        admitted = admission.admit(asked, places.settings.databases)
+        submission = _asked(places.catalog, form)
+        admitted = admission.admit(submission, places.settings.databases)
         key = f"page-{form['key']}" if form.get("key") else None
         run = places.store.submit(admitted.asked, admitted.table_uri, admitted.fills, key=key)
     except RequestError as error:
@@ -253,16 +253,16 @@ def _object(name: str, text: str) -> dict[str, Any]:
     return value
 
 
-def _command(asked: Submission) -> str:
+def _command(submission: Submission) -> str:
     """Return the same backfill as a command for a shell."""
-    words = ["geneva", "runs", "submit", asked.table, *asked.columns]
+    words = ["geneva", "runs", "submit", submission.table, *submission.columns]
     for argument in ARGUMENTS:
-        if argument.name in asked.arguments:
-            words += argument.words(asked.arguments[argument.name])
-    if asked.pool != DEFAULT_POOL:
-        words += ["--pool", asked.pool]
-    if asked.priority:
-        words += ["--priority", str(asked.priority)]
-    if asked.name:
-        words += ["--name", asked.name]
+        if argument.name in submission.arguments:
+            words += argument.words(submission.arguments[argument.name])
+    if submission.pool != DEFAULT_POOL:
+        words += ["--pool", submission.pool]
+    if submission.priority:
+        words += ["--priority", str(submission.priority)]
+    if submission.name:
+        words += ["--name", submission.name]
     return shlex.join(words)

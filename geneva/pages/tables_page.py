@@ -80,6 +80,6 @@ def coverage(
     )
 
 
-def _to_do(found: Covered) -> int:
+def _to_do(covered: Covered) -> int:
     """Return the rows that a backfill would compute."""
-    return found.missing + found.stale - found.waiting
+    return covered.missing + covered.stale - covered.waiting

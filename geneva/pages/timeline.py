@@ -78,8 +78,8 @@ class TimeAxis:
         form = "%H:%M:%S" if step < 60 else form
         first = -(-self.since.timestamp() // step) * step
         moments = [first + i * step for i in range(_TICKS + 1)]
-        found = [datetime.fromtimestamp(m, UTC) for m in moments if m <= self.until.timestamp()]
-        return [(self.place(at), at.strftime(form)) for at in found]
+        times = [datetime.fromtimestamp(m, UTC) for m in moments if m <= self.until.timestamp()]
+        return [(self.place(at), at.strftime(form)) for at in times]
 
 
 @router.get("/timeline")

@@ -84,11 +84,11 @@ class Door:
         # must not be able to keep the right one out.
         if not self._settings.own_token:
             self._check_wait(request)
-        found = _role_of(self._settings, given)
-        if found is None:
+        role = _role_of(self._settings, given)
+        if role is None:
             self._check_wait(request)
             self._guesses.wrong(client_of(request))
-        return found
+        return role
 
     @property
     def code(self) -> str:
@@ -181,5 +181,5 @@ def check_query(request: Request) -> None:
     operation = verbs.get(request.method.lower(), {})
     known = [p["name"] for p in operation.get("parameters", ()) if p["in"] == "query"]
     if unknown := [name for name in request.query_params if name not in known]:
-        told = ", ".join(known) or "none"
-        raise SettingError(f"unknown query parameter {unknown[0]!r}; known: {told}")
+        names = ", ".join(known) or "none"
+        raise SettingError(f"unknown query parameter {unknown[0]!r}; known: {names}")

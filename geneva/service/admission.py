@@ -46,7 +46,7 @@ class Admitted:
         return self.table.plan_backfill(list(self.asked.columns), **self.asked.arguments)
 
 
-def admit(asked: Submission, databases: Databases) -> Admitted:
+def admit(submission: Submission, databases: Databases) -> Admitted:
     """Check a request against its table.
 
     Raises
@@ -56,15 +56,17 @@ def admit(asked: Submission, databases: Databases) -> Admitted:
     ResourceError
         No node can ever hold an applier.
     """
-    table = opened(asked, databases)
+    table = opened(submission, databases)
     bindings = table.computed_columns()
-    fills = table.check_backfill(list(asked.columns), **asked.arguments)
-    for name in asked.columns:
-        check_resources(bindings[name].reserves, asked.arguments.get("executor"), asked.ray)
-    return Admitted(asked, table, fills)
+    fills = table.check_backfill(list(submission.columns), **submission.arguments)
+    for name in submission.columns:
+        check_resources(
+            bindings[name].reserves, submission.arguments.get("executor"), submission.ray
+        )
+    return Admitted(submission, table, fills)
 
 
-def opened(asked: Submission, databases: Databases) -> Table:
+def opened(submission: Submission, databases: Databases) -> Table:
     """Open the table of a request, whose arguments are checked first.
 
     Raises
@@ -72,11 +74,11 @@ def opened(asked: Submission, databases: Databases) -> Table:
     RequestError
         Whatever is wrong with an argument that needs no table; or there is no such table here.
     """
-    check_arguments(asked)
-    return databases.table(asked.db, asked.table, asked.ray)
+    check_arguments(submission)
+    return databases.table(submission.db, submission.table, submission.ray)
 
 
-def check_arguments(asked: Submission) -> None:
+def check_arguments(submission: Submission) -> None:
     """Check the arguments that need no table.
 
     Raises
@@ -84,17 +86,17 @@ def check_arguments(asked: Submission) -> None:
     SettingError
         Whatever is wrong with it.
     """
-    if not asked.columns:
+    if not submission.columns:
         raise SettingError("no column given")
-    twice = [c for c in dict.fromkeys(asked.columns) if asked.columns.count(c) > 1]
+    twice = [c for c in dict.fromkeys(submission.columns) if submission.columns.count(c) > 1]
     if twice:
         raise SettingError(f"columns: {', '.join(map(repr, twice))} is given more than once")
-    if asked.max_active is not None:
+    if submission.max_active is not None:
         raise SettingError(
             "max_active: a backfill is one job, so there is nothing to cap; the slots of a pool "
             "limit the jobs of several runs"
         )
-    refuse_elsewhere(asked.arguments)
+    refuse_elsewhere(submission.arguments)
 
 
 _LOG = logging.getLogger("geneva.service")
@@ -139,10 +141,10 @@ def check_resources(
     ordinary = set(reserves) <= {"CPU"} and reserves.get("CPU", 0) <= 1
     if executor == "local" or ordinary:
         return  # threads reserve nothing, and any node has a processor
-    found = _nodes(ray)
-    if found is None or found["grows"] or not found["nodes"]:
+    cluster = _nodes(ray)
+    if cluster is None or cluster["grows"] or not cluster["nodes"]:
         return
-    if why := lacking(found["nodes"], reserves):
+    if why := lacking(cluster["nodes"], reserves):
         raise ResourceError(why)
 
 

@@ -198,14 +198,14 @@ class Catalog:
             before = self._covered.present(key)
             ledger = before.ledger if before else Ledger.load(storage, binding.incarnation)
             with storage_errors(storage.uri):
-                found = coverage(storage, column, binding, snapshot, ledger)
-            return _Counted(found, ledger.kept(snapshot))
+                facts = coverage(storage, column, binding, snapshot, ledger)
+            return _Counted(facts, ledger.kept(snapshot))
 
         counted = self._covered.get(key, (snapshot.version, binding.digest), count)
-        found = _covered(_column(snapshot, column), counted.coverage, last)
+        facts = _covered(_column(snapshot, column), counted.coverage, last)
         if not fragments:
-            return found
-        return replace(found, per_fragment=tuple(counted.coverage.table.to_pylist()))
+            return facts
+        return replace(facts, per_fragment=tuple(counted.coverage.table.to_pylist()))
 
     def open(self, db: str, name: str) -> tuple[TableStorage, Snapshot]:
         """Open the latest version of a table."""
@@ -285,14 +285,17 @@ def _bound(snapshot: Snapshot, binding: Binding) -> BoundColumn:
     )
 
 
-def _covered(column: ColumnFacts, found: Coverage, last: JobRecord | None) -> Covered:
-    totals: dict[str, Any] = found.totals
-    rows = found.table["rows"].to_pylist()
-    missing, stale = found.table["missing"].to_pylist(), found.table["stale"].to_pylist()
+def _covered(column: ColumnFacts, counts: Coverage, last: JobRecord | None) -> Covered:
+    totals: dict[str, Any] = counts.totals
+    rows = counts.table["rows"].to_pylist()
+    missing, stale = (
+        counts.table["missing"].to_pylist(),
+        counts.table["stale"].to_pylist(),
+    )
     left = [m + s for m, s in zip(missing, stale, strict=True)]
     return Covered(
         column=column,
-        version=found.version,
+        version=counts.version,
         fragments=len(rows),
         fragments_done=left.count(0),
         pieces=_pieces(rows, left),

@@ -135,7 +135,7 @@ class Forecast:
 
 def forecast(
     table: Table,
-    asked: Submission,
+    submission: Submission,
     past: Past,
     within_s: float = math.inf,
     *,
@@ -157,31 +157,31 @@ def forecast(
     RequestError
         Whatever is wrong with the request.
     """
-    table.check_backfill(list(asked.columns), **asked.arguments)
+    table.check_backfill(list(submission.columns), **submission.arguments)
     storage = table.storage
     with storage_errors(storage.uri):
         snapshot = storage.open()
         bindings = bindings_of(as_called(snapshot))
-        found: list[ColumnForecast] = []
+        columns: list[ColumnForecast] = []
         each: list[dict[str, Any]] = []
-        for name in _one_of_each_group(snapshot, bindings, asked.columns):
-            planned = _planned(storage, name, asked, within_s / len(asked.columns))
-            pace = _pace(past, absolute(storage.uri), bindings, planned.columns, asked)
-            before = [f for f in found if f.rows_compute and _reads(snapshot, bindings, name, f)]
-            found.append(_column(storage, planned, pace, before))
+        for name in _one_of_each_group(snapshot, bindings, submission.columns):
+            planned = _planned(storage, name, submission, within_s / len(submission.columns))
+            pace = _pace(past, absolute(storage.uri), bindings, planned.columns, submission)
+            before = [f for f in columns if f.rows_compute and _reads(snapshot, bindings, name, f)]
+            columns.append(_column(storage, planned, pace, before))
             if fragments:
                 facts = plan_facts(planned)
                 each += ({"columns": facts["columns"]} | f for f in facts["fragments"])
-    seconds = [f.estimate.seconds if f.estimate else None for f in found if f.rows_compute]
+    seconds = [f.estimate.seconds if f.estimate else None for f in columns if f.rows_compute]
     return Forecast(
-        asked.table,
+        submission.table,
         snapshot.version,
-        asked.arguments.get("where"),
-        sum(f.rows_compute for f in found),
-        sum(f.fragments_compute for f in found),
-        all(f.exact for f in found),
+        submission.arguments.get("where"),
+        sum(f.rows_compute for f in columns),
+        sum(f.fragments_compute for f in columns),
+        all(f.exact for f in columns),
         None if None in seconds else sum(s for s in seconds if s is not None),
-        tuple(found),
+        tuple(columns),
         tuple(each),
     )
 
@@ -197,8 +197,8 @@ def _one_of_each_group(
     return list(groups.values())
 
 
-def _planned(storage: TableStorage, column: str, asked: Submission, within_s: float) -> Plan:
-    known = with_defaults(asked.arguments)
+def _planned(storage: TableStorage, column: str, submission: Submission, within_s: float) -> Plan:
+    known = with_defaults(submission.arguments)
     params = known.pop("params")
     check_value("params", params)
     return plan(storage, column, checked_options(known), dict(params or {}), within_s)
@@ -216,10 +216,10 @@ def _pace(
     uri: str,
     bindings: dict[str, Binding],
     columns: Sequence[str],
-    asked: Submission,
+    submission: Submission,
 ) -> tuple[PastPace, str] | None:
     """Return how quick the column is, or another one of the table with the same UDF."""
-    concurrency = with_defaults(asked.arguments)["concurrency"]
+    concurrency = with_defaults(submission.arguments)["concurrency"]
     if (own := past.pace(uri, columns, concurrency)) is not None:
         return own, _basis(own, ", ".join(columns), concurrency)
     digest = bindings[columns[0]].digest

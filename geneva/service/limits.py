@@ -124,12 +124,12 @@ class Limits:
         if not wait_s:
             return None
         after = str(math.ceil(wait_s))
-        told = f"too many requests from {client}; try again in {after} s"
-        return problem(429, "TooManyRequests", told, headers={"Retry-After": after})
+        detail = f"too many requests from {client}; try again in {after} s"
+        return problem(429, "TooManyRequests", detail, headers={"Retry-After": after})
 
 
-def _refusal(status: int, kind: str, told: str) -> Response:
-    return problem(status, kind, told, headers={"Connection": "close"})
+def _refusal(status: int, kind: str, detail: str) -> Response:
+    return problem(status, kind, detail, headers={"Connection": "close"})
 
 
 def _unfit(scope: Scope) -> Response | None:

@@ -54,11 +54,11 @@ class Streams:
         """Count a stream, or return a refusal."""
         after = {"Retry-After": str(RETRY_S)}
         if self._open[client] >= self._of_one:
-            told = f"{client} has {self._of_one} streams open, as many as one client may"
-            return problem(429, "TooManyStreams", told, headers=after)
+            detail = f"{client} has {self._of_one} streams open, as many as one client may"
+            return problem(429, "TooManyStreams", detail, headers=after)
         if self._open.total() >= self._most:
-            told = f"{self._most} streams are open, as many as this service keeps"
-            return problem(503, "TooManyStreams", told, headers=after)
+            detail = f"{self._most} streams are open, as many as this service keeps"
+            return problem(503, "TooManyStreams", detail, headers=after)
         self._open[client] += 1
         return None
 

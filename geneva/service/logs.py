@@ -50,11 +50,11 @@ class JobLog:
     name: str
 
     def _segments(self) -> list[_Segment]:
-        found = []
+        segments = []
         for path in self.folder.glob(f"{self.name}.*.log"):
             if match := _NAMES.fullmatch(path.name):
-                found.append(_Segment(path, int(match["start"])))
-        return sorted(found, key=lambda s: s.start)
+                segments.append(_Segment(path, int(match["start"])))
+        return sorted(segments, key=lambda s: s.start)
 
     def _path(self, start: int) -> Path:
         return self.folder / f"{self.name}.{start}.log"
@@ -140,8 +140,8 @@ def _open(path: Path) -> BinaryIO:
 
 def logs_of(folder: Path) -> list[JobLog]:
     """Return the logs in a job's folder: the driver's, then those of appliers by number."""
-    found = {m["name"] for p in folder.glob("*.log") if (m := _NAMES.fullmatch(p.name))}
-    order = sorted(found, key=lambda n: (n != DRIVER, int(n.partition("-")[2] or 0)))
+    names = {m["name"] for p in folder.glob("*.log") if (m := _NAMES.fullmatch(p.name))}
+    order = sorted(names, key=lambda n: (n != DRIVER, int(n.partition("-")[2] or 0)))
     return [JobLog(folder, name) for name in order]
 
 

@@ -91,14 +91,14 @@ class _Counts(Collector):
 
     def collect(self) -> list[GaugeMetricFamily]:
         """Count."""
-        found = health(self._store.database)
+        state = health(self._store.database)
         ready = GaugeMetricFamily("geneva_ready", "1 if /readyz says so, else 0.")
-        ready.add_metric([], 0 if found.reason else 1)
+        ready.add_metric([], 0 if state.reason else 1)
         silence = GaugeMetricFamily(
             "geneva_scheduler_silence_seconds", "Since a scheduler last looked at the queue."
         )
-        if found.silence_s is not None:
-            silence.add_metric([], found.silence_s)
+        if state.silence_s is not None:
+            silence.add_metric([], state.silence_s)
         try:
             return [ready, silence, *self._counted()]
         except GenevaError:  # the database is away, which is told so

@@ -123,10 +123,10 @@ def place_of(db: str) -> str:
 def _folder_of(db: str, *, is_uri: bool) -> str:
     path = db
     if is_uri:
-        found = urlsplit(db)
-        if found.netloc not in ("", "localhost") or found.query or found.fragment:
+        uri = urlsplit(db)
+        if uri.netloc not in ("", "localhost") or uri.query or uri.fragment:
             raise SettingError(f"db {db!r} must be file:///an/absolute/path")
-        path = unquote(found.path)
+        path = unquote(uri.path)
     if not path.startswith("/"):
         raise SettingError(f"db {db!r} must be an absolute path, or a URI such as s3://...")
     try:
@@ -170,12 +170,12 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
     try:
         if path.stat().st_mode & 0o077:
             raise SettingError(f"{path} holds secrets and others may read it: chmod 600 {path}")
-        found = tomllib.loads(path.read_text("utf-8"))
+        by_uri = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise SettingError(f"{STORAGE_OPTIONS}={path} cannot be read: {error}") from error
     except ValueError as error:
         raise SettingError(f"{STORAGE_OPTIONS}={path} is no TOML: {error}") from None
-    for uri, options in found.items():
+    for uri, options in by_uri.items():
         if not isinstance(options, dict) or not all(isinstance(v, str) for v in options.values()):
             raise SettingError(f'{path}: {uri!r} must be a table of texts, NAME = "VALUE"')
-    return found
+    return by_uri

@@ -116,10 +116,10 @@ def _geneva(_: Request, error: Exception) -> JSONResponse:
 
 def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    found = [{k: e[k] for k in ("loc", "msg", "type")} for e in error.errors()]
-    first = found[0]
+    errors = [{k: e[k] for k in ("loc", "msg", "type")} for e in error.errors()]
+    first = errors[0]
     where = ".".join(str(part) for part in first["loc"])
-    return problem(422, "InvalidRequest", f"{where}: {first['msg']}", jsonable_encoder(found))
+    return problem(422, "InvalidRequest", f"{where}: {first['msg']}", jsonable_encoder(errors))
 
 
 def _http(_: Request, error: Exception) -> JSONResponse:

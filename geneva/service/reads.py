@@ -31,12 +31,12 @@ def read(endpoint: Callable[P, Any]) -> Callable[P, Coroutine[Any, Any, Response
     """Let an endpoint run there; its result is of the declared type, and not checked again."""
     to_json = TypeAdapter(get_type_hints(endpoint)["return"]).dump_json
 
-    def answer(asked: Callable[[], Any]) -> bytes:
-        return to_json(asked())
+    def answer(question: Callable[[], Any]) -> bytes:
+        return to_json(question())
 
     @wraps(endpoint)
     async def answered(*args: P.args, **given: P.kwargs) -> Response:
-        asked = partial(endpoint, *args, **given)
-        return Response(await reading(partial(answer, asked)), media_type="application/json")
+        question = partial(endpoint, *args, **given)
+        return Response(await reading(partial(answer, question)), media_type="application/json")
 
     return answered

@@ -144,8 +144,8 @@ class Scheduler:
         self._forget_at = now + _FORGET_S
         self._store.forget(keep_s)
         before, folder = time.time() - keep_s, self._settings.logs
-        found = folder.iterdir() if folder.is_dir() else ()
-        old = [p.name for p in found if p.stat().st_mtime < before]
+        folders = folder.iterdir() if folder.is_dir() else ()
+        old = [p.name for p in folders if p.stat().st_mtime < before]
         for job_id in self._store.unknown(old):
             forget(folder / job_id)
 

@@ -34,11 +34,11 @@ class _Places:
     def health(self) -> Health:
         """Say whether the service can do its work, as it was a moment ago."""
         now = time.monotonic()
-        at_s, found = self._health[0] if self._health else (-math.inf, None)
-        if found is None or now - at_s > _HEALTH_S:
-            found = health(self.store.database)
-            self._health[:] = [(now, found)]
-        return found
+        at_s, latest = self._health[0] if self._health else (-math.inf, None)
+        if latest is None or now - at_s > _HEALTH_S:
+            latest = health(self.store.database)
+            self._health[:] = [(now, latest)]
+        return latest
 
     def retry(self, run_id: str) -> RunRecord:
         """Queue the jobs again that did not succeed, of a run that this service would take."""
@@ -74,8 +74,8 @@ def places(settings: Settings, store: _Store) -> _Places:
 
 
 def _of(request: Request) -> _Places:
-    found: _Places = request.app.state.places
-    return found
+    held: _Places = request.app.state.places
+    return held
 
 
 # Coroutines, as FastAPI sends every other function through a thread.

@@ -67,9 +67,9 @@ def plan(
 
     With ``params`` it needs the operator's token: the UDF is loaded to tell what they make of it.
     """
-    asked = new.submission(places.settings.db)
-    if asked.arguments.get("params") and request.state.role < Role.OPERATOR:
+    submission = new.submission(places.settings.db)
+    if submission.arguments.get("params") and request.state.role < Role.OPERATOR:
         raise HTTPException(403, "a plan with params loads the UDF, which this token may not")
-    table = opened(asked, places.settings.databases)
+    table = opened(submission, places.settings.databases)
     within = math.inf if within_s is None else within_s
-    return forecast(table, asked, places.past, within, fragments=fragments)
+    return forecast(table, submission, places.past, within, fragments=fragments)

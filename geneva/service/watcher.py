@@ -213,16 +213,16 @@ class Watcher:
             self._watches.settle(look, version)
 
     def _decide(self, known: _Known, column: _Column, look: WatchLook) -> None:
-        asked = self._submission(column)
-        admitted = admission.admit(asked, self._settings.databases)
+        submission = self._submission(column)
+        admitted = admission.admit(submission, self._settings.databases)
         plan = admitted.plan()
         if not plan.rows_compute:
             self._settle(column, look, plan.version)
             return
-        asked = self._submission(column, self._cause(known, column, look, plan))
-        run = self._watches.submit(look, plan.version, asked, admitted.fills)
+        submission = self._submission(column, self._cause(known, column, look, plan))
+        run = self._watches.submit(look, plan.version, submission, admitted.fills)
         if run is not None:
-            _LOG.info("run %s of %s: %s", run, look.watched.columns, asked.cause)
+            _LOG.info("run %s of %s: %s", run, look.watched.columns, submission.cause)
 
     def _cause(self, known: _Known, column: _Column, look: WatchLook, plan: Plan) -> str:
         why = causes(known.table.storage, known.snapshot, plan, look.version)

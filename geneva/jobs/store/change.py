@@ -53,12 +53,12 @@ def locked_job(session: Session, job_id: str) -> tuple[Run, JobRow]:
 
 def jobs_of(session: Session, run: Run) -> list[JobRow]:
     """Return the jobs of a run that no retry has taken the place of."""
-    found = session.scalars(
+    jobs = session.scalars(
         select(JobRow)
         .where(JobRow.run_id == run.id, JobRow.superseded.is_(False))
         .order_by(JobRow.created_s, JobRow.id)
     )
-    return list(found)
+    return list(jobs)
 
 
 def note(

@@ -69,15 +69,15 @@ class Client:
 
     # --- submit and steer ----------------------------------------------------------------
 
-    def submit(self, asked: Submission, key: str | None = None) -> RunRecord:
+    def submit(self, submission: Submission, key: str | None = None) -> RunRecord:
         """Submit a backfill; sent again after a fault, it is still one run."""
         headers = {"Idempotency-Key": key or uuid4().hex}
-        return self._run("POST", "/runs", json=_body(asked), headers=headers, again=True)
+        return self._run("POST", "/runs", json=_body(submission), headers=headers, again=True)
 
-    def plan(self, asked: Submission) -> dict[str, Any]:
+    def plan(self, submission: Submission) -> dict[str, Any]:
         """Return the plan of a backfill, with each fragment."""
         chosen = {"fragments": True}
-        return dict(self._ask("POST", "/plan", json=_body(asked), params=chosen))
+        return dict(self._ask("POST", "/plan", json=_body(submission), params=chosen))
 
     def want(self, run_id: str, wanted: Wanted) -> RunRecord:
         """Pass a wish on to a run."""
@@ -147,8 +147,8 @@ class Client:
         cursor: str | None = None,
     ) -> Page[TaskRecord]:
         """Return a page of the fragments of a job."""
-        asked = _given(state=state, limit=limit, cursor=cursor)
-        return _read(Page[TaskRecord], self._ask("GET", f"/jobs/{job_id}/tasks", params=asked))
+        params = _given(state=state, limit=limit, cursor=cursor)
+        return _read(Page[TaskRecord], self._ask("GET", f"/jobs/{job_id}/tasks", params=params))
 
     def windows(
         self,
@@ -158,16 +158,16 @@ class Client:
         cursor: str | None = None,
     ) -> Page[WindowRecord]:
         """Return a page of the windows of a job."""
-        asked = _given(state=state, limit=limit, cursor=cursor)
-        return _read(Page[WindowRecord], self._ask("GET", f"/jobs/{job_id}/windows", params=asked))
+        params = _given(state=state, limit=limit, cursor=cursor)
+        return _read(Page[WindowRecord], self._ask("GET", f"/jobs/{job_id}/windows", params=params))
 
     def failures(
         self, job_id: str, limit: int = 100, cursor: str | None = None
     ) -> Page[FailureRecord]:
         """Return a page of the rows on which a UDF failed."""
-        asked = _given(limit=limit, cursor=cursor)
-        found = self._ask("GET", f"/jobs/{job_id}/failures", params=asked)
-        return _read(Page[FailureRecord], found)
+        params = _given(limit=limit, cursor=cursor)
+        page = self._ask("GET", f"/jobs/{job_id}/failures", params=params)
+        return _read(Page[FailureRecord], page)
 
     def failure_groups(self, wish: FailureWish) -> FailureGroups:
         """Return failed rows that nobody computed since, grouped by column, error and message."""
@@ -175,8 +175,8 @@ class Client:
 
     def events(self, run_id: str, after: int = 0, limit: int = MAX_LIMIT) -> Page[EventRecord]:
         """Return the events of a run that came after its n-th."""
-        asked = {"after": after, "limit": limit}
-        return _read(Page[EventRecord], self._ask("GET", f"/runs/{run_id}/events", params=asked))
+        params = {"after": after, "limit": limit}
+        return _read(Page[EventRecord], self._ask("GET", f"/runs/{run_id}/events", params=params))
 
     def pools(self) -> list[PoolRecord]:
         """Return the pools."""
@@ -196,8 +196,8 @@ class Client:
 
     def log(self, job_id: str, name: str = "driver", after: int | None = None) -> LogPart:
         """Return the end of a log, or a piece that begins at an offset."""
-        found = self._ask("GET", f"/jobs/{job_id}/logs/{name}", params=_given(after=after))
-        return _read(LogPart, found)
+        part = self._ask("GET", f"/jobs/{job_id}/logs/{name}", params=_given(after=after))
+        return _read(LogPart, part)
 
     def watch(self, run_id: str) -> Iterator[EventRecord | RunRecord]:
         """Yield the events of a run, and the run when it changes, until it has ended.
@@ -328,15 +328,15 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _read(kind: type[T], found: Any) -> T:
-    read: T = _adapter(cast(Any, kind)).validate_python(found)
+def _read(kind: type[T], answer: Any) -> T:
+    read: T = _adapter(cast(Any, kind)).validate_python(answer)
     return read
 
 
-def _body(asked: Submission) -> Mapping[str, Any]:
-    facts = asdict(asked)
+def _body(submission: Submission) -> Mapping[str, Any]:
+    facts = asdict(submission)
     del facts["cause"]
-    return facts | {"db": asked.db or None}
+    return facts | {"db": submission.db or None}
 
 
 def _query(wish: Wish) -> dict[str, Any]:

@@ -135,9 +135,9 @@ def with_password(url: str, password: str | None) -> str:
         return url  # whoever opens it says what is wrong
     if not parsed.drivername.startswith("postgres"):
         return url
-    asked = parsed.query.get("password")
+    in_query = parsed.query.get("password")
     parsed = parsed.difference_update_query(["password"])
-    held = parsed.password or (asked if isinstance(asked, str) else None) or password
+    held = parsed.password or (in_query if isinstance(in_query, str) else None) or password
     return (parsed.set(password=held) if held else parsed).render_as_string(hide_password=False)
 
 
@@ -166,8 +166,10 @@ def _engine(url: str, busy_s: float) -> Engine:
     if parsed.drivername in ("postgresql", "postgres"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername.startswith("postgresql"):
-        told = {} if "connect_timeout" in parsed.query else {"connect_timeout": _CONNECT_S}
-        return create_engine(parsed, pool_pre_ping=True, max_overflow=_OVERFLOW, connect_args=told)
+        options = {} if "connect_timeout" in parsed.query else {"connect_timeout": _CONNECT_S}
+        return create_engine(
+            parsed, pool_pre_ping=True, max_overflow=_OVERFLOW, connect_args=options
+        )
     if parsed.drivername != "sqlite" or not parsed.database or parsed.database == ":memory:":
         raise SettingError(
             f"{parsed.render_as_string()!r}: jobs are kept in sqlite:///a/file or postgresql://..."
@@ -217,12 +219,12 @@ def _answering(url: str) -> Iterator[None]:
         raise SettingError(f"a value is out of the range of its column: {error.orig}") from error
     except (InterfaceError, OperationalError, ProgrammingError) as error:
         shown = make_url(url).render_as_string()
-        told = f"the database of jobs, {shown}, failed: {error.orig}"
+        message = f"the database of jobs, {shown}, failed: {error.orig}"
         if "database is locked" in str(error.orig):
-            told = (
+            message = (
                 f"the database of jobs, {shown}, is locked: another process writes to it for long"
             )
-        raise ServiceError(told) from error
+        raise ServiceError(message) from error
     except DatabaseError as error:
         if type(error) is not DatabaseError:
             raise  # a kind of its own; what SQLite says of its file's content has none

@@ -66,9 +66,9 @@ def groups_of(session: Session, wish: FailureWish) -> FailureGroups:
     if wish.run_id is not None and session.get(Run, wish.run_id) is None:
         raise NoSuchJobError(f"there is no run {wish.run_id!r}")
     groups, complete = _look(session, wish)
-    found = [_group(session, key, g) for key, g in groups.items()]
-    found.sort(key=lambda g: (-g.rows, g.column, g.error, g.shape))
-    return FailureGroups(tuple(found), sum(g.rows for g in found), complete)
+    records = [_group(session, key, g) for key, g in groups.items()]
+    records.sort(key=lambda g: (-g.rows, g.column, g.error, g.shape))
+    return FailureGroups(tuple(records), sum(g.rows for g in records), complete)
 
 
 def picked_of(session: Session, wish: FailureWish, key: str) -> tuple[str, list[Picked]]:
@@ -129,16 +129,16 @@ class _Retries:
 
     def state(self, job_id: str, fragment_id: int, row: int) -> _Retry:
         """Say whether a row that a job failed on was tried again."""
-        found = _Retry.NONE
+        latest = _Retry.NONE
         for child_id, state, spans in self._children.get(job_id, ()):
             if not spans.hold(fragment_id, row):
                 continue
             if state in _KEPT:
                 return _Retry.DONE
             if not JobState(state).ended:
-                found = max(found, _Retry.LIVE)
-            found = max(found, self.state(child_id, fragment_id, row))
-        return found
+                latest = max(latest, _Retry.LIVE)
+            latest = max(latest, self.state(child_id, fragment_id, row))
+        return latest
 
 
 class _Spans:

@@ -48,19 +48,21 @@ def health(database: Database) -> Health:
         check(database)
         with database.read() as session:
             latest = select(SchedulerBeat).order_by(SchedulerBeat.ticked_s.desc()).limit(1)
-            found, now = session.scalar(latest), database.now_s(session)
+            last, now = session.scalar(latest), database.now_s(session)
     except GenevaError as error:
         return Health(str(error))
-    if found is None:
+    if last is None:
         return Health("no scheduler has looked at the queue yet: `geneva scheduler` runs one")
-    silence_s = max(now - found.ticked_s, 0.0)
+    silence_s = max(now - last.ticked_s, 0.0)
     if silence_s > SILENT_S:
-        told = f"no scheduler has looked at the queue for {silence_s:,.0f} s; {found.name} was last"
-        return Health(told, silence_s)
+        reason = (
+            f"no scheduler has looked at the queue for {silence_s:,.0f} s; {last.name} was last"
+        )
+        return Health(reason, silence_s)
     return Health("", silence_s)
 
 
-def check_health(found: Health) -> None:
+def check_health(state: Health) -> None:
     """Raise `ServiceError` with the reason if something is wrong."""
-    if found.reason:
-        raise ServiceError(found.reason)
+    if state.reason:
+        raise ServiceError(state.reason)

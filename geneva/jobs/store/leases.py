@@ -145,17 +145,17 @@ class Leases:
         """
         with self._database.write() as session:
             now = self._database.now_s(session)
-            found = session.execute(
+            row = session.execute(
                 update(JobRow)
                 .where(*_of(claim))
                 .values(lease_until_s=now + lease_s, **_progress(progress))
                 .returning(JobRow.wanted, JobRow.state, JobRow.reason, JobRow.mode)
             ).first()
-            if found is None:
+            if row is None:
                 raise _lost(claim)
-            wanted, state = Wanted(found[0]), JobState(found[1])
-        reported = observed(state, progress.state, wanted, direct=found[3] == Mode.DIRECT)
-        if reported is not state or found[2] != progress.reason:
+            wanted, state = Wanted(row[0]), JobState(row[1])
+        reported = observed(state, progress.state, wanted, direct=row[3] == Mode.DIRECT)
+        if reported is not state or row[2] != progress.reason:
             self._report(claim, reported, progress.reason)
         return wanted
 

@@ -22,7 +22,7 @@ from geneva.storage.secrets import HIDDEN, without_secrets
 
 def queue_run(
     session: Session,
-    asked: Submission,
+    submission: Submission,
     table_uri: str,
     fills: Sequence[str],
     now_s: float,
@@ -30,10 +30,10 @@ def queue_run(
     fingerprint: str = "",
 ) -> tuple[Run, JobRow]:
     """Add a run of one job, queued."""
-    run = new_run(asked, now_s, key, fingerprint)
-    job = new_job(run, asked, table_uri, fills, now_s)
+    run = new_run(submission, now_s, key, fingerprint)
+    job = new_job(run, submission, table_uri, fills, now_s)
     add_rows(session, run, job)
-    note(session, run, job, now_s, "submitted", asked.cause)
+    note(session, run, job, now_s, "submitted", submission.cause)
     move(session, run, job, JobState.QUEUED, "waiting for the scheduler", now_s)
     return run, job
 
@@ -49,18 +49,18 @@ def _new_id() -> str:
     return uuid4().hex[:12]
 
 
-def new_run(asked: Submission, now_s: float, key: str | None, fingerprint: str) -> Run:
+def new_run(submission: Submission, now_s: float, key: str | None, fingerprint: str) -> Run:
     """Return the row of a run that is not queued yet."""
     return Run(
         id=_new_id(),
-        name=asked.name,
-        cause=asked.cause,
+        name=submission.name,
+        cause=submission.cause,
         state=JobState.PENDING.value,
-        db=asked.db,
-        table=asked.table,
-        columns=list(asked.columns),
-        priority=asked.priority,
-        max_active=asked.max_active,
+        db=submission.db,
+        table=submission.table,
+        columns=list(submission.columns),
+        priority=submission.priority,
+        max_active=submission.max_active,
         idempotency_key=key,
         fingerprint=fingerprint,
         created_s=now_s,
@@ -70,25 +70,25 @@ def new_run(asked: Submission, now_s: float, key: str | None, fingerprint: str) 
 
 
 def new_job(
-    run: Run, asked: Submission, table_uri: str, fills: Sequence[str], now_s: float
+    run: Run, submission: Submission, table_uri: str, fills: Sequence[str], now_s: float
 ) -> JobRow:
     """Return the row of a job that is not queued yet."""
     return JobRow(
         id=_new_id(),
         run_id=run.id,
         mode=Mode.SERVICE.value,
-        db=asked.db,
-        table=asked.table,
+        db=submission.db,
+        table=submission.table,
         table_uri=table_uri,
-        columns=list(asked.columns),
+        columns=list(submission.columns),
         fills=sorted(fills),
-        fragments=asked.arguments.get("fragments"),
-        arguments=dict(asked.arguments),
-        ray=dict(asked.ray),
-        params=dict(asked.arguments.get("params") or {}),
-        pool=asked.pool,
-        priority=asked.priority,
-        cause=asked.cause,
+        fragments=submission.arguments.get("fragments"),
+        arguments=dict(submission.arguments),
+        ray=dict(submission.ray),
+        params=dict(submission.arguments.get("params") or {}),
+        pool=submission.pool,
+        priority=submission.priority,
+        cause=submission.cause,
         state=JobState.PENDING.value,
         created_s=now_s,
         queued_s=now_s,
@@ -131,15 +131,15 @@ def retry_of(parent: JobRow, now_s: float) -> JobRow:
     )
 
 
-def refuse_secrets(asked: Submission) -> None:
+def refuse_secrets(submission: Submission) -> None:
     """Raise `SettingError` if a request holds a secret."""
-    given = dict(asked.arguments) | {"ray": dict(asked.ray)}
-    kept = without_secrets(asked.arguments)
-    kept["ray"] = without_secrets(asked.ray, by_name=True)
-    found = [name for name in given if given[name] != kept[name]]
-    if found:
+    given = dict(submission.arguments) | {"ray": dict(submission.ray)}
+    kept = without_secrets(submission.arguments)
+    kept["ray"] = without_secrets(submission.ray, by_name=True)
+    secret = [name for name in given if given[name] != kept[name]]
+    if secret:
         raise SettingError(
-            f"{' and '.join(found)} would put a secret into the database of jobs: set it in the "
+            f"{' and '.join(secret)} would put a secret into the database of jobs: set it in the "
             "environment of the service and of Ray's nodes instead"
         )
 
@@ -150,10 +150,10 @@ def queue_apart(
     """Queue retries of parts of jobs of one table in a run of their own."""
     first = children[0]
     columns = tuple(dict.fromkeys(c for child in children for c in child.columns))
-    asked = Submission(
+    submission = Submission(
         first.db, first.table, columns, name=name, priority=first.priority, cause="retry"
     )
-    run = new_run(asked, now_s, None, "")
+    run = new_run(submission, now_s, None, "")
     session.add(run)
     session.flush()
     for child in children:
@@ -179,10 +179,10 @@ def retry_of_rows(parent: JobRow, picked: Picked, now_s: float) -> JobRow:
     return child
 
 
-def fingerprint_of(asked: Submission) -> str:
+def fingerprint_of(submission: Submission) -> str:
     """Return a hash by which a request is known again, whatever its cause."""
     try:
-        text = json.dumps(asdict(replace(asked, cause="")), sort_keys=True)
+        text = json.dumps(asdict(replace(submission, cause="")), sort_keys=True)
     except TypeError as error:
         raise SettingError(f"the arguments of a job that is kept must be JSON: {error}") from error
     return hashlib.sha256(text.encode()).hexdigest()

@@ -69,11 +69,11 @@ def needed() -> str:
 
 def check(database: Database) -> None:
     """Raise `ServiceError` if the database has not the version that this code needs."""
-    found = _version(database)
-    _check_known(found)
-    if found != needed():
+    version = _version(database)
+    _check_known(version)
+    if version != needed():
         raise ServiceError(
-            f"the database of jobs has version {found or 'none'}, this geneva needs {needed()}: "
+            f"the database of jobs has version {version or 'none'}, this geneva needs {needed()}: "
             "run `geneva db upgrade`"
         )
 
@@ -100,8 +100,8 @@ def _check_known(version: str | None) -> None:
 
 @cache
 def _known() -> frozenset[str]:
-    found = ScriptDirectory.from_config(_config()).walk_revisions()
-    return frozenset(script.revision for script in found)
+    revisions = ScriptDirectory.from_config(_config()).walk_revisions()
+    return frozenset(script.revision for script in revisions)
 
 
 def _config() -> Config:

@@ -65,13 +65,13 @@ class Past:
         computed = JobRow.rows_computed - JobRow.rows_before - JobRow.rows_replayed
         wanted = _of(table_uri, columns).where(computed > 0, JobRow.seconds > 0, JobRow.advanced)
         with self._database.read() as session:
-            found = list(session.scalars(wanted.limit(_JOBS)))
-        if not found:
+            jobs = list(session.scalars(wanted.limit(_JOBS)))
+        if not jobs:
             return None
-        rows = sum(j.rows_computed - j.rows_before - j.rows_replayed for j in found)
-        factors = [_factor(job, concurrency) for job in found]
-        seconds = sum(job.seconds * f for job, f in zip(found, factors, strict=True))
-        return PastPace(len(found), rows, seconds, any(f != 1 for f in factors))
+        rows = sum(j.rows_computed - j.rows_before - j.rows_replayed for j in jobs)
+        factors = [_factor(job, concurrency) for job in jobs]
+        seconds = sum(job.seconds * f for job, f in zip(jobs, factors, strict=True))
+        return PastPace(len(jobs), rows, seconds, any(f != 1 for f in factors))
 
 
 def _factor(job: JobRow, concurrency: int) -> float:

@@ -89,7 +89,7 @@ def claim(database: Database, owner: ProcessId, limit: int | None = None) -> lis
         reasons = {c.id: reason for c, reason in queued}
         news = [{"job": k, "told": r} for k, r in choice.waiting.items() if r != reasons[k]]
         if news:  # in the order in which others lock the jobs of a run
-            session.connection().execute(_TELL, sorted(news, key=lambda told: told["job"]))
+            session.connection().execute(_TELL, sorted(news, key=lambda entry: entry["job"]))
         return claims
 
 
@@ -113,7 +113,7 @@ def _candidates(
     wanted = _CANDIDATES.where(_JOB.state.in_([s.value for s in states]))
     if now_s is not None:
         wanted = wanted.where(_JOB.not_before_s <= now_s)
-    found = []
+    candidates = []
     same: dict[tuple[str, str], frozenset[tuple[str, str]]] = {}  # most jobs are like others
     for name, run, pool, priority, queued_s, uri, fills, only, reason in session.execute(wanted):
         columns = same.get((uri, fills))
@@ -121,8 +121,8 @@ def _candidates(
             columns = same[uri, fills] = frozenset((uri, c) for c in json.loads(fills))
         fragments = None if only is None else frozenset(only)
         candidate = Candidate(name, run, pool, priority, queued_s, columns, fragments)
-        found.append((candidate, reason))
-    return found
+        candidates.append((candidate, reason))
+    return candidates
 
 
 def _caps(session: Session) -> Caps:

@@ -123,7 +123,7 @@ class Store:
 
     def submit(
         self,
-        asked: Submission,
+        submission: Submission,
         table_uri: str,
         fills: Sequence[str],
         key: str | None = None,
@@ -144,8 +144,8 @@ class Store:
         SettingError
             It holds a secret, which everybody who reads the database could read.
         """
-        fingerprint = fingerprint_of(asked)
-        refuse_secrets(asked)
+        fingerprint = fingerprint_of(submission)
+        refuse_secrets(submission)
         with self.database.write(alone=key is not None) as session:
             if key is not None:
                 run = session.scalar(select(Run).where(Run.idempotency_key == key))
@@ -156,13 +156,19 @@ class Store:
                 if run is not None:
                     return run_record(run, jobs_of(session, run))
             run, job = queue_run(
-                session, asked, table_uri, fills, self.database.now_s(session), key, fingerprint
+                session,
+                submission,
+                table_uri,
+                fills,
+                self.database.now_s(session),
+                key,
+                fingerprint,
             )
             return run_record(run, [job])
 
     def begin_direct(
         self,
-        asked: Submission,
+        submission: Submission,
         table_uri: str,
         fills: Sequence[str],
         owner: ProcessId,
@@ -174,10 +180,10 @@ class Store:
         with self.database.write() as session:
             now = self.database.now_s(session)
             if member is None:
-                run = new_run(asked, now, None, "")
+                run = new_run(submission, now, None, "")
             else:
                 run = locked_run(session, member.run_id)
-            job = new_job(run, asked, table_uri, fills, now)
+            job = new_job(run, submission, table_uri, fills, now)
             job.id, job.mode, job.epoch = job_id, Mode.DIRECT.value, 1
             job.owner, job.lease_until_s = asdict(owner), now + lease_s
             if member is not None:
@@ -418,9 +424,9 @@ class Store:
     def runs(self, wish: Wish) -> Page[RunRecord]:
         """Return runs, the newest first unless asked otherwise."""
         with self.database.read() as session:
-            found = session.execute(wished(Run, RUNS.select, wish)).all()
-            shown = _with_jobs(session, found[: wish.limit])
-        return Page(shown, next_cursor(Run, found, wish))
+            rows = session.execute(wished(Run, RUNS.select, wish)).all()
+            shown = _with_jobs(session, rows[: wish.limit])
+        return Page(shown, next_cursor(Run, rows, wish))
 
     def counted_runs(self, wish: RunQuery) -> CountedRuns:
         """Return a page of runs by its number, and how many there are in each state."""
@@ -446,9 +452,9 @@ class Store:
     def jobs(self, wish: Wish) -> Page[JobRecord]:
         """Return jobs, the newest first unless asked otherwise."""
         with self.database.read() as session:
-            found = session.execute(wished(JobRow, JOBS.select, wish)).all()
-        jobs = [job_record(j) for j in found[: wish.limit]]
-        return Page(jobs, next_cursor(JobRow, found, wish))
+            rows = session.execute(wished(JobRow, JOBS.select, wish)).all()
+        jobs = [job_record(j) for j in rows[: wish.limit]]
+        return Page(jobs, next_cursor(JobRow, rows, wish))
 
     def spans(self, since: datetime, until: datetime) -> list[JobSpan]:
         """Return the jobs that existed in a stretch of time, the newest `MAX_JOBS`, oldest first.
@@ -557,8 +563,8 @@ class Store:
         with self.database.read() as session:
             if session.execute(_RUN_ID.where(_RUN.id == run_id)).first() is None:
                 raise NoSuchJobError(f"there is no run {run_id!r}")
-            found = session.execute(wanted.order_by(of.seq).limit(limit)).all()
-        return Page([EVENTS.record(e) for e in found])
+            rows = session.execute(wanted.order_by(of.seq).limit(limit)).all()
+        return Page([EVENTS.record(e) for e in rows])
 
     def latest_events(self, run_id: str, limit: int) -> list[EventRecord]:
         """Return the latest events of a run, the newest first."""
@@ -571,9 +577,9 @@ class Store:
         wanted = select(TaskRow.fragment_id, TaskRow.state, TaskRow.rows_failed)
         wanted = wanted.where(TaskRow.job_id == job_id, TaskRow.column == column)
         with self.database.read() as session:
-            found = session.execute(wanted.order_by(TaskRow.fragment_id)).all()
+            rows = session.execute(wanted.order_by(TaskRow.fragment_id)).all()
         names = {s.value: s for s in TaskState}
-        ids, states, failed = zip(*found, strict=True) if found else ((), (), ())
+        ids, states, failed = zip(*rows, strict=True) if rows else ((), (), ())
         return Fragments(ids, [names[state] for state in states], failed)
 
     def fragment(self, job_id: str, column: str, fragment_id: int) -> TaskRecord:
@@ -585,10 +591,10 @@ class Store:
             The job has none such.
         """
         with self.database.read() as session:
-            found = session.get(TaskRow, (job_id, column, fragment_id))
-            if found is None:
+            task = session.get(TaskRow, (job_id, column, fragment_id))
+            if task is None:
                 raise NoSuchJobError(f"job {job_id!r} has no fragment {fragment_id} of {column!r}")
-            return TASKS.record(found)
+            return TASKS.record(task)
 
     # --- pools -------------------------------------------------------------------------
 
@@ -618,13 +624,13 @@ class Store:
             Jobs that have not ended are in it.
         """
         with self.database.write() as session:
-            found = session.get(Pool, name) if name else None
-            if found is None:
+            pool = session.get(Pool, name) if name else None
+            if pool is None:
                 raise NoSuchJobError(f"there is no pool {name!r}")
             live = select(func.count()).where(_JOB.pool == name, _JOB.ended_s.is_(None))
             if number := session.execute(live).scalar_one():
                 raise JobStateError(f"{number:,} jobs of pool {name!r} have not ended")
-            session.delete(found)
+            session.delete(pool)
 
     def counts(self) -> tuple[dict[JobState, int], list[PoolRecord]]:
         """Return the number of jobs in each state, and the pools."""

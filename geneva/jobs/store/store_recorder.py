@@ -392,9 +392,9 @@ class StoreRecorder(Recorder):
     def _run(self) -> None:
         due_s = 0.0
         while not self._ended.is_set():
-            told = self._news_due.wait(_LOOK_S)
+            woken = self._news_due.wait(_LOOK_S)
             self._news_due.clear()
-            if told or time.monotonic() >= due_s:
+            if woken or time.monotonic() >= due_s:
                 due_s = time.monotonic() + BEAT_S
                 self._follow(self._beat)
             else:

@@ -123,8 +123,8 @@ def as_table(kind: type, records: Iterable[Any], **extra: pa.DataType) -> pa.Tab
     hints = get_type_hints(kind)
     schema = pa.schema(extra | {n: _type(h) for n, h in hints.items() if n != "jobs"})
     rows = []
-    for found in records:
-        record, more = found if extra else (found, {})
+    for item in records:
+        record, more = item if extra else (item, {})
         facts = {k: v for k, v in asdict(record).items() if k != "jobs"}
         rows.append({k: _value(v) for k, v in (more | facts).items()})
     return pa.Table.from_pylist(rows, schema)

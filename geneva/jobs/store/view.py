@@ -51,11 +51,11 @@ class RunHandle:
             It has not ended in time.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not (found := self.record()).state.ended:
+        while not (run := self.record()).state.ended:
             if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"run {self.id} is still {found.state.value} after {timeout} s")
+                raise TimeoutError(f"run {self.id} is still {run.state.value} after {timeout} s")
             time.sleep(_LOOK_S)
-        return found
+        return run
 
     def pause(self) -> None:
         """Stop at the next batch and free the appliers until `resume`."""
@@ -101,8 +101,8 @@ class RunHandle:
         """
         if group is None:
             return RunHandle(self._source, self._source.retry(self.id).id)
-        found = self._source.retry_failures(FailureWish(run_id=self.id), group)
-        return RunHandle(self._source, found.id)
+        run = self._source.retry_failures(FailureWish(run_id=self.id), group)
+        return RunHandle(self._source, run.id)
 
     def __repr__(self) -> str:
         return f"<Run {self.id} {self.state.value}>"

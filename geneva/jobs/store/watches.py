@@ -111,7 +111,7 @@ class Watches:
                 _back_off(watch, look.now_s)
 
     def submit(
-        self, look: WatchLook, version: int, asked: Submission, fills: Sequence[str]
+        self, look: WatchLook, version: int, submission: Submission, fills: Sequence[str]
     ) -> str | None:
         """Queue a run; return its id, or ``None`` if somebody else was first.
 
@@ -125,8 +125,8 @@ class Watches:
             if watch is None or _live(session, look.watched) is not None:
                 return None
             now_s = self._database.now_s(session)
-            run, _ = queue_run(session, asked, look.watched.table_uri, fills, now_s)
-            _decide(watch, look, version, asked.cause)
+            run, _ = queue_run(session, submission, look.watched.table_uri, fills, now_s)
+            _decide(watch, look, version, submission.cause)
             watch.run_id, watch.judged, watch.planned_version = run.id, False, version
             watch.idle_version = None
             return run.id
