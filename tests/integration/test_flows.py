@@ -32,7 +32,7 @@ def note(**inputs):
     return {"got": sorted(inputs)}
 
 def measured(k):
-    log(metrics={"loss": (k - 3) ** 2}, outputs={"k": k}, artifacts={"model": f"m{k}.bin"})
+    log(metrics={"loss": (k - 2.9) ** 2}, outputs={"k": k}, artifacts={"model": f"m{k}.bin"})
 
 def best(ks, losses):
     note(ks=ks, losses=losses)
