@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -27,8 +28,11 @@ from geneva.column.binding import (
 )
 from geneva.column.history.elsewhere import check_not_filled
 from geneva.column.pickles import store
+from geneva.engine.plan.slices import Path
 from geneva.errors import ColumnError, ConflictError, UdfError
+from geneva.model.arguments import windows_of
 from geneva.model.types import BLOB, DECLARED_BLOB, is_blob_v2
+from geneva.model.windows import Known, resolve
 from geneva.storage.lance import Snapshot, TableStorage, blob_type
 from geneva.storage.snapshot import is_blob
 from geneva.storage.values import CommitConflict
@@ -133,15 +137,19 @@ def _checked_order(
             schema = schema.append(_new_field(name, data_type, snapshot, udf, note))
     for names, draft in drafts.items():
         _check_binding(schema, names, draft)
-    _check_auto(schema, auto)
+    _check_auto(snapshot, schema, auto)
     order = dependency_order(bindings_of(schema), [names[0] for names in udfs])
     return sorted(udfs, key=lambda names: order.index(names[0]))
 
 
-def _check_auto(schema: pa.Schema, auto: Auto | None) -> None:
-    where = None if auto is None else auto.arguments.get("where")
-    if where is not None:
-        parse_where(where, schema)
+def _check_auto(snapshot: Snapshot, schema: pa.Schema, auto: Auto | None) -> None:
+    """Refuse a filter or windows that the columns do not bear, before each night finds out."""
+    arguments = {} if auto is None else auto.arguments
+    if arguments.get("where") is not None:
+        parse_where(arguments["where"], schema)
+    if arguments.get("windows") is not None:
+        asked = windows_of(arguments["windows"])
+        resolve(asked, Path.of(snapshot, asked.on).axis, Known(datetime.now(UTC), 0, 0))
 
 
 def _check_type(schema: pa.Schema, name: str, data_type: pa.DataType, udf: UDF) -> None:
@@ -275,9 +283,10 @@ def declare(storage: TableStorage, column: str, auto: Auto) -> None:
     """Say how a service is to keep a column filled, or the group that it belongs to."""
 
     def publish() -> None:
-        schema = storage.open().schema
+        snapshot = storage.open()
+        schema = snapshot.schema
         names = [n for n, _ in group_of(schema, computed(schema, column))]
-        _check_auto(schema, auto)
+        _check_auto(snapshot, schema, auto)
         storage.sync_version(storage.set_field_metadata({n: auto.metadata() for n in names}))
 
     _against_others(publish)
@@ -308,7 +317,7 @@ def _rebind(storage: TableStorage, column: str, udf: UDF, auto: Auto | None) -> 
     columns = {k: (n, schema.field(n).type) for n, k in group}
     binding = with_ids(snapshot, replace(binding, nested=nested), columns)
     _check_binding(schema, names, binding)
-    _check_auto(schema, auto)
+    _check_auto(snapshot, schema, auto)
     metadata = {n: binding.metadata(p) | declared(auto) for n, p in group}
     storage.sync_version(storage.set_field_metadata(metadata))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import multiprocessing
 import os
 from datetime import UTC, datetime, timedelta
@@ -432,6 +433,32 @@ def test_interval_begins_with_a_run(jobs: Store, table: Table, watcher: Watcher)
     assert len(runs(jobs)) == 2
 
 
+def test_schedule_with_a_rolling_window_fills_the_latest_days(
+    jobs: Store, tmp_path: Path, calls: CallLog
+):
+    now = dt.datetime.now(dt.UTC)
+    ts = [now - dt.timedelta(days=k, minutes=1) for k in range(20)]
+    data = pa.table({"x": range(20), "ts": pa.array(ts, pa.timestamp("us", "UTC"))})
+    table = make_table(tmp_path / "db", data=data, fragments=4)
+    windows = {"on": "ts", "last": "7d", "step": "1d", "order": "backward"}
+    nightly = {"schedule": "0 3 * * *", "arguments": {"executor": "local", "windows": windows}}
+    table.add_columns({"y": doubling(calls)}, auto_backfill=nightly)
+    watcher = Watcher(settings(jobs, tmp_path / "db"))
+    watcher.look()
+    act_upon(jobs, watcher, days_ago=1)
+    watcher.look()
+    run = only_run(jobs)
+    assert run.jobs[0].arguments["windows"] == windows
+    assert run.cause.startswith("auto: schedule 0 3 * * *; ")
+    finish(jobs, table, run)
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    recent = [x for x, t in enumerate(ts) if t >= midnight - dt.timedelta(days=7)]
+    assert sorted(int(k) for k in calls.keys) == recent
+    act_upon(jobs, watcher, days_ago=1)
+    watcher.look()
+    assert len(runs(jobs)) == 1  # the other days are no concern of it
+
+
 def act_upon(jobs: Store, watcher: Watcher, days_ago: int) -> None:
     """Let the schedule have been acted upon last so long ago."""
     with jobs.database.write() as session:
@@ -589,6 +616,9 @@ def test_service_keeps_a_column_filled_also_what_came_while_it_was_dead(
         ({"arguments": {"params": {"k": 1}}}, "bind the UDF"),
         ({"arguments": {"force": True}}, "cause of another"),
         ({"arguments": {"where": "nothing > 3"}}, "nothing"),
+        ({"arguments": {"windows": {"on": "nothing", "last": "7d"}}}, "nothing"),
+        ({"arguments": {"windows": {"on": "x", "last": "7d"}}}, "unit="),
+        ({"arguments": {"windows": {"on": "x", "lats": "7d"}}}, "'last'"),
     ],
 )
 def test_declaration_that_makes_no_sense(tmp_path: Path, calls: CallLog, given: Any, said: str):
