@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 from urllib.parse import urlencode
 
@@ -11,8 +12,9 @@ from fastapi.responses import RedirectResponse
 
 from geneva.engine.control import VERBS, Wanted
 from geneva.errors import NoSuchJobError, SettingError
-from geneva.jobs.records import JobRecord, RunRecord, StageRecord
+from geneva.jobs.records import JobRecord, RunRecord, StageRecord, WindowRecord
 from geneva.jobs.states import RETRIED
+from geneva.model.result import WindowState
 from geneva.pages.render import is_piece, render
 from geneva.pages.routes import Form, Operator, pages
 from geneva.service.schemas import RunChange
@@ -21,6 +23,7 @@ from geneva.service.state import Places, Store
 router = pages()
 
 _EVENTS = 100
+_WINDOWS = 4_000  # of one strip
 _TONES = {
     "read": "blue",
     "udf": "violet",
@@ -33,9 +36,25 @@ _RunId = Annotated[str, Path(max_length=100)]
 
 
 @router.get("/runs/{run_id}")
-def show(request: Request, run_id: _RunId, store: Store, job_id: _JobId = "") -> Response:
-    """Show a run."""
-    return _page(request, store, run_id, job_id)
+def show(
+    request: Request,
+    run_id: _RunId,
+    store: Store,
+    job_id: _JobId = "",
+    window: Annotated[int | None, Query(ge=0, le=1_000_000)] = None,
+) -> Response:
+    """Show a run, and one of its windows in full."""
+    return _page(request, store, run_id, job_id, window)
+
+
+@router.post("/jobs/{job_id}/windows/retry", dependencies=[Operator])
+def retry_windows(
+    request: Request, job_id: Annotated[str, Path(max_length=100)], places: Places, form: Form
+) -> Response:
+    """Queue a run of one window of a job, or of all that failed."""
+    key = form.get("key", "")
+    run = places.retry_windows(job_id, [key] if key else [])
+    return _go(request, f"/runs/{run.id}")
 
 
 @router.post("/runs/{run_id}/{verb}", dependencies=[Operator])
@@ -58,7 +77,7 @@ def steer(
     else:
         store.want(run_id, VERBS[verb])
     if is_piece(request):
-        return _page(request, store, run_id, "")
+        return _page(request, store, run_id, "", None)
     return _go(request, f"/runs/{run_id}")
 
 
@@ -83,23 +102,37 @@ def _go(request: Request, url: str) -> Response:
     return RedirectResponse(url, 303)
 
 
-def _page(request: Request, store: Store, run_id: str, job_id: str) -> Response:
+def _page(request: Request, store: Store, run_id: str, job_id: str, window: int | None) -> Response:
     run = store.run(run_id)
     job = _chosen(run, job_id)
     stages = store.stages(job.id)
+    windows = store.windows(job.id, limit=_WINDOWS).items if job.arguments.get("windows") else ()
+    asked = {"job": job_id} if job_id else {}
+    asked |= {"window": str(window)} if window is not None else {}
     return render(
         request,
         "_run.html" if is_piece(request) else "run.html",
         run=run,
         job=job,
         jobs=run.jobs[::-1],
-        url=f"/runs/{run_id}?{urlencode({'job': job_id})}" if job_id else f"/runs/{run_id}",
+        url=f"/runs/{run_id}?{urlencode(asked)}" if asked else f"/runs/{run_id}",
+        windows=windows,
+        window_counts=_counted(windows),
+        chosen=next((w for w in windows if w.number == window), None),
         may=_allowed(run),
         capped=run.max_active is not None or _several(run),
         stages=[(s, _shares(s)) for s in stages],
         fragments=sum(sum(s.fragments.values()) for s in stages),
         events=store.latest_events(run.id, _EVENTS),
     )
+
+
+def _counted(windows: Sequence[WindowRecord]) -> Counter[WindowState]:
+    """Return how many windows are in each state; those without any are left out."""
+    counts = Counter[WindowState]()
+    for window in windows:
+        counts[window.state] += window.windows
+    return counts
 
 
 def _chosen(run: RunRecord, job_id: str) -> JobRecord:

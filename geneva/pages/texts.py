@@ -116,6 +116,7 @@ _LOOKS = {
     "PLANNED": ("grey", "s-wait"),
     "DONE": ("green", "s-start"),
     "COMMITTED": ("green", "s-done"),
+    "COMPUTED": ("violet", "s-part"),
     "STOPPED": ("amber", "s-pause"),
 }
 
