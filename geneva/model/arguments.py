@@ -330,7 +330,6 @@ ARGUMENTS = (
         None,
         "A range of a column's values, computed window by window.",
         option="window",
-        doors=_BY_HAND,
         parts=_WINDOWS,
     ),
     Argument(

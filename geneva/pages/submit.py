@@ -154,6 +154,7 @@ def _page(
         nowhere=not (db or catalog.db),
         default_pool=DEFAULT_POOL,
         labels=_LABELS,
+        window_parts=next(a.parts for a in ARGUMENTS if a.kind is ValueKind.WINDOWS),
     )
 
 
@@ -211,6 +212,8 @@ def _arguments(form: Mapping[str, str]) -> dict[str, Any]:
 
 def _value(form: Mapping[str, str], argument: Argument) -> Any:
     """Return the value of a field, or ``None`` if nobody filled it in."""
+    if argument.kind is ValueKind.WINDOWS:
+        return _windows(form, argument)
     name, text = argument.name, form.get(argument.name, "").strip()
     if not text:
         return None
@@ -225,11 +228,29 @@ def _value(form: Mapping[str, str], argument: Argument) -> Any:
             return _object(name, text)
         case ValueKind.SQL | ValueKind.CHOICE | ValueKind.TEXT:
             return text
-        case ValueKind.FRAGMENTS | ValueKind.ROWS | ValueKind.TEXTS | ValueKind.WINDOWS:
+        case ValueKind.TEXTS:
+            return "all" if text == "all" else [t.strip() for t in text.split(",") if t.strip()]
+        case ValueKind.FRAGMENTS | ValueKind.ROWS | ValueKind.WINDOWS:
             # No form has a field for them.
             raise SettingError(f"{name} cannot be given in a form")
         case _:
             assert_never(argument.kind)
+
+
+def _windows(form: Mapping[str, str], argument: Argument) -> dict[str, Any] | None:
+    """Return the windows of a form, if one of their fields is filled in.
+
+    Raises
+    ------
+    SettingError
+        The column is missing.
+    """
+    own = {p.name: form.get(f"{argument.option}_{p.name}", "") for p in argument.parts}
+    given = {p.name: _value(own, p) for p in argument.parts}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and "on" not in given:
+        raise SettingError("windows need the column that they are cut along")
+    return given or None
 
 
 def _number(form: Mapping[str, str], name: str, kind: type[int] | type[float]) -> Any:

@@ -358,6 +358,10 @@ def _groups(planned: Plan) -> tuple[PlanGroup, ...]:
 
 def _notes(planned: Plan, before: Sequence[ColumnForecast]) -> list[str]:
     notes = [*planned.warnings]
+    if planned.windows is not None:
+        busy = sum(1 for w in planned.windows.windows if w.rows_compute)
+        count = len(planned.windows.windows)
+        notes.append(f"{busy:,} of {count:,} windows have rows to compute; {planned.windows.cost}")
     for f in before:
         names = ", ".join(f.columns)
         notes.append(

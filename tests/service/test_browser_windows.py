@@ -72,3 +72,22 @@ def test_failed_window_is_found_told_and_retried(
     expect(page.locator("#state")).to_have_text("Succeeded")
     expect(page.locator(".window")).to_have_count(1)
     expect(page.locator("h1")).to_have_text("55 again")
+
+
+def test_form_plans_and_submits_a_backfill_by_windows(scene: Scene, service: Service, visit: Visit):
+    scene.gate.open()
+    page = visit(f"/submit?db={scene.path}&table=t&column=y")
+    page.get_by_text("Windows: day by day").click()
+    page.locator("input[name=window_on]").fill("x")
+    page.locator("input[name=window_end]").fill("20")
+    page.locator("input[name=window_step]").fill("5")
+    page.locator("select[name=window_order]").select_option("backward")
+    expect(page.locator("#plan")).to_contain_text("4 of 4 windows have rows to compute")
+    assert barriers_of_looks(page) == {}
+    if folder := os.environ.get("GENEVA_SHOTS"):
+        page.screenshot(path=f"{folder}/windows-form.png", full_page=True)
+    page.get_by_text("The same in a shell").click()
+    expect(page.locator("#plan pre")).to_contain_text("--window-on x --window-end 20")
+    page.get_by_role("button", name="Submit").click()
+    expect(page.locator("#state")).to_have_text("Succeeded")
+    expect(page.locator(".window")).to_have_count(4)

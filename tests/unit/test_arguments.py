@@ -207,11 +207,38 @@ def test_form_has_a_field_for_every_argument_of_a_form():
     named = set(re.findall(r'name="(\w+)"|number\("(\w+)"', text))
     shown = {a or b for a, b in named} & DEFAULTS.keys()
     redone = {"force", "retry_failed"}  # one choice, "What to do again"
-    assert shown | redone == {a.name for a in arguments_of(Doors.FORM)}
+    windows = {"windows"}  # fields of their own, made from its parts
+    assert shown | redone | windows == {a.name for a in arguments_of(Doors.FORM)}
     for argument in arguments_of(Doors.FORM):
+        if argument.name == "windows":
+            continue
         offered = set(re.findall(rf'option\("{argument.name}", "(\w+)"', text))
         if argument.choices:
             assert offered == set(argument.choices) - {argument.default}
+
+
+def test_fields_of_windows_in_a_form_are_one_argument():
+    form = {
+        "window_on": "ts",
+        "window_last": "7d",
+        "window_step": "1d",
+        "window_concurrency": "2",
+        "window_order": "backward",
+        "window_keys": "a, b",
+    }
+    assert read_form(form) == {
+        "windows": {
+            "on": "ts",
+            "step": "1d",
+            "last": "7d",
+            "keys": ["a", "b"],
+            "order": "backward",
+            "concurrency": 2,
+        }
+    }
+    assert read_form({"window_on": "split", "window_values": "all"})["windows"]["values"] == "all"
+    with pytest.raises(SettingError, match="need the column"):
+        read_form({"window_step": "1d"})
 
 
 def test_form_is_read_by_the_kinds_of_its_arguments():
