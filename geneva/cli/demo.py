@@ -27,6 +27,7 @@ import pyarrow as pa
 
 from geneva.connection import connect
 from geneva.errors import GenevaError, SettingError
+from geneva.model.windows import Windows
 from geneva.table import Table
 from geneva.udf import udf
 
@@ -41,6 +42,7 @@ _KILLED_AT = 0.4
 _APPLIERS = 2
 _BATCH_ROWS = 8
 _WAIT_S = 90.0
+_SHOWN_WINDOWS = 5
 _SEARCHED = "stdlib/json/decoder.py"
 
 ExecutorName = Literal["ray", "local"]
@@ -83,12 +85,13 @@ def run(folder: str, *, rows: int, executor: ExecutorName) -> None:
     _show_num_frags(tbl, executor)
     _show_commits(tbl, executor)
     _show_kill(tbl, root, executor)
+    _show_windows(tbl, executor)
     _show_search(tbl, embed)
     _say_goodbye(root, time.monotonic() - started)
 
 
 def _headline(step: int, text: str) -> None:
-    print(f"\n[{step}/7] {text}", flush=True)
+    print(f"\n[{step}/8] {text}", flush=True)
 
 
 def _say(text: str) -> None:
@@ -342,13 +345,33 @@ def _check_values(tbl: Table) -> None:
     _say("checked: every value is right")
 
 
-# --- 7: what for -----------------------------------------------------------------------------
+# --- 7: year by year -------------------------------------------------------------------------
+
+
+def _show_windows(tbl: Table, executor: ExecutorName) -> None:
+    _headline(7, "Windows: the other checksums by the day of the file's change, newest first")
+    days = Windows("modified", step="1d", order="backward")
+    _say(str(tbl.plan_backfill("checksum", windows=days).windows))
+    done = tbl.backfill("checksum", windows=days, executor=executor, concurrency=_APPLIERS)
+    busy = [w for w in done.windows if w.rows_computed]
+    for window in busy[:_SHOWN_WINDOWS]:
+        day, seconds = window.key[:10], window.seconds
+        _say(f"{day}: {window.rows_computed:,} rows in {seconds:.1f} s, {window.state.value}")
+    if len(busy) > _SHOWN_WINDOWS:
+        _say(f"and {len(busy) - _SHOWN_WINDOWS} days more")
+    again = tbl.backfill("checksum", windows=days, executor=executor, concurrency=_APPLIERS)
+    _say(f"the same command again: {again.rows_computed} rows in {again.seconds:.2f} s")
+    _require(tbl.count_rows("checksum is null") == 0, "every row has a checksum")
+    _require(done.rows_computed > 0 and not again.rows_computed, "windows")
+
+
+# --- 8: what for -----------------------------------------------------------------------------
 
 
 def _show_search(tbl: Table, embed: Any) -> None:
     matches = tbl.search().where(f"filename = '{_SEARCHED}'").limit(1).to_list()
     row = (matches or tbl.search().limit(1).to_list())[0]
-    _headline(7, f"Vector search over the new column: what is written like {row['filename']}?")
+    _headline(8, f"Vector search over the new column: what is written like {row['filename']}?")
     vector = embed(pa.array([row["source"]]))[0].as_py()
     hits = tbl.search(vector, vector_column_name="embedding").limit(5).to_list()
     for hit in hits:
@@ -364,7 +387,7 @@ def _say_goodbye(root: Path, seconds: float) -> None:
     for command in (
         f"columns {_TABLE} --db {db}",
         f"coverage {_TABLE} --db {db}",
-        f"plan {_TABLE} checksum --db {db}",
-        f"backfill {_TABLE} checksum --db {db} --concurrency 2",
+        f"plan {_TABLE} functions --db {db} --retry-failed",
+        f"backfill {_TABLE} words --db {db} --window-on modified --window-last 30d --force",
     ):
         print(f"  geneva {command}")
