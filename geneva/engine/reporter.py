@@ -88,6 +88,7 @@ class Reporter:
         schedule: Schedule | None = None,
         workers: Workers = _NOBODY,
         reason: str = "",
+        windows: str = "",
     ) -> None:
         """Tell how the job stands.
 
@@ -97,6 +98,8 @@ class Reporter:
             Of the present round, if one is under way.
         reason
             Why nothing happens, where that is known.
+        windows
+            The windows that are open, in words.
         """
         tally, total = self._tally, self._rows_total
         counts, rows_twice, fragments_done = tally.counts, 0, tally.done
@@ -131,6 +134,7 @@ class Reporter:
             seconds=self.seconds,
             total_estimated=estimated,
             rate=self._pace.mean_rows_per_s if state.ended else self._pace.rows_per_s,
+            windows=windows,
         )
         self._control.report(progress)
         self._observe(progress)

@@ -570,4 +570,6 @@ class _RunningRound:
 
     def _report(self, state: JobState) -> None:
         self._workers = self._appliers.workers()
-        self._job.reporter.report(state, self._schedule, self._workers)
+        windowing = self._job.windowing
+        windows = "" if windowing is None else windowing.open_windows
+        self._job.reporter.report(state, self._schedule, self._workers, windows=windows)

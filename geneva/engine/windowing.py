@@ -31,6 +31,8 @@ from geneva.model.types import Counts, TaskDone
 from geneva.model.windows import Windows
 from geneva.storage.lance import Snapshot, TableStorage
 
+_SHOWN = 3  # open windows that a bar names
+
 
 @dataclass(slots=True)
 class _WindowLog:
@@ -70,6 +72,7 @@ class Windowing:
         self.plan: WindowsPlan = planned_windows(self.windows, {}, asked.on, asked.commit)
         self._log: list[_WindowLog] = []
         self._changed: set[int] = set()  # windows of which the record does not know yet
+        self._open: dict[int, None] = {}  # in the order in which they opened
         self._stages: list[tuple[int, ...]] = [tuple(range(len(self.windows)))]
         self._at = 0
         self._fragments: tuple[int, ...] = ()
@@ -163,10 +166,20 @@ class Windowing:
     def opened(self, number: int) -> None:
         """Take in that the schedule opened a window."""
         window = self._log[number]
+        self._open[number] = None
         window.began_s = window.began_s or time.monotonic()
         if window.state in (WindowState.PLANNED, WindowState.FAILED):
             window.state = WindowState.RUNNING
             self._changed.add(number)
+
+    @property
+    def open_windows(self) -> str:
+        """The windows that are open now, in words; empty if none is."""
+        if not self._open:
+            return ""
+        shown = ", ".join(self._log[k].key for k in list(self._open)[:_SHOWN])
+        more = "" if len(self._open) <= _SHOWN else f" and {len(self._open) - _SHOWN} more"
+        return f"window {shown}{more} ({max(self._open) + 1:,} of {len(self._log):,})"
 
     def took(self, event: TaskDone) -> None:
         """Take in a task that ended; rows that it replayed were counted when they were found."""
@@ -188,6 +201,7 @@ class Windowing:
     def ended(self, event: WindowEnded) -> None:
         """Take in that all tasks of a window ended."""
         window = self._log[event.number]
+        self._open.pop(event.number, None)
         if window.state is WindowState.SKIPPED:
             return
         window.ended_s = time.monotonic()

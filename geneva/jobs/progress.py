@@ -151,7 +151,7 @@ def _speed(progress: Progress) -> list[str]:
 
 def _facts(progress: Progress) -> list[str]:
     """Return the facts beside the rows, most important first."""
-    facts = []
+    facts = [progress.windows] if progress.windows and not progress.state.ended else []
     committed = f"{progress.fragments_committed:,}"
     if progress.fragments_total and not progress.state.ended:
         facts.append(f"{committed}/{progress.fragments_total:,} fragments committed")

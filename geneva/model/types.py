@@ -90,6 +90,8 @@ class Progress:
         Worker processes that work, and that the job asked for.
     rate
         Rows computed per second lately, while appliers worked; ``None`` if nobody measured it.
+    windows
+        The windows that are open, in words, of a call with windows.
     """
 
     job_id: str
@@ -108,6 +110,7 @@ class Progress:
     seconds: float = 0.0
     total_estimated: bool = False
     rate: float | None = None
+    windows: str = ""
 
     @property
     def rows_per_s(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +255,23 @@ def test_rows_whose_window_is_still_to_be_computed_wait(tmp_path: Path, calls: C
     run(table, "hour", "local")
     assert run(table, "y", "local", windows=asked).rows_computed == 200
     assert windows_in_order(calls.keys) == [0, 1, 2, 3]
+
+
+def test_bar_names_the_open_windows(tmp_path: Path):
+    table = make_table(tmp_path, rows=40, fragments=4)
+
+    @geneva.udf(input_columns=["x"])
+    def slowly(x: int) -> int:
+        time.sleep(0.03)  # a task takes longer than the bar's next look
+        return x
+
+    table.add_columns({"y": slowly})
+    shown: list[str] = []
+
+    def see(progress: Any) -> None:
+        if progress.windows and progress.windows not in shown:
+            shown.append(progress.windows)
+
+    windows = Windows("x", start=0, end=40, step=20, order="backward")
+    table.backfill("y", windows=windows, executor="local", concurrency=1, progress=see)
+    assert shown == ["window 20 (1 of 2)", "window 0 (2 of 2)"]
