@@ -107,10 +107,12 @@ def test_integers_are_cut_into_equal_windows(start, length, step):
 
 @given(
     st.sampled_from(ZONES),
-    st.lists(st.integers(0, 4 * 10**15), min_size=1, max_size=20),
+    st.integers(0, 3 * 10**15),
+    st.lists(st.integers(0, 10**14), min_size=1, max_size=20),  # three years: 5,000 windows at most
     st.sampled_from(["1d", "1w", "1mo", "1y", "6h", None]),
 )
-def test_range_without_bounds_holds_every_value(zone, values, step):
+def test_range_without_bounds_holds_every_value(zone, least, offsets, step):
+    values = [least + offset for offset in offsets]
     known = Known(NOW, min(values), max(values))
     windows = cut(Windows("ts", step=step, tz=zone), Axis("timestamp"), known)
     assert_neighbours(windows)
@@ -265,7 +267,7 @@ AXES = {
 @given(
     st.sampled_from(list(AXES)),
     st.integers(-(10**4), 10**5),
-    st.integers(0, 3 * 10**4),
+    st.integers(0, 3_000),
     st.sampled_from(["1d", "2d", "1mo", "1w", "6h", None]),
     st.sampled_from(["start", "end", "last", "none"]),
     st.sampled_from(["forward", "backward"]),
