@@ -309,11 +309,12 @@ class Connection:
         """
         from geneva.jobs.flows.reading import read_flow
 
-        flows, spec = self._flows(), read_flow(*sources)
+        flows, spec = self.flows(), read_flow(*sources)
         see = observe or (lambda _: None)
         return flows.run(spec, params or {}, image=image, new=new, observe=see)
 
-    def _flows(self) -> FlowDatabase:
+    def flows(self) -> FlowDatabase:
+        """Return this database as flows use it, which also compiles and plans them."""
         from geneva.jobs.flows.flow_tables import FlowDatabase
 
         def opened(name: str, place: JobsPlace | None) -> Table:

@@ -69,7 +69,7 @@ def plan(
     with answering(as_json, debug) as answer:
         from geneva.jobs.flows.reading import read_flow
 
-        database = _connected(db)._flows()  # noqa: SLF001 - the connection's own door for flows
+        database = _connected(db).flows()
         flow = database.compile(read_flow(*files), _given(param), image)
         answer("\n".join(_stages(flow, database)), _facts(flow))
 

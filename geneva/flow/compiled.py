@@ -80,8 +80,8 @@ class Flow:
     ----------
     graph
         All levels.
-    steps
-        The jobs by path, in the order of the document.
+    steps, groups
+        The jobs by path, in the order of the document; and the matrices and nested DAGs.
     derived
         Dependencies that nobody wrote down: (upstream, operation) of backfills of one table.
     """
@@ -89,6 +89,7 @@ class Flow:
     name: str
     graph: Graph
     steps: Mapping[str, Place]
+    groups: Mapping[str, Place]
     derived: frozenset[tuple[str, str]] = frozenset()
 
 
@@ -128,7 +129,8 @@ def compile_flow(
     if graph is None:
         step = replace(compiler.steps.pop("", place), path=name)
         graph = Graph((compiler.node(step, name),))
-    return Flow(name, checked(graph), compiler.steps, frozenset(compiler.derived))
+    edges = frozenset(compiler.derived)
+    return Flow(name, checked(graph), compiler.steps, compiler.groups, edges)
 
 
 def _as_operation(spec: Component | Operation | DagRun, params: Mapping[str, object]) -> Operation:
@@ -146,6 +148,7 @@ class _Compiler:
     def __init__(self, columns_of: Callable[[BackfillRun], Columns | None]) -> None:
         self._columns_of = columns_of
         self.steps: dict[str, Place] = {}
+        self.groups: dict[str, Place] = {}
         self.derived: set[tuple[str, str]] = set()
 
     def node(self, place: Place, name: str) -> Node:
@@ -158,7 +161,9 @@ class _Compiler:
             inner = self.inner(place)
         elif isinstance(run, DagRun):
             inner = self._dag(place, run)
-        if inner is None and place.path not in self.steps:
+        if inner is not None:
+            self.groups[place.path] = place
+        elif place.path not in self.steps:
             self.steps[place.path] = _checked_step(place)
         upstream = upstream_of(operation.dependencies, refs)
         if place.combination:  # the group waited

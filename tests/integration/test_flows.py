@@ -273,6 +273,47 @@ def test_death_of_a_process_is_told_from_its_failure_and_tried_again(folder: Pat
     assert "took more than 0.5 s" in result["slow"].reason
 
 
+def test_backfill_that_cannot_begin_fails_its_operation_and_is_in_the_record(folder: Path):
+    make_table(folder / "db", rows=1, fragments=1)
+    backfill = {"kind": "backfill", "columns": ["y"], **LOCAL}
+    flow = dag(
+        {"name": "gone", "run": backfill | {"table": "nothing"}},
+        {"name": "plain", "run": backfill | {"table": "t"}},
+        {
+            "name": "grid",
+            "conditions": "{{ false }}",
+            "run": {"kind": "job", "call": "work:note"},
+            "matrix": {"kind": "grid", "params": {"k": {"kind": "choice", "value": [1, 2]}}},
+        },
+    )
+    db = database(folder, recorded=True)
+    result = db.run(flow)
+    assert "no table 'nothing'" in result["gone"].reason
+    assert result["plain"].state == "FAILED"
+    assert noted(folder) == []
+    [run] = db.runs()
+    jobs = {j.operation: (j.state, j.error) for j in run.record().jobs}
+    assert {name: state for name, (state, _) in jobs.items()} == {
+        "gone": "FAILED",
+        "plain": "FAILED",
+    }
+    assert "no table 'nothing'" in jobs["gone"][1]
+
+
+def test_metrics_by_sql_are_in_the_record_for_later_searches(folder: Path, calls: CallLog):
+    table_of(folder, calls)
+    db = database(folder, recorded=True)
+    measured = Operation("y", table="t", columns=["y"], **LOCAL, metrics={"mean": "avg(y)"})
+    assert db.run(measured).state == "SUCCEEDED"
+    later = Operation(
+        "later",
+        call="work:note",
+        joins=[{"query": "metrics.mean: 39", "params": {"means": {"value": "metrics.mean"}}}],
+    )
+    db.run(later)
+    assert noted(folder)[0]["means"] == "[39.0]"
+
+
 def test_value_that_an_input_does_not_take_fails_the_operation_and_not_the_run(folder: Path):
     make_table(folder / "db", rows=1, fragments=1)
     component = {

@@ -84,6 +84,9 @@ class FlowRecord:
     def ended(self, member: Membership, state: JobState, reason: str) -> None:
         """Take in that an operation ended without having run."""
 
+    def measured(self, job_id: str, metrics: Mapping[str, float]) -> None:
+        """Take in the metrics of a backfill's job, as SQL gave them over its table."""
+
     def past(self) -> Sequence[Record]:
         """Return past jobs for joins."""
         return ()
@@ -164,6 +167,10 @@ class StoredFlowRecord(FlowRecord):
     def ended(self, member: Membership, state: JobState, reason: str) -> None:
         """Record an operation that ended without having run."""
         self._runs.add(self._asked, member, state, reason)
+
+    def measured(self, job_id: str, metrics: Mapping[str, float]) -> None:
+        """Add metrics to those of a job."""
+        self._runs.measured(job_id, metrics)
 
     def past(self) -> Sequence[Record]:
         """Return all jobs of the database."""

@@ -12,17 +12,19 @@ operation that may start has a thread of a pool, in which its backfill or its pr
 
 from __future__ import annotations
 
+import logging
 import queue
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, Protocol, assert_never
+from uuid import uuid4
 
 from geneva.engine.control import Control, Wanted
-from geneva.errors import FlowError, GenevaError, JobCancelledError
+from geneva.errors import GenevaError, JobCancelledError, ServiceError
 from geneva.flow.compiled import Flow, Place
 from geneva.flow.decide import Cancel, End, Facts, Start, Wait, decide, state_of
 from geneva.flow.graph import Node, paths
@@ -37,6 +39,7 @@ from geneva.model.result import BackfillResult
 from geneva.model.types import JobState
 
 AT_ONCE = 8
+_LOG = logging.getLogger("geneva.jobs")
 _LOOK_S = 0.5
 
 
@@ -120,6 +123,7 @@ class _Live:
 
     cancel: Callable[[], None] | None = None
     cancelled: bool = False
+    recorded: bool = False  # as a job, which records its own end
 
 
 @dataclass(slots=True)
@@ -198,9 +202,17 @@ class FlowRunner:
                 pass
             if time.monotonic() - looked_s > _LOOK_S:
                 looked_s = time.monotonic()
-                if self._record.wanted() is Wanted.CANCEL and not self._cancelled:
+                if self._wanted() is Wanted.CANCEL and not self._cancelled:
                     self._cancelled = True
                     self._cancel_all()
+
+    def _wanted(self) -> Wanted:
+        """Return what is wanted of the run; a database that is away for a moment ends nothing."""
+        try:
+            return self._record.wanted()
+        except ServiceError as error:
+            _LOG.warning("the record of flow run %s is late: %s", self._record.run_id, error)
+            return Wanted.RUN
 
     def _finished(self) -> FlowResult:
         state = state_of(self._flow.graph, self._facts())
@@ -229,8 +241,8 @@ class FlowRunner:
         )
 
     def _holds(self, path: str, node: Node) -> bool:
-        place = self._flow.steps.get(path)
-        return True if place is None else condition(place, self._known)
+        place = self._flow.steps.get(path) or self._flow.groups[path]
+        return condition(place, self._known)
 
     def _decide(self, pool: ThreadPoolExecutor) -> None:
         for decision in decide(self._flow.graph, self._facts()):
@@ -295,11 +307,12 @@ class FlowRunner:
         except BaseException as error:
             told = isinstance(error, GenevaError)
             text = str(error) if told else f"{type(error).__name__}: {error}"
-            if isinstance(error, FlowError):
-                self._record.ended(self._record.member(place.path, inputs), JobState.FAILED, text)
             result = StepResult(place.path, JobState.FAILED, text)
-        seconds = time.monotonic() - started
-        self._ends.put(_with(result, inputs, seconds))
+        result = replace(result, inputs=inputs, seconds=time.monotonic() - started)
+        if not live.recorded:
+            member = self._record.member(place.path, inputs)
+            self._record.ended(member, result.state, result.reason)
+        self._ends.put(result)
 
     def _take(self, result: StepResult) -> None:
         self._board.live.pop(result.operation, None)
@@ -320,14 +333,16 @@ class FlowRunner:
         if live.cancelled:
             raise JobCancelledError("cancelled before it began")
         job = self._tables.backfill(table, columns, arguments, member)
-        live.cancel = job.cancel
+        live.recorded, live.cancel = True, job.cancel
         if live.cancelled:
             job.cancel()
         result = job.wait()
         facts = result_columns(result, 0)
         metrics = {n: float(v) for n, v in facts["metrics"].items()}
         if place.operation.metrics:
-            metrics |= self._tables.measure(table, place.operation.metrics)
+            measured = self._tables.measure(table, place.operation.metrics)
+            metrics |= measured
+            self._record.measured(job.id, measured)
         state, reason = result_state(result)
         return StepResult(place.path, state, reason, job.id, {}, facts["outputs"], metrics)
 
@@ -348,8 +363,8 @@ class FlowRunner:
         retries = 0 if termination is None else termination.max_retries
         timeout = None if termination is None else termination.timeout
         job = JobProcess(run, inputs, names, folder, env, retries, timeout)
-        control = Control(_job_id(self._record, place.path), (), None)
-        live.cancel = lambda: control.want(Wanted.CANCEL)
+        control = Control(uuid4().hex[:12], (), None)
+        live.recorded, live.cancel = True, lambda: control.want(Wanted.CANCEL)
         report: Report = self._record.carry_out(job, member, control)
         return StepResult(
             place.path,
@@ -392,18 +407,6 @@ class FlowRunner:
             "artifacts_path": folder,
             "outputs_path": f"{folder}/outputs",
         }
-
-
-def _job_id(record: FlowRecord, path: str) -> str:
-    from uuid import uuid4
-
-    return uuid4().hex[:12]
-
-
-def _with(result: StepResult, inputs: Mapping[str, Any], seconds: float) -> StepResult:
-    from dataclasses import replace
-
-    return replace(result, inputs=inputs, seconds=seconds)
 
 
 def _searched(result: StepResult, names: Mapping[str, object]) -> dict[str, Any]:

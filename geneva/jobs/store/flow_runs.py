@@ -18,7 +18,7 @@ from geneva.engine.process import ProcessId
 from geneva.errors import JobStateError, LeaseLostError, NoSuchJobError
 from geneva.jobs.records import JobRecord, Membership, Mode, Submission
 from geneva.jobs.states import ACTIVE
-from geneva.jobs.store.change import jobs_of, locked_run, move, note, settle
+from geneva.jobs.store.change import jobs_of, locked_job, locked_run, move, note, settle
 from geneva.jobs.store.mapping import job_record
 from geneva.jobs.store.models import JobRow, Run
 from geneva.jobs.store.new_rows import new_job, new_run
@@ -166,6 +166,12 @@ class FlowRuns:
                 move(session, run, job, JobState.STARTING, "", now)
                 job.error = reason
             move(session, run, job, state, reason, now)
+
+    def measured(self, job_id: str, metrics: Mapping[str, float]) -> None:
+        """Add metrics to those of a job that has ended."""
+        with self._store.database.write() as session:
+            _, job = locked_job(session, job_id)
+            job.metrics = {**job.metrics, **metrics}
 
     def finish(self, run_id: str, state: JobState, reason: str) -> None:
         """Note that no operation of a run is to come, and how it ended."""
