@@ -18,7 +18,7 @@ from geneva.column.binding import Binding, as_called, bindings_of, computed_in, 
 from geneva.column.pickles import load
 from geneva.engine.bind import bind, check_transforms, declare, is_udf, rebind
 from geneva.engine.control import Control
-from geneva.engine.coverage import Coverage, coverage
+from geneva.engine.coverage import Coverage, CoverageOver, coverage, coverage_over
 from geneva.engine.plan.report import Plan
 from geneva.engine.reporter import Observer
 from geneva.errors import SettingError, TableError
@@ -451,6 +451,29 @@ class Table:
         with storage_errors(self.storage.uri):
             bound = computed_in(self.storage, self.storage.open(), column)
             return coverage(self.storage, column, bound)
+
+    def coverage_over(
+        self, column: str, on: str, step: str = "1d", tz: str | None = None
+    ) -> CoverageOver:
+        """Count the rows of a computed column by state along a date or timestamp column.
+
+        Parameters
+        ----------
+        on
+            A date, timestamp or integer column; a dot leads into a struct.
+        step
+            The length of a period: ``"1d"``, ``"1w"``, ``"1mo"``, ``"1y"``, ``"6h"``.
+        tz
+            Where days begin.
+
+        Returns
+        -------
+        CoverageOver
+            A table with a row per period; its sums are those of `coverage`.
+        """
+        with storage_errors(self.storage.uri):
+            bound = computed_in(self.storage, self.storage.open(), column)
+            return coverage_over(self.storage, column, bound, on, step, tz)
 
     def _prepare(
         self, columns: str | Sequence[str], arguments: dict[str, Any]

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
+import numpy as np
 import pyarrow as pa
 
 from geneva.column.binding import Binding, target_of
+from geneva.column.history.descent import live_mask
 from geneva.column.history.ledger import Ledger
 from geneva.column.history.marks import as_readable, files_gone
 from geneva.column.history.provenance import History
-from geneva.engine.plan.fragments import Planner
+from geneva.engine.plan.fragments import COVERED, Planner
+from geneva.engine.plan.slices import OnColumn, Slices
 from geneva.model.types import Options
+from geneva.model.windows import Windows
 from geneva.storage.lance import Snapshot, TableStorage
 
 
@@ -49,6 +54,87 @@ class Coverage:
             f"{self.table.num_rows:,} fragments computed ({rest}) at version {self.version}"
             + (f"\n{files_gone(self.lost)}" if self.lost else "")
         )
+
+
+@dataclass(frozen=True)
+class CoverageOver:
+    """Live rows by state along a column, period by period.
+
+    Attributes
+    ----------
+    on, step
+        The column, and the length of a period.
+    table
+        One row a period: key, rows, computed, stale, missing, failed, foreign, unverified. Rows
+        without a value of ``on`` are the last one, ``(null)``, if there are any.
+    """
+
+    column: str
+    on: str
+    step: str
+    version: int
+    table: pa.Table
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Sums over all periods."""
+        names = [n for n in self.table.column_names if n != "key"]
+        return {n: sum(self.table[n].to_pylist()) for n in names}
+
+
+def coverage_over(
+    storage: TableStorage,
+    column: str,
+    binding: Binding,
+    on: str,
+    step: str,
+    tz: str | None = None,
+    snapshot: Snapshot | None = None,
+    ledger: Ledger | None = None,
+) -> CoverageOver:
+    """Count the rows of every period along a date or timestamp column.
+
+    Parameters
+    ----------
+    step
+        ``"1d"``, ``"1w"``, ``"1mo"``, ``"1y"`` or any other step of windows.
+    tz
+        Where days begin.
+    snapshot, ledger
+        As `coverage`.
+
+    Raises
+    ------
+    SettingError, ColumnError
+        The column does not exist, or takes no such step.
+    """
+    version = snapshot or storage.open()
+    storage.check_no_wal(version)
+    known = ledger or Ledger.load(storage, binding.incarnation)
+    target = target_of(version, binding, binding.digest)
+    readable = as_readable(storage, version, target.columns)
+    planner = Planner(storage, History(storage, readable, known), target, None, Options())
+    along = OnColumn(storage, readable, on)
+    windows = along.windows(Windows(on, step=step, tz=tz, nulls="last"), datetime.now(UTC))
+    counts = np.zeros((len(windows), len(COVERED)), np.int64)
+    fragments = list(readable.fragments.values())
+    for fragment, places in Slices(along, windows).each(fragments):
+        states = planner.row_states(fragment)
+        if states is None and isinstance(places, int):
+            counts[places, 0] += fragment.live_rows
+            continue
+        if states is None:
+            live = live_mask(storage, readable, fragment)
+            states = np.where(live, 0, -1).astype(np.int64)
+        there = states >= 0
+        at = np.broadcast_to(np.asarray(places), states.shape)[there].astype(np.int64)
+        flat = np.bincount(at * len(COVERED) + states[there], minlength=counts.size)
+        counts += flat.reshape(counts.shape)
+    rows = counts.sum(axis=1)
+    shown = [k for k, w in enumerate(windows) if rows[k] or not w.is_nulls]
+    columns = {name: counts[shown, k] for k, name in enumerate(COVERED)}
+    keys = {"key": [windows[k].key for k in shown], "rows": rows[shown]}
+    return CoverageOver(column, on, step, readable.version, pa.table({**keys, **columns}))
 
 
 _COUNTED = (

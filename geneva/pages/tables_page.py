@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request, Response
 
@@ -78,6 +79,55 @@ def coverage(
         parts=PARTS,
         to_do=_to_do(found),
     )
+
+
+@router.get("/tables/{name}/over/{column:path}")
+def over(
+    request: Request,
+    catalog: Catalog,
+    name: str,
+    column: str,
+    db: Db = None,
+    on: Annotated[str, Query(max_length=500)] = "",
+    step: Annotated[Literal["1d", "1w", "1mo", "1y"], Query()] = "1d",
+) -> Response:
+    """Show how much of one column is there along a date or timestamp column."""
+    of = catalog.database(db)
+    facts = catalog.table(of, name)
+    names = [c.name for c in facts.columns if c.type.startswith(("date", "timestamp"))]
+    kept = request.cookies.get(_OVER, "")
+    chosen = on or (kept if kept in names else next(iter(names), ""))
+    counted = catalog.coverage_over(of, name, column, chosen, step) if chosen else None
+    response = render(
+        request,
+        "over.html",
+        table=facts,
+        column=column,
+        of=of,
+        names=names,
+        on=chosen,
+        step=step,
+        periods=[] if counted is None else [_period(p) for p in counted.periods],
+        parts=PARTS,
+    )
+    if on:
+        response.set_cookie(_OVER, on, max_age=_KEPT_S, httponly=True, samesite="lax")
+    return response
+
+
+_OVER, _KEPT_S = "geneva_over", 365 * 86_400
+
+
+def _period(counts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a square shows: the share that needs no work, and the worst state in it."""
+    rows = counts["rows"]
+    idle = rows - counts["missing"] - counts["stale"] - counts["failed"]
+    states = ("failed", "stale", "missing", "computed")
+    worst = next((s for s in states if counts[s] and (s != "computed" or rows)), "computed")
+    look = "none" if not rows else worst
+    told = ", ".join(f"{counts[key]:,} {word}" for key, _, word in PARTS if counts[key])
+    share = idle / rows if rows else 0.0
+    return {"key": counts["key"], "look": look, "share": share, "text": told or "no rows"}
 
 
 def _to_do(covered: Covered) -> int:

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from geneva.column.binding import Binding, as_called, bindings_of, computed, group_of
 from geneva.column.history.ledger import Ledger
-from geneva.engine.coverage import Coverage, coverage
+from geneva.engine.coverage import Coverage, CoverageOver, coverage, coverage_over
 from geneva.errors import GenevaError, SettingError, TableChangedError
 from geneva.jobs.backfills import absolute
 from geneva.jobs.page import Page, decode_cursor, encode_cursor
@@ -117,6 +117,24 @@ class Covered:
     per_fragment: tuple[dict[str, Any], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class CoveredOver:
+    """Rows of a computed column by state, period by period along another column.
+
+    Attributes
+    ----------
+    periods
+        Each with key, rows, computed, stale, missing, failed, foreign and unverified; rows without
+        a value of ``on`` come last, as ``(null)``.
+    """
+
+    column: str
+    on: str
+    step: str
+    version: int
+    periods: tuple[dict[str, Any], ...]
+
+
 class Catalog:
     """Looks at tables, and remembers how much was there of the latest version of each.
 
@@ -132,6 +150,7 @@ class Catalog:
         self.db, self._databases, self._past = db, databases, past
         self._storages: _Remembered[TableStorage] = _Remembered()
         self._covered: _Remembered[_Counted] = _Remembered()
+        self._over: _Remembered[CoverageOver] = _Remembered()
 
     def database(self, db: str | None) -> str:
         """Return the database that is meant.
@@ -206,6 +225,27 @@ class Catalog:
         if not fragments:
             return facts
         return replace(facts, per_fragment=tuple(counted.coverage.table.to_pylist()))
+
+    def coverage_over(
+        self, db: str | None, name: str, column: str, on: str, step: str, tz: str | None = None
+    ) -> CoveredOver:
+        """Count the rows of a computed column along a date or timestamp column.
+
+        Raises
+        ------
+        ColumnError, SettingError
+            There is no such column, or it takes no such step.
+        """
+        storage, snapshot = self.open(self.database(db), name)
+        binding = computed(as_called(snapshot), column)
+        key = (storage.uri, binding.incarnation, on, step, tz)
+
+        def count() -> CoverageOver:
+            with storage_errors(storage.uri):
+                return coverage_over(storage, column, binding, on, step, tz, snapshot)
+
+        counted = self._over.get(key, (snapshot.version, binding.digest), count)
+        return CoveredOver(column, on, step, counted.version, tuple(counted.table.to_pylist()))
 
     def open(self, db: str, name: str) -> tuple[TableStorage, Snapshot]:
         """Open the latest version of a table."""

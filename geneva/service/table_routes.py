@@ -11,7 +11,7 @@ from fastapi import Path as InPath
 from geneva.jobs.page import MAX_LIMIT, Page
 from geneva.service.access import Role, Viewer
 from geneva.service.admission import opened
-from geneva.service.catalog import Covered, TableFacts
+from geneva.service.catalog import Covered, CoveredOver, TableFacts
 from geneva.service.forecast import Forecast, forecast
 from geneva.service.schemas import NewRun
 from geneva.service.state import Catalog, Places
@@ -50,6 +50,20 @@ def coverage(
     """Count the rows of each computed column, or of one, by their state. Loads no UDF."""
     names = [c.name for c in catalog.table(db, name).computed] if column is None else [column]
     return [catalog.coverage(db, name, n, fragments=fragments) for n in names]
+
+
+@router.get("/tables/{name}/coverage/over", dependencies=[Viewer])
+def coverage_over(
+    name: _Name,
+    catalog: Catalog,
+    column: Annotated[str, Query(max_length=500)],
+    on: Annotated[str, Query(max_length=500, description="A date or timestamp column.")],
+    step: Annotated[str, Query(max_length=20, description="1d, 1w, 1mo, 1y, 6h")] = "1d",
+    tz: Annotated[str | None, Query(max_length=100, description="Where days begin.")] = None,
+    db: _Db = None,
+) -> CoveredOver:
+    """Count the rows of a computed column by state, period by period. Loads no UDF."""
+    return catalog.coverage_over(db, name, column, on, step, tz)
 
 
 @router.post("/plan", dependencies=[Viewer])

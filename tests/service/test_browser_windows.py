@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import lance
+import pyarrow as pa
 import pytest
 from playwright.sync_api import expect
 
@@ -91,3 +94,40 @@ def test_form_plans_and_submits_a_backfill_by_windows(scene: Scene, service: Ser
     page.get_by_role("button", name="Submit").click()
     expect(page.locator("#state")).to_have_text("Succeeded")
     expect(page.locator(".window")).to_have_count(4)
+
+
+def test_days_of_a_column_are_squares_that_add_up_to_coverage(
+    tmp_path: Path, scene: Scene, service: Service, visit: Visit
+):
+    first = datetime(2024, 1, 30, tzinfo=UTC)
+    ts = [first + timedelta(hours=6 * k) for k in range(400)]
+    data = pa.table({"x": range(400), "ts": pa.array(ts, pa.timestamp("us", "UTC"))})
+    table = make_table(tmp_path / "days", data=data, fragments=4)
+
+    @geneva.udf(input_columns=["x"])
+    def double(x: int) -> int:
+        if x == 130:
+            raise ValueError("no good")
+        return 2 * x
+
+    table.add_columns({"y": double})
+    table.backfill("y", executor="local", on_error="null", windows={"on": "x", "end": 270})
+    lance.dataset(table.storage.uri).update({"x": "x + 1000"}, where="x >= 40 and x < 60")
+    db = tmp_path / "days"
+    params = {"db": str(db), "column": "y", "on": "ts"}
+    periods = service.ask("GET", "/api/v1/tables/t/coverage/over", params=params)["periods"]
+    [covered] = service.ask(
+        "GET", "/api/v1/tables/t/coverage", params={"db": str(db), "column": "y"}
+    )
+    for state in ("rows", "computed", "stale", "missing", "failed"):
+        assert sum(p[state] for p in periods) == covered[state]
+    page = visit(f"/tables/t/over/y?db={db}")
+    expect(page.locator(".periods .period")).to_have_count(100)
+    expect(page.locator(".periods .failed")).to_have_count(1)
+    expect(page.locator(".periods .missing")).to_have_count(5 + 33)
+    assert barriers_of_looks(page) == {}
+    if folder := os.environ.get("GENEVA_SHOTS"):
+        page.screenshot(path=f"{folder}/over.png", full_page=True)
+    page.locator("select[name=step]").select_option("1mo")
+    page.get_by_role("button", name="Show").click()
+    expect(page.locator(".periods .period")).to_have_count(5)

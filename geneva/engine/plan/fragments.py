@@ -34,14 +34,17 @@ from geneva.engine.plan.decision import NOT_SELECTED, Action, FragmentPlan
 from geneva.engine.plan.slices import NO_VALUE, OUTSIDE, Places, Slices
 from geneva.engine.plan.windowed import Share
 from geneva.errors import ColumnError
-from geneva.model.rows import BoolArray, Marks, RowClass, RowMap, RowSet, RowStatus
+from geneva.model.rows import BoolArray, IntArray, Marks, RowClass, RowMap, RowSet, RowStatus
 from geneva.model.types import ColumnFile, Options, Target, Task
 from geneva.storage.lance import Snapshot, TableStorage
 from geneva.storage.snapshot import FragmentInfo
 from geneva.storage.values import flags
 from geneva.where.parse import Where
 
-_OTHER = ("stale", "missing", "failed", "foreign", "unverified", "waiting")
+COVERED = ("computed", "stale", "missing", "failed", "foreign", "unverified")
+"""The states of rows that coverage counts."""
+_STALE, _MISSING = COVERED.index("stale"), COVERED.index("missing")
+_NO_STATES = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,21 +280,35 @@ class Planner:
 
         ``waiting`` counts the missing and stale ones whose computed inputs are not there yet.
         """
+        found = {"fragment": fragment.id, "rows": fragment.live_rows}
+        states = self.row_states(fragment)
+        if states is None:
+            counts = dict.fromkeys(COVERED, 0) | {"computed": fragment.live_rows}
+            return found | counts | {"waiting": 0}
+        counted = np.bincount(states[states >= 0], minlength=len(COVERED)).tolist()
+        need = (states == _STALE) | (states == _MISSING)
+        waiting = need & ~self._ready(fragment) if need.any() else need
+        counts = dict(zip(COVERED, counted, strict=True))
+        return found | counts | {"waiting": int(np.count_nonzero(waiting))}
+
+    def row_states(self, fragment: FragmentInfo) -> IntArray | None:
+        """Return the state of each physical row by its place in `COVERED`, -1 for deleted ones.
+
+        None if every live row is computed, which the records say without a look at rows.
+        """
         inputs = self._marks(fragment, self._columns)
         file = self._target_file(fragment)
-        found = {"fragment": fragment.id, "rows": fragment.live_rows}
         if self._vouched_for(file, inputs) or self._known_done(fragment, inputs, file):
-            return found | {"computed": fragment.live_rows} | dict.fromkeys(_OTHER, 0)
+            return None
         rows = self._rows(fragment)
         row_map = rows.row_map
         live = live_mask(self._storage, self._snapshot, fragment)
-        need = self._needed(rows) & live
-        stale = need & ~row_map.mask(lambda c: c.status is RowStatus.MISSING)
-        kept = {s.value: n for s, n in self._kept(row_map, live & ~stale).items()}
-        waiting = need & ~self._ready(fragment) if need.any() else need
-        found["stale"] = int(np.count_nonzero(stale))
-        found["waiting"] = int(np.count_nonzero(waiting))
-        return found | kept
+        of_class = [COVERED.index(c.status.value) for c in row_map.classes]
+        states = np.array(of_class, np.int64)[row_map.expand()] if of_class else _NO_STATES
+        stale = self._needed(rows) & live & (states != _MISSING)
+        states[stale] = _STALE
+        states[~live] = -1
+        return states
 
     def settled(self, snapshot: Snapshot, committed: Mapping[int, ColumnFile]) -> dict[str, Kept]:
         """Return the proofs for the ledger from fragments that were just committed.
