@@ -18,7 +18,7 @@ from tests.support.s3 import Bucket, S3Server
 
 # The same examples in every run, so that a commit is judged by itself; GENEVA_RANDOM=1 looks for
 # new ones.
-settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("same", derandomize=True, deadline=None, max_examples=50)
 settings.register_profile("new", deadline=None)
 settings.load_profile("new" if os.environ.get("GENEVA_RANDOM") else "same")
 
