@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
+from urllib.parse import quote, unquote
 
 from fastapi import Query, Request, Response
 
@@ -95,7 +96,7 @@ def over(
     of = catalog.database(db)
     facts = catalog.table(of, name)
     names = [c.name for c in facts.columns if c.type.startswith(("date", "timestamp"))]
-    kept = request.cookies.get(_OVER, "")
+    kept = unquote(request.cookies.get(_OVER, ""))
     chosen = on or (kept if kept in names else next(iter(names), ""))
     counted = catalog.coverage_over(of, name, column, chosen, step) if chosen else None
     response = render(
@@ -111,7 +112,9 @@ def over(
         parts=PARTS,
     )
     if on:
-        response.set_cookie(_OVER, on, max_age=_KEPT_S, httponly=True, samesite="lax")
+        response.set_cookie(
+            _OVER, quote(on, safe=""), max_age=_KEPT_S, httponly=True, samesite="lax"
+        )
     return response
 
 

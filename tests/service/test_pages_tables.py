@@ -187,3 +187,11 @@ def test_names_that_hold_markup_or_separators_are_shown_and_linked(web: TestClie
     assert submit is not None
     form = web.get(submit[1].replace("&amp;", "&")).text
     assert re.search(r'name="column:a&amp;b &lt;i&gt;" checked', form)
+
+
+def test_column_that_was_chosen_is_kept_whatever_its_name(web: TestClient, scene: Scene):
+    scene.table.add_columns({"日付": "cast('2024-05-01' as date)"})
+    page = web.get("/tables/t/over/y", params={"on": "日付", "step": "1mo"})
+    assert page.status_code == 200
+    assert "2024-05-01" in page.text
+    assert "<option selected>日付</option>" in web.get("/tables/t/over/y").text
