@@ -14,8 +14,11 @@ import pyarrow as pa
 import pytest
 
 import geneva
-from geneva.errors import FlowError, JobStateError
+from geneva.errors import FlowError, JobStateError, ServiceError
 from geneva.flow import Choice, Dag, Grid, Operation
+from geneva.jobs.flows.flow_record import FlowRecord, StepResult
+from geneva.jobs.flows.runner import FlowRunner
+from geneva.model.types import JobState
 from tests.support.backfills import until
 from tests.support.calls import CallLog
 from tests.support.tables import make_table, pairs
@@ -487,3 +490,30 @@ def test_shell_checks_plans_and_runs_a_flow(folder: Path, calls: CallLog):
     (folder / "flow.json").write_text(json.dumps(flow, indent=1))
     wrong = shell("check", "flow.json", code=2)
     assert "operations[0].run.colums: unknown key 'colums'. Did you mean 'columns'" in wrong
+
+
+# ---------------------------------------------------------------------------------- crash windows
+
+
+def test_backfill_that_was_killed_before_its_metrics_is_measured_again(
+    folder: Path, calls: CallLog
+):
+    table_of(folder, calls).backfill("y", **LOCAL, progress=False)
+    tables = database(folder).flows()
+    measured = Operation("y", table="t", columns=["y"], **LOCAL, metrics={"mean": "avg(y)"})
+    record = FlowRecord("killed", folder)
+    record.kept = {"y": StepResult("y", JobState.SUCCEEDED)}
+    result = FlowRunner(tables.compile(measured, {}), tables, record, "p").run()
+    assert (result["y"].metrics["mean"], len(calls)) == (39.0, 40)
+
+
+def test_record_that_cannot_be_written_leaves_no_flow_waiting_for_ever(folder: Path):
+    class Away(FlowRecord):
+        def ended(self, member: object, state: object, reason: str) -> None:
+            raise ServiceError("the database is away")
+
+    make_table(folder / "db", rows=1, fragments=1)
+    tables = database(folder).flows()
+    backfill = Operation("y", table="nothing", columns=["y"], **LOCAL)
+    flow = tables.compile(backfill, {})
+    assert FlowRunner(flow, tables, Away("away", folder), "p").run().state == "FAILED"

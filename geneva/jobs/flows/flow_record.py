@@ -100,13 +100,7 @@ class FlowRecord:
 
 
 class StoredFlowRecord(FlowRecord):
-    """The record of a run in a database of jobs, where each operation that runs is a job.
-
-    Parameters
-    ----------
-    again
-        Id of a run that ended without success, and is taken up.
-    """
+    """The record of a run in a database of jobs, where each operation that runs is a job."""
 
     def __init__(
         self,
@@ -118,7 +112,6 @@ class StoredFlowRecord(FlowRecord):
         folder: Path | None,
         *,
         new: bool = False,
-        again: str | None = None,
     ) -> None:
         from geneva.jobs.store.flow_runs import FlowRuns
 
@@ -126,11 +119,7 @@ class StoredFlowRecord(FlowRecord):
         self._store = store
         self._runs: FlowRuns = FlowRuns(store, this_process(), LEASE_S)
         self._asked = Submission(db, "", (), name=name, cause="called")
-        begun = (
-            self._runs.again(again)[0]
-            if again is not None
-            else self._runs.begin(self._asked, spec, digest, new=new)
-        )
+        begun = self._runs.begin(self._asked, spec, digest, new=new)
         self.run_id, self.continued = begun.run_id, begun.continued
         if folder is not None:
             self._folder = folder / begun.run_id

@@ -162,7 +162,9 @@ class FlowRunner:
         self._cancelled = False
         self._began = time.monotonic()
         for path, result in record.kept.items():
-            if path in flow.steps:
+            # Killed between a backfill's end and its metrics, it is run again: it finds only those.
+            place = flow.steps.get(path)
+            if place is not None and place.operation.metrics.keys() <= result.metrics.keys():
                 self._board.states[path] = result.state
                 self._board.results[path] = result
 
@@ -309,10 +311,14 @@ class FlowRunner:
             text = str(error) if told else f"{type(error).__name__}: {error}"
             result = StepResult(place.path, JobState.FAILED, text)
         result = replace(result, inputs=inputs, seconds=time.monotonic() - started)
-        if not live.recorded:
-            member = self._record.member(place.path, inputs)
-            self._record.ended(member, result.state, result.reason)
-        self._ends.put(result)
+        try:
+            if not live.recorded:
+                member = self._record.member(place.path, inputs)
+                self._record.ended(member, result.state, result.reason)
+        except Exception as error:  # the main thread waits for the end, whatever the record says
+            _LOG.warning("the record of operation %s is late: %s", place.path, error)
+        finally:
+            self._ends.put(result)
 
     def _take(self, result: StepResult) -> None:
         self._board.live.pop(result.operation, None)

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from geneva.engine.control import Wanted
 from geneva.engine.process import ProcessId
-from geneva.errors import JobStateError, LeaseLostError, NoSuchJobError
+from geneva.errors import JobStateError, LeaseLostError
 from geneva.jobs.records import JobRecord, Membership, Mode, Submission
 from geneva.jobs.states import ACTIVE
 from geneva.jobs.store.change import jobs_of, locked_job, locked_run, move, note, settle
@@ -78,28 +78,6 @@ class FlowRuns:
             note(session, run, None, now, "submitted", asked.cause)
             self._have(run, now)
             return Begun(run.id, {}, continued=False)
-
-    def again(self, run_id: str) -> tuple[Begun, object]:
-        """Take up a run that ended without success; return it with its description.
-
-        Raises
-        ------
-        NoSuchJobError
-            There is no such run, or it is no flow.
-        JobStateError
-            All of it succeeded, or a process carries it out at this moment.
-        """
-        with self._store.database.write(alone=True) as session:
-            now = self._store.database.now_s(session)
-            run = locked_run(session, run_id)
-            if run.document is None:
-                raise NoSuchJobError(f"run {run_id} is no flow")
-            if run.sealed and run.state == JobState.SUCCEEDED:
-                raise JobStateError(f"run {run_id} is {run.state}: there is nothing to retry")
-            begun = self._taken_up(session, run, now)
-            run.sealed, run.ended_s = False, None
-            settle(session, run, now)
-            return begun, run.document["spec"]
 
     def _unfinished(self, session: Session, digest: str) -> Run | None:
         wanted = select(Run.id).where(
